@@ -1,0 +1,216 @@
+//! Every bound of the gateway: its name, unit, default and reason, in one table.
+//!
+//! The table makes the struct, its defaults, the `[limits]` section of the configuration file, the `SHARDCAST_LIMITS_…`
+//! environment twins and what `shardcast config show` prints. A bound that is not here does not exist.
+
+/// What kind of number a bound is, for messages and for `config show`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Unit {
+    /// Bytes.
+    Bytes,
+    /// Milliseconds.
+    Millis,
+    /// A plain count.
+    Count,
+    /// Events per second.
+    PerSecond,
+}
+
+impl Unit {
+    /// The word to print after a number; empty for a count.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Bytes => "bytes",
+            Self::Millis => "ms",
+            Self::Count => "",
+            Self::PerSecond => "per second",
+        }
+    }
+}
+
+/// One row of the table.
+pub struct Limit {
+    /// Key in `[limits]`; the environment twin is `SHARDCAST_LIMITS_` and the key in capitals.
+    pub name: &'static str,
+    /// The kind of number.
+    pub unit: Unit,
+    /// The value when nothing is configured; 0 means "worked out at start" where the text says so.
+    pub default: u64,
+    /// The smallest value accepted.
+    pub min: u64,
+    /// The largest value accepted.
+    pub max: u64,
+    /// What it bounds and why the default is what it is.
+    pub about: &'static str,
+    /// Reads the value.
+    pub value: fn(&Limits) -> u64,
+    /// Writes the value; the caller has checked `min` and `max`.
+    pub set: fn(&mut Limits, u64),
+}
+
+macro_rules! limits {
+    ($($(#[doc = $doc:literal])+ $name:ident: $unit:ident = $default:expr, $min:expr => $max:expr;)+) => {
+        /// Every bound, by name. Immutable once the gateway runs.
+        #[derive(Clone, Debug, PartialEq, Eq)]
+        pub struct Limits {
+            $($(#[doc = $doc])+ pub $name: u64,)+
+        }
+
+        impl Default for Limits {
+            fn default() -> Self {
+                Self { $($name: $default,)+ }
+            }
+        }
+
+        /// The table behind [`Limits`].
+        pub const TABLE: &[Limit] = &[
+            $(Limit {
+                name: stringify!($name),
+                unit: Unit::$unit,
+                default: $default,
+                min: $min,
+                max: $max,
+                about: concat!($($doc,)+),
+                value: |limits| limits.$name,
+                set: |limits, value| limits.$name = value,
+            },)+
+        ];
+
+        $(const _: () = assert!($min <= $default && $default <= $max, stringify!($name));)+
+    };
+}
+
+const KIB: u64 = 1024;
+const MIB: u64 = 1024 * KIB;
+const GIB: u64 = 1024 * MIB;
+
+limits! {
+    /// Clients at once in the process; 0 takes what the file descriptor limit allows. Beyond it a client is told 4503 or 503 with a time to come back.
+    connections_max: Count = 0, 0 => 16_000_000;
+    /// Connections over `connections_max` that a shard holds just to tell them so; beyond it clients wait in the kernel's backlog.
+    refusals_max: Count = 256, 1 => 65_536;
+    /// Connections that wait in the kernel for each shard's listener (also bounded by net.core.somaxconn).
+    backlog: Count = 4096, 1 => 65_535;
+    /// Payload of one message, all fragments together. Larger ones close the connection with 1009.
+    message_bytes_max: Bytes = 64 * KIB, 125 => GIB;
+    /// Request line and headers together. Larger ones are answered 431.
+    head_bytes_max: Bytes = 16 * KIB, 512 => MIB;
+    /// Time for the whole request head, from accept or from its first byte on a connection kept alive. Slower clients are closed with 408.
+    head_timeout_ms: Millis = 10_000, 100 => 600_000;
+    /// How long an HTTP connection may wait for its next request.
+    keepalive_ms: Millis = 30_000, 100 => 3_600_000;
+    /// A WebSocket that has said nothing for this long is sent a ping.
+    ping_interval_ms: Millis = 25_000, 100 => 3_600_000;
+    /// How long after a ping something must come in before the connection is ended with 4504.
+    pong_timeout_ms: Millis = 10_000, 100 => 600_000;
+    /// Bytes queued for one connection, while a send waits for its peer, before it is ended with 4508.
+    queue_bytes_max: Bytes = MIB, 4 * KIB => GIB;
+    /// Frames queued for one connection, while a send waits for its peer, before it is ended with 4508.
+    queue_frames_max: Count = 16_384, 16 => 16_777_216;
+    /// How long a send may wait for its peer without a byte of progress before the connection is ended with 4508.
+    write_stall_ms: Millis = 10_000, 100 => 600_000;
+    /// After a close frame: how long to read and discard until the peer closes too; then the connection is reset.
+    linger_ms: Millis = 5_000, 10 => 60_000;
+    /// Bytes handed to the kernel in one send; always whole frames, and at least two of them when two wait.
+    send_bytes_max: Bytes = 64 * KIB, KIB => 16 * MIB;
+    /// Answers of `/echo` queued for one connection before reading from it pauses.
+    echo_bytes_max: Bytes = 64 * KIB, KIB => 64 * MIB;
+    /// Topics in the process. A new one beyond it is refused with 503 or 4503.
+    topics_max: Count = 1_000_000, 1 => 1_000_000_000;
+    /// Bytes by which a shard's fan-out of one topic may be behind before that topic's publishers pause.
+    topic_lag_bytes_max: Bytes = MIB, 4 * KIB => GIB;
+    /// Bytes of one topic on their way from a shard to the topic's home shard before that shard's publishers to it pause.
+    publish_bytes_max: Bytes = 256 * KIB, 4 * KIB => GIB;
+    /// Bytes of all queued messages in the process, as allocated; 0 takes a quarter of the memory that the cgroup or the machine allows. Beyond it the connection that pins the oldest message is ended with 4508, and the next.
+    queued_bytes_max: Bytes = 0, 0 => 1024 * GIB;
+    /// The first segment of a topic that wakes up. Small, so that a slow reader of a quiet topic pins little.
+    segment_bytes_min: Bytes = 4 * KIB, 256 => MIB;
+    /// The largest segment that a busy topic grows to.
+    segment_bytes_max: Bytes = 64 * KIB, 4 * KIB => 16 * MIB;
+    /// Receive buffers that all connections of a shard share; a power of two. When all are taken, reading waits.
+    recv_buffers: Count = 1024, 8 => 32_768;
+    /// Size of one shared receive buffer.
+    recv_buffer_bytes: Bytes = 4 * KIB, 512 => 64 * KIB;
+    /// Submission queue of a shard's ring; halved at start while the memlock limit refuses it.
+    ring_submissions: Count = 1024, 64 => 32_768;
+    /// Completion queue of a shard's ring; halved with the submission queue.
+    ring_completions: Count = 8192, 128 => 65_536;
+    /// Sends that fan-out starts in one turn of a shard's loop, over all topics, before completions are looked at again.
+    fanout_sends_per_turn: Count = 256, 1 => 65_536;
+    /// Accepted connections that a shard takes up in one turn.
+    accepts_per_turn: Count = 256, 1 => 65_536;
+    /// Connections that a shard starts to close in one turn while it drains.
+    closes_per_turn: Count = 256, 1 => 65_536;
+    /// Messages that wait in the queue of one ordered pair of shards; more waits with the sender, bounded by its topics and connections.
+    mailbox_messages: Count = 1024, 16 => 65_536;
+    /// Bytes not yet sent that the kernel holds for one connection (TCP_NOTSENT_LOWAT): the backlog stays in shared segments.
+    notsent_bytes: Bytes = 16 * KIB, KIB => 16 * MIB;
+    /// Browsers cannot read an HTTP refusal: this many of them per second and shard are upgraded and closed with the code instead.
+    polite_refusals_per_second: PerSecond = 100, 0 => 1_000_000;
+    /// The window over which clients are told to come back after a shutdown or a refusal, each at a random point of it.
+    reconnect_window_ms: Millis = 10_000, 100 => 3_600_000;
+    /// How long a shutdown may take; what is left then is reset and counted.
+    drain_ms: Millis = 30_000, 100 => 3_600_000;
+    /// Log lines about single connections, per second and shard; the rest is counted and summed up in one line.
+    log_lines_per_second: PerSecond = 20, 1 => 1_000_000;
+}
+
+impl Limits {
+    /// Looks a row up by its key.
+    pub fn find(name: &str) -> Option<&'static Limit> {
+        TABLE.iter().find(|limit| limit.name == name)
+    }
+
+    /// Checks the bounds against each other.
+    ///
+    /// # Errors
+    /// A sentence that names both bounds, their values, and what to change.
+    pub fn check(&self) -> Result<(), String> {
+        if !self.recv_buffers.is_power_of_two() {
+            return Err(format!(
+                "limits.recv_buffers is {}; it must be a power of two, for example {}",
+                self.recv_buffers,
+                self.recv_buffers.next_power_of_two()
+            ));
+        }
+        if self.segment_bytes_min > self.segment_bytes_max {
+            return Err(format!(
+                "limits.segment_bytes_min is {}, above limits.segment_bytes_max {}; lower the first or raise the second",
+                self.segment_bytes_min, self.segment_bytes_max
+            ));
+        }
+        if self.queue_bytes_max < self.message_bytes_max {
+            return Err(format!(
+                "limits.queue_bytes_max is {}, below limits.message_bytes_max {}: one message would end every reader that is not idle; raise the first or lower the second",
+                self.queue_bytes_max, self.message_bytes_max
+            ));
+        }
+        if self.ring_completions < 2 * self.ring_submissions {
+            return Err(format!(
+                "limits.ring_completions is {}; it must be at least twice limits.ring_submissions {}",
+                self.ring_completions, self.ring_submissions
+            ));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_row_reads_back_what_it_sets() {
+        for row in TABLE {
+            let mut limits = Limits::default();
+            assert_eq!((row.value)(&limits), row.default, "{}", row.name);
+            (row.set)(&mut limits, row.max);
+            assert_eq!((row.value)(&limits), row.max, "{}", row.name);
+        }
+    }
+
+    #[test]
+    fn the_defaults_fit_together() {
+        assert_eq!(Limits::default().check(), Ok(()));
+    }
+}

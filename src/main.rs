@@ -1,0 +1,10 @@
+//! The `shardcast` command: words in, exit code out.
+
+use std::process::ExitCode;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    shardcast::cli::run()
+}
