@@ -2,7 +2,7 @@
 //!
 //! The map is docs/architecture.md. Layers, from the bottom: [`ids`], [`limits`] and [`time`] are the vocabulary; [`proto`] turns bytes
 //! into values and back; [`engine`] moves bytes and wakes shards; [`hub`] decides who gets what in which order; [`gateway`] joins those
-//! three into the life of a connection; [`server`] owns the threads; [`cli`] is the command line.
+//! three into the life of a connection; [`server`] owns the threads; [`cli`] is the command line; [`web`] holds the pages.
 
 pub mod cli;
 pub mod engine;
@@ -13,3 +13,4 @@ pub mod limits;
 pub mod proto;
 pub mod server;
 pub mod time;
+pub mod web;

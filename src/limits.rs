@@ -76,8 +76,12 @@ macro_rules! limits {
             },)+
         ];
 
-        $(const _: () = assert!($min <= $default && $default <= $max, stringify!($name));)+
+        $(const _: () = assert!(fits($min, $default, $max), stringify!($name));)+
     };
+}
+
+const fn fits(min: u64, default: u64, max: u64) -> bool {
+    min <= default && default <= max
 }
 
 const KIB: u64 = 1024;

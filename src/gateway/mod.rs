@@ -1,1 +1,409 @@
-//! placeholder
+//! One shard's clients: joins protocol, engine and hub into the life of a connection.
+//!
+//! [`Gateway`] owns a driver and everything its connections need. Its loop is two calls: [`Gateway::wait`] hands requests to the driver
+//! and waits; [`Gateway::step`] handles what happened and works off what is due. Who calls them: `server::shard`.
+//!
+//! | file | what of the gateway it holds |
+//! |---|---|
+//! | `admission` | accepting, caps, the balance between shards |
+//! | `requests`, `endpoints` | request heads, and what is answered to them |
+//! | `frames` | WebSocket input: messages, control frames, pauses |
+//! | `rooms`, `topic` | joining, leaving, publishing |
+//! | `fanout` | laps over a topic's members |
+//! | `peers` | messages between shards |
+//! | `egress` | what a connection is sent next, and the close sequence |
+//! | `timeouts`, `drain` | deadlines; shutdown |
+#![forbid(unsafe_code)]
+
+mod admission;
+pub mod close_cause;
+pub mod counters;
+mod drain;
+mod egress;
+mod endpoints;
+mod fanout;
+mod frames;
+mod log_limit;
+mod peers;
+mod requests;
+mod rooms;
+mod session;
+mod shared;
+mod timeouts;
+mod topic;
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::Arc;
+
+use crossbeam_channel::Receiver;
+
+use crate::engine::driver::{Driver, Event, Wait};
+use crate::engine::mailbox::Mailbox;
+use crate::engine::segment::Arena;
+use crate::engine::slab::SideTable;
+use crate::engine::timers::{TICK, TimerWheel};
+use crate::gateway::admission::Admission;
+use crate::gateway::close_cause::CloseCause;
+use crate::gateway::counters::Counters;
+use crate::gateway::drain::Drain;
+use crate::gateway::log_limit::LogLimit;
+use crate::gateway::session::{Session, State};
+use crate::gateway::topic::Topic;
+use crate::hub::{Directory, Placement};
+use crate::ids::{ConnId, ConnKey, ShardId, TopicKey};
+use crate::limits::Limits;
+use crate::proto::topic::TopicName;
+use crate::time::Time;
+
+pub use endpoints::Pages;
+pub use peers::ShardMessage;
+pub use shared::Shared;
+
+/// What the rest of the process tells a shard.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Command {
+    /// Stop accepting, say goodbye to everybody, finish by the deadline.
+    Drain {
+        /// When what is left is reset.
+        deadline: Time,
+    },
+}
+
+/// Whether a shard goes on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Progress {
+    /// There is, or will be, more to do.
+    Continue,
+    /// Drained: every connection of the process is gone, or the deadline has passed.
+    Finished,
+}
+
+/// What a shard is made of, besides its driver.
+pub struct Parts {
+    /// Which shard.
+    pub shard: ShardId,
+    /// What all shards share.
+    pub shared: Arc<Shared>,
+    /// This shard's counters.
+    pub counters: Arc<Counters>,
+    /// The bounds.
+    pub limits: Arc<Limits>,
+    /// Allowed origins of browsers; none means that `Origin` must match `Host`.
+    pub origins: Arc<[String]>,
+    /// What `GET /` answers.
+    pub pages: Pages,
+    /// Where topics live.
+    pub placement: Placement,
+    /// Ways to the other shards.
+    pub mailbox: Mailbox<ShardMessage>,
+    /// Commands from the rest of the process.
+    pub commands: Receiver<Command>,
+    /// Seed of everything random here: jitter and hints.
+    pub seed: u64,
+}
+
+/// Messages from other shards that one step handles.
+const MAILBOX_BUDGET: usize = 1024;
+/// How often memory kept for frames to come is looked through.
+const SWEEP_MS: u64 = 1000;
+/// Segments of the direct arena: responses, pongs, echoes.
+const DIRECT_SEGMENT_MIN: usize = 4096;
+const DIRECT_SEGMENT_MAX: usize = 64 * 1024;
+
+/// One shard's clients, topics and duties.
+pub struct Gateway<D> {
+    driver: D,
+    shard: ShardId,
+    shared: Arc<Shared>,
+    counters: Arc<Counters>,
+    limits: Arc<Limits>,
+    origins: Arc<[String]>,
+    pages: Pages,
+    placement: Placement,
+    mailbox: Mailbox<ShardMessage>,
+    commands: Receiver<Command>,
+    random: fastrand::Rng,
+
+    now: Time,
+    turn: u32,
+    events: Vec<Event>,
+    sessions: SideTable<Session>,
+    timers: TimerWheel,
+    fired: Vec<u32>,
+    topics: Directory<TopicName, Topic>,
+    direct: Arena,
+    scratch: Vec<u8>,
+
+    /// Topics on a lap, in the order of their turns.
+    laps: VecDeque<TopicKey>,
+    /// Topics that may have something for another shard.
+    dispatches: Vec<TopicKey>,
+    /// Topics that may hold memory for frames to come.
+    warm: Vec<TopicKey>,
+    /// Publishers whose topic takes messages again.
+    woken: Vec<ConnKey>,
+    /// Sends started in this step: those still in flight at the next one wait for their peers.
+    recent_sends: Vec<ConnKey>,
+    /// Connections found too slow while their topic was borrowed.
+    slow: Vec<ConnKey>,
+    admission: Admission,
+    drain: Option<Drain>,
+    next_sweep: Time,
+    log: LogLimit,
+}
+
+impl<D: Driver> Gateway<D> {
+    /// A gateway that serves what `driver` brings.
+    pub fn new(driver: D, parts: Parts, now: Time) -> Self {
+        let limits = parts.limits;
+        Self {
+            driver,
+            shard: parts.shard,
+            counters: parts.counters,
+            origins: parts.origins,
+            pages: parts.pages,
+            placement: parts.placement,
+            mailbox: parts.mailbox,
+            commands: parts.commands,
+            random: fastrand::Rng::with_seed(parts.seed),
+            now,
+            turn: 0,
+            events: Vec::new(),
+            sessions: SideTable::default(),
+            timers: TimerWheel::new(TICK, now),
+            fired: Vec::new(),
+            topics: Directory::default(),
+            direct: Arena::new(DIRECT_SEGMENT_MIN, DIRECT_SEGMENT_MAX, &parts.shared.memory),
+            scratch: Vec::new(),
+            laps: VecDeque::new(),
+            dispatches: Vec::new(),
+            warm: Vec::new(),
+            woken: Vec::new(),
+            recent_sends: Vec::new(),
+            slow: Vec::new(),
+            admission: Admission::new(&limits, now),
+            drain: None,
+            next_sweep: now,
+            log: LogLimit::new(limits.log_lines_per_second, now),
+            shared: parts.shared,
+            limits,
+        }
+    }
+
+    /// Hands requests to the driver and waits until something happens or is due.
+    ///
+    /// # Errors
+    /// What means that this shard cannot go on.
+    pub fn wait(&mut self) -> io::Result<()> {
+        let mut wait = self.next_wait();
+        if wait != Wait::No && !self.mailbox.try_sleep() {
+            wait = Wait::No;
+        }
+        let result = self.driver.turn(wait, &mut self.events);
+        self.mailbox.awake();
+        result
+    }
+
+    /// Handles what happened and works off what is due. `now` is the one clock reading of the step.
+    pub fn step(&mut self, now: Time) -> Progress {
+        self.now = now;
+        self.turn = self.turn.wrapping_add(1);
+        self.receive_messages();
+        self.handle_events();
+        while let Ok(command) = self.commands.try_recv() {
+            match command {
+                Command::Drain { deadline } => self.begin_drain(deadline),
+            }
+        }
+        self.handle_timers();
+        self.resume_publishers();
+        self.watch_sends();
+        self.run_laps();
+        self.dispatch();
+        self.sweep();
+        self.counters.loop_turns.add(1);
+        self.counters.mailbox_depth.set(self.mailbox.depth() as u64);
+        let progress = self.step_drain();
+        let (mailbox, driver, counters) = (&mut self.mailbox, &mut self.driver, &self.counters);
+        mailbox.flush(|shard| {
+            counters.wakes.add(1);
+            driver.wake(shard);
+        });
+        progress
+    }
+
+    fn next_wait(&self) -> Wait {
+        if !self.laps.is_empty() || !self.dispatches.is_empty() || !self.woken.is_empty() || self.mailbox.overflow() > 0 {
+            return Wait::No;
+        }
+        let sweep = self.needs_sweep().then(|| self.next_sweep.since(self.now));
+        let wait = [self.timers.next_wait(self.now), sweep, self.drain_wait(), self.watch_wait()].into_iter().flatten().min();
+        match wait {
+            Some(wait) if wait.is_zero() => Wait::No,
+            Some(wait) => Wait::For(wait),
+            None => Wait::Forever,
+        }
+    }
+
+    fn handle_events(&mut self) {
+        let mut events = std::mem::take(&mut self.events);
+        for event in events.drain(..) {
+            match event {
+                Event::Accepted(socket) => self.accepted(socket),
+                Event::AcceptPaused(error) => self.accept_paused(&error),
+                Event::Received(key, bytes) => self.received(key, bytes),
+                Event::PeerClosed(key) => self.peer_closed(key),
+                Event::Failed(key, error) => self.failed(key, &error),
+                Event::Sent(key) => self.sent(key),
+                Event::Closed(key) => self.closed(key),
+                Event::Woken => {}
+            }
+        }
+        self.events = events;
+        let starved = self.driver.recv_starved();
+        let known = self.counters.recv_starved.value();
+        self.counters.recv_starved.add(starved - known);
+    }
+
+    fn received(&mut self, key: ConnKey, mut bytes: crate::engine::recv_pool::Lent) {
+        let now = self.now;
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        session.last_in = session::Stamp::new(now);
+        if session.state.is_over() {
+            return;
+        }
+        if session.holds() {
+            session.hold(&bytes);
+            if !session.paused && session.state != State::Joining {
+                self.feed_held(key);
+            }
+            return;
+        }
+        let used = self.feed(key, &mut bytes);
+        if used < bytes.len()
+            && let Some(session) = self.sessions.get_mut(key)
+        {
+            session.hold(&bytes[used..]);
+        }
+    }
+
+    /// Handles what was kept, as far as it goes now.
+    fn feed_held(&mut self, key: ConnKey) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        let mut held = session.take_held();
+        let used = self.feed(key, &mut held);
+        if used < held.len()
+            && let Some(session) = self.sessions.get_mut(key)
+        {
+            held.drain(..used);
+            session.cold.get_or_insert_default().input = held;
+        }
+    }
+
+    /// Handles bytes in order; how many. The rest must be kept for when there is more, or when the connection goes on.
+    fn feed(&mut self, key: ConnKey, bytes: &mut [u8]) -> usize {
+        let mut at = 0;
+        while at < bytes.len() {
+            let Some(session) = self.sessions.get_mut(key) else { return bytes.len() };
+            let used = match session.state {
+                State::Head => self.read_request(key, &bytes[at..]),
+                State::Joining => {
+                    // Frames sent before the answer: a client may do that, but not without end.
+                    self.pause_reading(key);
+                    0
+                }
+                State::Room | State::Echo => self.read_frames(key, &mut bytes[at..]),
+                State::Finishing | State::Lingering | State::Closed => bytes.len() - at,
+            };
+            if used == 0 {
+                break;
+            }
+            at += used;
+        }
+        at
+    }
+
+    fn pause_reading(&mut self, key: ConnKey) {
+        if let Some(session) = self.sessions.get_mut(key)
+            && !session.paused
+        {
+            session.paused = true;
+            self.driver.pause_recv(key);
+        }
+    }
+
+    /// Goes on with what was kept, and reads again unless that led to another pause.
+    fn resume_reading(&mut self, key: ConnKey) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        if session.paused {
+            session.paused = false;
+            self.feed_held(key);
+            if self.sessions.get(key).is_some_and(|session| !session.paused) {
+                self.driver.resume_recv(key);
+            }
+        }
+    }
+
+    fn peer_closed(&mut self, key: ConnKey) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        session.peer_closed = true;
+        match session.state {
+            State::Head => self.end(key, CloseCause::HttpDone),
+            State::Joining | State::Room | State::Echo => self.end(key, CloseCause::ClientGone),
+            State::Finishing => {}
+            State::Lingering => self.take_down(key, crate::engine::driver::CloseHow::Close),
+            State::Closed => {}
+        }
+    }
+
+    fn failed(&mut self, key: ConnKey, error: &io::Error) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        session.peer_closed = true;
+        if session.state.is_over() {
+            self.take_down(key, crate::engine::driver::CloseHow::Reset);
+        } else {
+            tracing::debug!(conn = %self.id(key), %error, "connection failed");
+            self.end(key, CloseCause::NetworkError);
+        }
+    }
+
+    /// Lets topics that were quiet for a while give back the memory kept for frames to come.
+    fn sweep(&mut self) {
+        if self.now < self.next_sweep {
+            return;
+        }
+        self.next_sweep = self.now + std::time::Duration::from_millis(SWEEP_MS);
+        let now = self.now;
+        let topics = &mut self.topics;
+        self.warm.retain(|&key| {
+            let Some(topic) = topics.get_mut(key) else { return false };
+            let quiet = now.since(topic.last_append).as_millis() as u64 >= SWEEP_MS;
+            let rested = quiet
+                && topic.log.rest()
+                && match &mut topic.role {
+                    topic::Role::Home(_) => true,
+                    topic::Role::Away(side) => side.uplink.rest(),
+                };
+            topic.warm = !rested;
+            !rested
+        });
+        self.direct.rest();
+        self.retry_accept();
+        self.relieve_memory();
+        self.summarise_log();
+    }
+
+    fn needs_sweep(&self) -> bool {
+        !self.warm.is_empty() || self.admission.is_waiting() || self.log.has_suppressed() || self.shared.is_over_memory()
+    }
+
+    fn id(&self, key: ConnKey) -> ConnId {
+        ConnId { shard: self.shard, key }
+    }
+
+    /// A random hint when to come back, in milliseconds, spread over the window.
+    fn retry_ms(&mut self) -> u64 {
+        self.random.u64(0..=self.limits.reconnect_window_ms)
+    }
+}

@@ -1,1 +1,10 @@
-//! placeholder
+//! Bytes to values and back: request heads and responses ([`http`]), WebSocket frames and messages ([`ws`]), names ([`topic`]).
+//!
+//! Pure: no I/O, no clock, no sockets, no unsafe. Parsers never panic, whatever a peer sends; they grow memory only as bytes really
+//! arrive, never by a length that a peer announces; and what they return has been checked, so that nobody validates again behind this
+//! border. Called by `gateway` and `server`; knows neither `engine` nor `hub`.
+#![forbid(unsafe_code)]
+
+pub mod http;
+pub mod topic;
+pub mod ws;

@@ -1,1 +1,12 @@
-//! placeholder
+//! The composition root: configuration, threads, signals, metrics. Owns the loop and the clock, and nothing of the protocol.
+#![forbid(unsafe_code)]
+
+pub mod admin;
+pub mod clock;
+pub mod config;
+pub mod host;
+pub mod logging;
+pub mod metrics;
+pub mod shard;
+pub mod signals;
+pub mod supervisor;

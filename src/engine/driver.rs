@@ -1,0 +1,119 @@
+//! The upper seam: sockets as events and requests.
+//!
+//! A driver owns the sockets of one shard. The shard calls [`Driver::turn`] in a loop and gets [`Event`]s; between turns it asks for
+//! sends, pauses and closes. Nothing is ever delivered inside a request: what a request causes comes as an event of a later turn. Flags of completions,
+//! exhausted buffers, short sends and descriptors in use stay below this line.
+//!
+//! Implemented by [`uring::UringDriver`](super::uring::UringDriver) and [`epoll::EpollDriver`](super::epoll::EpollDriver).
+
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::recv_pool::Lent;
+use super::segment::Gather;
+use super::sys::Socket;
+use crate::ids::{ConnKey, ShardId};
+
+/// How long a turn may wait for something to happen.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Wait {
+    /// Not at all: there is more to do.
+    No,
+    /// At most this long.
+    For(Duration),
+    /// Until something happens.
+    Forever,
+}
+
+/// How a connection is taken down.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum CloseHow {
+    /// An ordinary close. The caller has seen the peer's end of stream, or does not mind that unread bytes turn it into a reset.
+    Close,
+    /// Reset at once: unsent bytes are thrown away and the peer gets RST.
+    Reset,
+}
+
+/// What happened.
+#[derive(Debug)]
+pub enum Event {
+    /// A client connected. The socket belongs to whoever handles this: [`Driver::adopt`] it here, on another shard, or close it.
+    Accepted(Socket),
+    /// Accepting stopped because the process or the system ran out of something (EMFILE, ENFILE, ENOBUFS, ENOMEM). The driver does not try again by itself:
+    /// call [`Driver::resume_accept`] when there may be room.
+    AcceptPaused(io::Error),
+    /// Bytes came in; they are lent until dropped and may be changed in place.
+    Received(ConnKey, Lent),
+    /// The peer has shut its side: no more bytes will come.
+    PeerClosed(ConnKey),
+    /// The connection broke. Only [`Driver::close`] makes sense now.
+    Failed(ConnKey, io::Error),
+    /// The send in flight was taken by the kernel, all of it.
+    Sent(ConnKey),
+    /// The last operation is done, the socket is closed and the key is void: the answer to [`Driver::close`].
+    Closed(ConnKey),
+    /// Another thread or shard called for attention.
+    Woken,
+}
+
+/// The sockets of one shard.
+pub trait Driver {
+    /// Hands over what was asked for since the last turn, waits as told, and appends what happened to `events`.
+    ///
+    /// # Errors
+    /// Only what means that this shard cannot go on.
+    fn turn(&mut self, wait: Wait, events: &mut Vec<Event>) -> io::Result<()>;
+
+    /// Takes a connected socket in and begins to read from it.
+    fn adopt(&mut self, socket: Socket) -> ConnKey;
+
+    /// Sends `data`; [`Event::Sent`] follows when the kernel has all of it.
+    ///
+    /// # Panics
+    /// If a send is in flight on this connection: there is at most one, or their bytes could swap.
+    fn send(&mut self, conn: ConnKey, data: Rc<Gather>);
+
+    /// Bytes of the send in flight that the kernel has not taken yet; 0 when none is in flight. While this does not fall, the peer does not read.
+    fn unsent(&self, conn: ConnKey) -> usize;
+
+    /// Stops reading. Bytes that are already on their way still arrive as events.
+    fn pause_recv(&mut self, conn: ConnKey);
+
+    /// Reads again.
+    fn resume_recv(&mut self, conn: ConnKey);
+
+    /// Says that nothing more will be sent (SHUT_WR); reading goes on.
+    fn shut_write(&mut self, conn: ConnKey);
+
+    /// Takes the connection down; [`Event::Closed`] follows, and nothing else for this key but bytes already in the same turn's events.
+    fn close(&mut self, conn: ConnKey, how: CloseHow);
+
+    /// The peer's address, where the socket still knows it.
+    fn peer_addr(&self, conn: ConnKey) -> Option<SocketAddr>;
+
+    /// The slots of all live connections, closing ones included; a slot at or above this was never used.
+    fn slots(&self) -> u32;
+
+    /// Live connections, closing ones included.
+    fn connections(&self) -> usize;
+
+    /// Accepts again after [`Event::AcceptPaused`] or [`pause_accept`](Self::pause_accept).
+    fn resume_accept(&mut self);
+
+    /// Leaves new clients in the kernel's backlog.
+    fn pause_accept(&mut self);
+
+    /// Closes the listener for good.
+    fn stop_accept(&mut self);
+
+    /// Wakes another shard that sleeps in its turn.
+    fn wake(&mut self, shard: ShardId);
+
+    /// How often a connection had to wait for receive buffers, so far.
+    fn recv_starved(&self) -> u64;
+
+    /// The name for logs and metrics: `uring` or `epoll`.
+    fn name(&self) -> &'static str;
+}

@@ -1,0 +1,405 @@
+//! A topic's frames in the order in which they are sent, and positions in them.
+//!
+//! A [`Log`] is a chain of chunks; each chunk is a growing range of one segment with the ends and senders of its frames. A [`Pin`] is a
+//! position at a frame's border that keeps its chunk, and by the chain everything after it, alive; so memory goes exactly when the slowest
+//! position has passed it, with no bookkeeping. A log itself holds only its last chunk, and not even that after [`Log::rest`].
+//! What a send in flight reads is held by its own [`Gather`], segment by segment: a stuck send never pins the chain.
+//!
+//! ```text
+//!   chunk ──next──▶ chunk ──next──▶ chunk (the log's tail, growing)
+//!     ▲ pin (slow reader)              ▲ pin (fan-out under way)
+//! ```
+
+use std::cell::{OnceCell, RefCell};
+use std::fmt;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use super::segment::{Arena, Gather, Range, SegmentMemory};
+use crate::ids::ConnId;
+
+/// What a log knows about one of its frames.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Frame {
+    /// Where it ends, counted from the beginning of its chunk.
+    pub end: u32,
+    /// Who published it.
+    pub sender: ConnId,
+}
+
+struct Chunk {
+    /// Log offset of the first byte.
+    start: u64,
+    /// Number of the first frame.
+    first_frame: u64,
+    body: RefCell<Body>,
+    next: OnceCell<Rc<Chunk>>,
+}
+
+#[derive(Default)]
+struct Body {
+    range: Option<Range>,
+    frames: Vec<Frame>,
+}
+
+impl Body {
+    fn len(&self) -> u32 {
+        self.frames.last().map_or(0, |frame| frame.end)
+    }
+}
+
+impl Chunk {
+    fn end(&self) -> u64 {
+        self.start + u64::from(self.body.borrow().len())
+    }
+}
+
+impl Drop for Chunk {
+    fn drop(&mut self) {
+        // A long chain must not be freed by recursion: unlink one by one for as long as nobody else holds the next.
+        let mut next = self.next.take();
+        while let Some(mut chunk) = next.and_then(|chunk| Rc::try_unwrap(chunk).ok()) {
+            next = chunk.next.take();
+        }
+    }
+}
+
+/// Frames handed from one shard to another: ranges with the frames in each.
+#[derive(Debug, Default)]
+pub struct Parcel {
+    /// Ranges in order; a frame never spans two.
+    pub parts: Vec<(Range, Vec<Frame>)>,
+    /// Bytes in all.
+    pub bytes: u64,
+    /// Frames in all.
+    pub frames: u64,
+}
+
+/// An append-only sequence of frames.
+pub struct Log {
+    tail: Option<Rc<Chunk>>,
+    arena: Arena,
+    end: u64,
+    frames: u64,
+}
+
+impl Log {
+    /// An empty log that holds no memory. Segments begin at `segment_bytes_min` and double up to `segment_bytes_max` while the log stays busy.
+    pub fn new(segment_bytes_min: usize, segment_bytes_max: usize, memory: &Arc<SegmentMemory>) -> Self {
+        Self { tail: None, arena: Arena::new(segment_bytes_min, segment_bytes_max, memory), end: 0, frames: 0 }
+    }
+
+    /// The offset after the last byte.
+    pub fn end(&self) -> u64 {
+        self.end
+    }
+
+    /// Frames appended so far.
+    pub fn frames(&self) -> u64 {
+        self.frames
+    }
+
+    /// The position at the end; what is appended from now on lies behind it.
+    pub fn pin(&mut self) -> Pin {
+        let (start, first_frame) = (self.end, self.frames);
+        let chunk = self.tail.get_or_insert_with(|| {
+            Rc::new(Chunk { start, first_frame, body: RefCell::default(), next: OnceCell::new() })
+        });
+        Pin { chunk: Rc::clone(chunk), offset: self.end }
+    }
+
+    /// Appends one frame: the one copy that its payload ever sees.
+    pub fn append(&mut self, sender: ConnId, head: &[u8], payload: &[u8]) {
+        let range = self.arena.append(head, payload);
+        let end = range.len() as u32;
+        self.push(range, &[Frame { end, sender }]);
+    }
+
+    /// Appends frames that another shard encoded, without a copy.
+    pub fn append_parcel(&mut self, parcel: Parcel) {
+        for (range, frames) in parcel.parts {
+            self.push(range, &frames);
+        }
+    }
+
+    /// Lets go of the memory kept for frames to come, unless somebody still has a position here; whether it did. The next segment is a small one again.
+    pub fn rest(&mut self) -> bool {
+        // Every position holds the tail, directly or through the chain: alone means that there is none.
+        let alone = self.tail.as_ref().is_none_or(|tail| Rc::strong_count(tail) == 1);
+        if alone {
+            self.tail = None;
+            self.arena.rest();
+        }
+        alone
+    }
+
+    fn push(&mut self, range: Range, frames: &[Frame]) {
+        debug_assert_eq!(frames.last().map(|frame| frame.end as usize), Some(range.len()));
+        self.end += range.len() as u64;
+        self.frames += frames.len() as u64;
+        if let Some(tail) = &self.tail {
+            let mut body = tail.body.borrow_mut();
+            let base = body.len();
+            let joined = match &mut body.range {
+                Some(present) => present.try_join(&range),
+                empty => {
+                    *empty = Some(range.clone());
+                    true
+                }
+            };
+            if joined {
+                body.frames.extend(frames.iter().map(|frame| Frame { end: base + frame.end, ..*frame }));
+                return;
+            }
+        }
+        let chunk = Rc::new(Chunk {
+            start: self.end - range.len() as u64,
+            first_frame: self.frames - frames.len() as u64,
+            body: RefCell::new(Body { range: Some(range), frames: frames.to_vec() }),
+            next: OnceCell::new(),
+        });
+        if let Some(tail) = self.tail.replace(Rc::clone(&chunk)) {
+            let linked = tail.next.set(chunk);
+            debug_assert!(linked.is_ok(), "only the tail has no next");
+        }
+    }
+}
+
+/// A position at a frame's border that keeps what follows alive.
+#[derive(Clone)]
+pub struct Pin {
+    chunk: Rc<Chunk>,
+    offset: u64,
+}
+
+/// What a position gives to send.
+pub struct Gathered {
+    /// The bytes; none when every frame up to `next` was left out.
+    pub data: Option<Rc<Gather>>,
+    /// The position after them.
+    pub next: Pin,
+}
+
+impl Pin {
+    /// The log offset.
+    pub fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// How many frames of the log lie before.
+    pub fn frame(&self) -> u64 {
+        let within = (self.offset - self.chunk.start) as u32;
+        let body = self.chunk.body.borrow();
+        self.chunk.first_frame + body.frames.partition_point(|frame| frame.end <= within) as u64
+    }
+
+    /// The same log's position at `offset`, at or after this one, and at a frame's border.
+    pub fn seek(&self, offset: u64) -> Self {
+        debug_assert!(offset >= self.offset, "seek back from {} to {offset}", self.offset);
+        let mut chunk = &self.chunk;
+        while chunk.end() <= offset
+            && let Some(next) = chunk.next.get()
+        {
+            chunk = next;
+        }
+        Self { chunk: Rc::clone(chunk), offset }
+    }
+
+    /// Bundles what follows for one send: whole frames, `bytes_max` in all but at least two frames, without those that `without` published. None at the end.
+    pub fn gather(&self, bytes_max: usize, without: Option<ConnId>) -> Option<Gathered> {
+        let mut ranges: Vec<Range> = Vec::new();
+        let (mut bytes, mut frames) = (0, 0);
+        let mut chunk = &self.chunk;
+        let mut offset = self.offset;
+        'chunks: loop {
+            let body = chunk.body.borrow();
+            let mut from = (offset - chunk.start) as u32;
+            if let Some(range) = &body.range {
+                let first = body.frames.partition_point(|frame| frame.end <= from);
+                let whole = body.len() - from;
+                if without.is_none() && bytes + whole as usize <= bytes_max && whole > 0 && ranges.len() < Gather::RANGES_MAX {
+                    ranges.push(range.slice(from as usize, whole as usize));
+                    bytes += whole as usize;
+                    frames += body.frames.len() - first;
+                    offset += u64::from(whole);
+                } else {
+                    let mut run = from..from;
+                    for frame in &body.frames[first..] {
+                        let size = (frame.end - from) as usize;
+                        let skipped = without == Some(frame.sender);
+                        let opens = run.is_empty() && !skipped;
+                        if !skipped && ((frames >= 2 && bytes + size > bytes_max) || (opens && ranges.len() == Gather::RANGES_MAX)) {
+                            close_run(&mut ranges, range, &run);
+                            offset = chunk.start + u64::from(from);
+                            break 'chunks;
+                        }
+                        if skipped {
+                            close_run(&mut ranges, range, &run);
+                            run = frame.end..frame.end;
+                        } else {
+                            run.end = frame.end;
+                            bytes += size;
+                            frames += 1;
+                        }
+                        from = frame.end;
+                    }
+                    close_run(&mut ranges, range, &run);
+                    offset = chunk.start + u64::from(from);
+                }
+            }
+            match chunk.next.get() {
+                Some(next) => chunk = next,
+                None => break,
+            }
+        }
+        if offset == self.offset {
+            return None;
+        }
+        let data = (!ranges.is_empty()).then(|| Rc::new(Gather::new(ranges)));
+        Some(Gathered { data, next: Self { chunk: Rc::clone(chunk), offset } })
+    }
+
+    /// Copies out the handles on everything that follows, at most `bytes_max` bytes but at least one range, for another shard.
+    pub fn parcel(&self, bytes_max: u64) -> Option<(Parcel, Self)> {
+        let mut parcel = Parcel::default();
+        let mut chunk = &self.chunk;
+        let mut offset = self.offset;
+        loop {
+            let body = chunk.body.borrow();
+            let from = (offset - chunk.start) as u32;
+            let left = body.len() - from;
+            if left > 0 && parcel.bytes > 0 && parcel.bytes + u64::from(left) > bytes_max {
+                break;
+            }
+            if let Some(range) = body.range.as_ref().filter(|_| left > 0) {
+                let first = body.frames.partition_point(|frame| frame.end <= from);
+                let frames: Vec<Frame> = body.frames[first..].iter().map(|frame| Frame { end: frame.end - from, ..*frame }).collect();
+                parcel.frames += frames.len() as u64;
+                parcel.bytes += u64::from(left);
+                parcel.parts.push((range.slice(from as usize, left as usize), frames));
+                offset += u64::from(left);
+            }
+            match chunk.next.get() {
+                Some(next) => chunk = next,
+                None => break,
+            }
+        }
+        (parcel.bytes > 0).then(|| (parcel, Self { chunk: Rc::clone(chunk), offset }))
+    }
+}
+
+impl fmt::Debug for Pin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Pin({})", self.offset)
+    }
+}
+
+fn close_run(ranges: &mut Vec<Range>, range: &Range, run: &std::ops::Range<u32>) {
+    if !run.is_empty() {
+        ranges.push(range.slice(run.start as usize, (run.end - run.start) as usize));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{ConnKey, ShardId};
+
+    fn sender(slot: u32) -> ConnId {
+        ConnId { shard: ShardId(0), key: ConnKey { slot, generation: 0 } }
+    }
+
+    fn text(gathered: &Gathered) -> String {
+        gathered.data.iter().flat_map(|data| data.ranges()).map(|range| String::from_utf8_lossy(range.as_slice()).into_owned()).collect()
+    }
+
+    fn log() -> (Log, Arc<SegmentMemory>) {
+        let memory = SegmentMemory::new();
+        (Log::new(8, 16, &memory), memory)
+    }
+
+    #[test]
+    fn frames_merge_into_one_send_up_to_the_limit_but_at_least_two() {
+        let (mut log, _memory) = log();
+        let start = log.pin();
+        for word in ["one,", "two,", "three,", "four,", "five,"] {
+            log.append(sender(1), b"", word.as_bytes());
+        }
+        let all = start.gather(1000, None).expect("frames");
+        assert_eq!(text(&all), "one,two,three,four,five,");
+        assert!(all.next.gather(1000, None).is_none());
+        let some = start.gather(9, None).expect("frames");
+        assert_eq!(text(&some), "one,two,");
+        let least = start.gather(1, None).expect("frames");
+        assert_eq!(text(&least), "one,two,");
+        assert_eq!((least.next.offset(), least.next.frame()), (8, 2));
+        assert_eq!(text(&least.next.gather(1, None).expect("frames")), "three,four,");
+    }
+
+    #[test]
+    fn a_senders_own_frames_are_left_out() {
+        let (mut log, _memory) = log();
+        let start = log.pin();
+        for (who, word) in [(1, "a"), (2, "b"), (1, "c"), (1, "d"), (2, "e")] {
+            log.append(sender(who), b"", word.as_bytes());
+        }
+        assert_eq!(text(&start.gather(100, Some(sender(1))).expect("frames")), "be");
+        assert_eq!(text(&start.gather(100, Some(sender(2))).expect("frames")), "acd");
+        let end = log.pin();
+        log.append(sender(7), b"", b"own");
+        let own = end.gather(100, Some(sender(7))).expect("a position behind");
+        assert!(own.data.is_none());
+        assert_eq!(own.next.offset(), log.end());
+    }
+
+    #[test]
+    fn memory_goes_when_the_slowest_position_has_passed() {
+        let (mut log, memory) = log();
+        let slow = log.pin();
+        for _ in 0..100_000 {
+            log.append(sender(1), b"", b"12345678");
+        }
+        assert!(memory.bytes() >= 800_000);
+        assert_eq!(slow.seek(400_000).frame(), 50_000);
+        assert!(!log.rest(), "a position keeps the log from resting");
+        drop(slow);
+        assert!(memory.bytes() <= 32, "{} bytes", memory.bytes());
+        assert!(log.rest());
+        assert_eq!(memory.bytes(), 0);
+    }
+
+    #[test]
+    fn a_stuck_send_holds_its_segments_and_not_the_chain() {
+        let (mut log, memory) = log();
+        let start = log.pin();
+        log.append(sender(1), b"", b"12345678");
+        let in_flight = start.gather(100, None).expect("frames").data;
+        drop(start);
+        for _ in 0..1000 {
+            log.append(sender(1), b"", b"12345678");
+        }
+        assert!(memory.bytes() <= 8 + 32, "{} bytes", memory.bytes());
+        drop(in_flight);
+    }
+
+    #[test]
+    fn a_parcel_reads_the_same_on_the_other_side() {
+        let (mut here, memory) = log();
+        let start = here.pin();
+        for n in 0..20 {
+            here.append(sender(n), b"#", n.to_string().as_bytes());
+        }
+        let mut there = Log::new(8, 16, &memory);
+        let begin = there.pin();
+        let mut at = start.clone();
+        while let Some((parcel, next)) = at.parcel(10) {
+            there.append_parcel(parcel);
+            at = next;
+        }
+        assert_eq!((there.end(), there.frames()), (here.end(), here.frames()));
+        let here = text(&start.gather(1000, Some(sender(3))).expect("frames"));
+        let there = text(&begin.gather(1000, Some(sender(3))).expect("frames"));
+        assert_eq!(here, there);
+        assert!(here.contains("#2#4"));
+    }
+}

@@ -1,0 +1,419 @@
+//! The io_uring driver: multishot accept and receive, one tracked send per connection, cancellation, starvation.
+//!
+//! Generic over [`Kernel`], so that the same code runs over the real ring and over a simulated one. A connection's slot is freed only when none
+//! of its operations is in flight; a completion with an old generation gives its resources back and is otherwise ignored.
+
+pub mod probe;
+mod ring;
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+
+pub use ring::{RingKernel, RingSize, build_ring};
+
+use super::driver::{CloseHow, Driver, Event, Wait};
+use super::kernel::{Completion, Kernel, Kind, Op, Token};
+use super::segment::Gather;
+use super::slab::Slab;
+use super::sys::Socket;
+use crate::ids::{ConnKey, ShardId};
+
+/// A wait asks for this many completions at most, however many the last turn had.
+const WANT_MAX: usize = 128;
+/// A turn with fewer completions than this says nothing about the next.
+const WANT_FROM: usize = 16;
+/// After this many accepts in a row that failed for no known reason, accepting pauses as if descriptors had run out.
+const ACCEPT_FAILURES_MAX: u32 = 16;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Recv {
+    /// No receive is in flight.
+    Idle,
+    /// A multishot receive is in flight.
+    Armed,
+    /// It was asked to end; its last completion is still to come.
+    Cancelling,
+    /// It ended for want of buffers; it waits in the starved list.
+    Starved,
+}
+
+struct Conn {
+    socket: Socket,
+    recv: Recv,
+    /// Whether the gateway wants bytes.
+    reading: bool,
+    /// Whether the peer has shut its side: nothing more to read.
+    peer_closed: bool,
+    /// Whether the connection broke; reported once, and nothing after it.
+    failed: bool,
+    closing: Option<CloseHow>,
+    in_flight: u8,
+    /// Bytes of the send in flight.
+    unsent: u32,
+}
+
+/// The driver over a ring.
+pub struct UringDriver<K> {
+    kernel: K,
+    conns: Slab<Conn>,
+    starved: VecDeque<ConnKey>,
+    starved_total: u64,
+    closed: Vec<ConnKey>,
+    completions: Vec<Completion>,
+    last_reaped: usize,
+    accepting: Accepting,
+    accept_in_flight: bool,
+    accept_failures: u32,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Accepting {
+    On,
+    Paused,
+    Stopped,
+}
+
+impl<K: Kernel> UringDriver<K> {
+    /// Starts accepting and listening for wake-ups on `kernel`.
+    pub fn new(kernel: K) -> Self {
+        let mut driver = Self {
+            kernel,
+            conns: Slab::default(),
+            starved: VecDeque::new(),
+            starved_total: 0,
+            closed: Vec::new(),
+            completions: Vec::new(),
+            last_reaped: 0,
+            accepting: Accepting::On,
+            accept_in_flight: false,
+            accept_failures: 0,
+        };
+        driver.kernel.submit(Token::plain(Kind::WatchWake, 0), Op::WatchWake);
+        driver.arm_accept();
+        driver
+    }
+
+    fn arm_accept(&mut self) {
+        if self.accepting == Accepting::On && !self.accept_in_flight {
+            self.accept_in_flight = true;
+            self.kernel.submit(Token::plain(Kind::Accept, 0), Op::Accept);
+        }
+    }
+
+    fn arm_recv(&mut self, key: ConnKey) {
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        if conn.recv == Recv::Idle && conn.reading && !conn.peer_closed && !conn.failed && conn.closing.is_none() {
+            conn.recv = Recv::Armed;
+            conn.in_flight += 1;
+            self.kernel.submit(Token::conn(Kind::Recv, key), Op::Recv(conn.socket));
+        }
+    }
+
+    fn cancel_recv(&mut self, key: ConnKey) {
+        if let Some(conn) = self.conns.get_mut(key)
+            && conn.recv == Recv::Armed
+        {
+            conn.recv = Recv::Cancelling;
+            self.kernel.submit(Token::conn(Kind::Cancel, key), Op::Cancel(Token::conn(Kind::Recv, key)));
+        }
+    }
+
+    /// Gives returned buffers to the kernel and lets as many starved connections read as there are buffers.
+    fn feed_starved(&mut self) {
+        let mut buffers = self.kernel.replenish();
+        while buffers > 0
+            && let Some(key) = self.starved.pop_front()
+        {
+            let Some(conn) = self.conns.get_mut(key) else { continue };
+            if conn.recv == Recv::Starved {
+                conn.recv = Recv::Idle;
+                self.arm_recv(key);
+                buffers -= 1;
+            }
+        }
+    }
+
+    fn complete(&mut self, completion: Completion, events: &mut Vec<Event>) {
+        match completion.token.kind() {
+            Some(Kind::Accept) => self.complete_accept(&completion, events),
+            Some(Kind::Recv) => self.complete_recv(completion, events),
+            Some(Kind::Send) => self.complete_send(completion, events),
+            Some(Kind::Wake) => events.push(Event::Woken),
+            Some(Kind::WatchWake) => {
+                self.kernel.submit(Token::plain(Kind::WatchWake, 0), Op::WatchWake);
+                events.push(Event::Woken);
+            }
+            Some(Kind::WakePeer) => {
+                if completion.result.is_err() {
+                    self.kernel.signal(ShardId(completion.token.key().slot as u16));
+                }
+            }
+            Some(Kind::Cancel) | None => {}
+        }
+    }
+
+    fn complete_accept(&mut self, completion: &Completion, events: &mut Vec<Event>) {
+        self.accept_in_flight &= completion.more;
+        match completion.result {
+            Ok(fd) => {
+                self.accept_failures = 0;
+                let socket = Socket(fd as i32);
+                if self.accepting == Accepting::Stopped {
+                    self.kernel.close(socket, CloseHow::Close);
+                } else {
+                    events.push(Event::Accepted(socket));
+                }
+            }
+            Err(libc::ECANCELED) => {}
+            Err(errno) => {
+                self.accept_failures += 1;
+                let exhausted = matches!(errno, libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM);
+                if (exhausted || self.accept_failures >= ACCEPT_FAILURES_MAX) && self.accepting == Accepting::On {
+                    self.accept_failures = 0;
+                    self.accepting = Accepting::Paused;
+                    events.push(Event::AcceptPaused(io::Error::from_raw_os_error(errno)));
+                }
+            }
+        }
+        match self.accepting {
+            Accepting::Stopped if !self.accept_in_flight => self.kernel.close_listener(),
+            _ => self.arm_accept(),
+        }
+    }
+
+    fn complete_recv(&mut self, completion: Completion, events: &mut Vec<Event>) {
+        let key = completion.token.key();
+        // A stale completion ends here; dropping it returns its buffer.
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        if !completion.more {
+            conn.in_flight -= 1;
+            conn.recv = Recv::Idle;
+        }
+        if conn.closing.is_some() {
+            self.finish_close(key);
+            return;
+        }
+        if conn.failed {
+            return;
+        }
+        match completion.result {
+            Ok(0) => {
+                conn.peer_closed = true;
+                events.push(Event::PeerClosed(key));
+            }
+            Ok(_) => {
+                let bytes = completion.received.expect("a receive that got bytes names their buffer");
+                events.push(Event::Received(key, bytes));
+            }
+            Err(libc::ENOBUFS) => {
+                conn.recv = Recv::Starved;
+                self.starved_total += 1;
+                self.starved.push_back(key);
+            }
+            Err(libc::ECANCELED | libc::EINTR | libc::EAGAIN) => {}
+            Err(errno) => {
+                conn.failed = true;
+                events.push(Event::Failed(key, io::Error::from_raw_os_error(errno)));
+            }
+        }
+        self.arm_recv(key);
+    }
+
+    fn complete_send(&mut self, completion: Completion, events: &mut Vec<Event>) {
+        let key = completion.token.key();
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        conn.in_flight -= 1;
+        let data = completion.data.expect("a finished send gives its buffers back");
+        if conn.closing.is_some() {
+            conn.unsent = 0;
+            self.finish_close(key);
+            return;
+        }
+        match completion.result {
+            Ok(sent) if (sent as usize) < data.len() => {
+                let rest = if sent == 0 { data } else { Rc::new(data.rest(sent as usize)) };
+                self.submit_send(key, rest);
+            }
+            Ok(_) => {
+                conn.unsent = 0;
+                events.push(Event::Sent(key));
+            }
+            Err(libc::EINTR | libc::EAGAIN) => self.submit_send(key, data),
+            Err(errno) => {
+                conn.unsent = 0;
+                if !conn.failed {
+                    conn.failed = true;
+                    events.push(Event::Failed(key, io::Error::from_raw_os_error(errno)));
+                }
+            }
+        }
+    }
+
+    fn submit_send(&mut self, key: ConnKey, data: Rc<Gather>) {
+        let conn = &mut self.conns[key];
+        conn.unsent = u32::try_from(data.len()).expect("a send is far below 4 GiB: limits.send_bytes_max and one message");
+        conn.in_flight += 1;
+        let socket = conn.socket;
+        self.kernel.submit(Token::conn(Kind::Send, key), Op::Send(socket, data));
+    }
+
+    fn finish_close(&mut self, key: ConnKey) {
+        let conn = &self.conns[key];
+        if let Some(how) = conn.closing
+            && conn.in_flight == 0
+        {
+            self.kernel.close(conn.socket, how);
+            self.closed.push(key);
+        }
+    }
+}
+
+impl<K: Kernel> Driver for UringDriver<K> {
+    fn turn(&mut self, wait: Wait, events: &mut Vec<Event>) -> io::Result<()> {
+        self.feed_starved();
+        let wait = if self.closed.is_empty() { wait } else { Wait::No };
+        let want = if self.last_reaped >= WANT_FROM { self.last_reaped.min(WANT_MAX) } else { 1 };
+        self.kernel.enter(wait, want as u32)?;
+        let mut completions = std::mem::take(&mut self.completions);
+        self.kernel.reap(&mut completions);
+        self.last_reaped = completions.len();
+        for completion in completions.drain(..) {
+            self.complete(completion, events);
+        }
+        self.completions = completions;
+        for key in self.closed.drain(..) {
+            self.conns.remove(key);
+            events.push(Event::Closed(key));
+        }
+        Ok(())
+    }
+
+    fn adopt(&mut self, socket: Socket) -> ConnKey {
+        let key = self.conns.insert(Conn { socket, recv: Recv::Idle, reading: true, peer_closed: false, failed: false, closing: None, in_flight: 0, unsent: 0 });
+        self.arm_recv(key);
+        key
+    }
+
+    fn send(&mut self, conn: ConnKey, data: Rc<Gather>) {
+        let Some(state) = self.conns.get(conn) else { return };
+        if state.closing.is_none() && !state.failed {
+            assert!(state.unsent == 0, "one send per connection: {} bytes are in flight", state.unsent);
+            self.submit_send(conn, data);
+        }
+    }
+
+    fn unsent(&self, conn: ConnKey) -> usize {
+        self.conns.get(conn).map_or(0, |conn| conn.unsent as usize)
+    }
+
+    fn pause_recv(&mut self, conn: ConnKey) {
+        if let Some(state) = self.conns.get_mut(conn) {
+            state.reading = false;
+            self.cancel_recv(conn);
+        }
+    }
+
+    fn resume_recv(&mut self, conn: ConnKey) {
+        if let Some(state) = self.conns.get_mut(conn) {
+            state.reading = true;
+            self.arm_recv(conn);
+        }
+    }
+
+    fn shut_write(&mut self, conn: ConnKey) {
+        if let Some(state) = self.conns.get(conn)
+            && state.closing.is_none()
+        {
+            self.kernel.shut_write(state.socket);
+        }
+    }
+
+    fn close(&mut self, conn: ConnKey, how: CloseHow) {
+        let Some(state) = self.conns.get_mut(conn) else { return };
+        if state.closing.is_some() {
+            return;
+        }
+        state.closing = Some(how);
+        let sending = state.unsent > 0;
+        self.cancel_recv(conn);
+        if sending {
+            self.kernel.submit(Token::conn(Kind::Cancel, conn), Op::Cancel(Token::conn(Kind::Send, conn)));
+        }
+        self.finish_close(conn);
+    }
+
+    fn peer_addr(&self, conn: ConnKey) -> Option<SocketAddr> {
+        self.conns.get(conn).and_then(|conn| self.kernel.peer_addr(conn.socket))
+    }
+
+    fn slots(&self) -> u32 {
+        self.conns.slots()
+    }
+
+    fn connections(&self) -> usize {
+        self.conns.len()
+    }
+
+    fn resume_accept(&mut self) {
+        if self.accepting == Accepting::Paused {
+            self.accepting = Accepting::On;
+            self.arm_accept();
+        }
+    }
+
+    fn pause_accept(&mut self) {
+        if self.accepting == Accepting::On {
+            self.accepting = Accepting::Paused;
+            self.kernel.submit(Token::plain(Kind::Cancel, 0), Op::Cancel(Token::plain(Kind::Accept, 0)));
+        }
+    }
+
+    fn stop_accept(&mut self) {
+        if self.accepting == Accepting::Stopped {
+            return;
+        }
+        self.accepting = Accepting::Stopped;
+        if self.accept_in_flight {
+            self.kernel.submit(Token::plain(Kind::Cancel, 0), Op::Cancel(Token::plain(Kind::Accept, 0)));
+        } else {
+            self.kernel.close_listener();
+        }
+    }
+
+    fn wake(&mut self, shard: ShardId) {
+        self.kernel.submit(Token::plain(Kind::WakePeer, u32::from(shard.0)), Op::WakePeer(shard));
+    }
+
+    fn recv_starved(&self) -> u64 {
+        self.starved_total
+    }
+
+    fn name(&self) -> &'static str {
+        "uring"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use super::*;
+    use crate::engine::driver_tests::driver_tests;
+    use crate::engine::recv_pool::RecvPool;
+    use crate::engine::sys::{ListenOptions, listen, local_addr};
+    use crate::engine::wakers::Wakers;
+
+    fn make() -> (UringDriver<RingKernel>, SocketAddr) {
+        let options = ListenOptions { backlog: 64, notsent_bytes: 16 * 1024, shared: false };
+        let listener = listen("127.0.0.1:0".parse().expect("an address"), options).expect("listens");
+        let address = local_addr(&listener).expect("an address");
+        let (ring, _) = build_ring(RingSize { submissions: 64, completions: 256 }).expect("a ring");
+        let wakers = Wakers::new(1).expect("eventfds");
+        let kernel = RingKernel::new(ring, RecvPool::new(16, 1024), ShardId(0), wakers, Some(listener)).expect("a buffer ring");
+        (UringDriver::new(kernel), address)
+    }
+
+    driver_tests!(make);
+}

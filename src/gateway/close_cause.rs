@@ -1,0 +1,80 @@
+//! Why a connection ended: the one place that maps a cause to its close code, its metric label and who is at fault.
+
+use crate::proto::ws::CloseCode;
+
+/// Who brought a connection to its end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Fault {
+    /// Nobody: an ordinary end.
+    Nobody,
+    /// The client, or the network between.
+    Peer,
+    /// The gateway: it is full, behind, or going away.
+    Gateway,
+}
+
+macro_rules! causes {
+    ($($(#[doc = $doc:literal])+ $name:ident = $label:literal, $fault:ident, $code:expr;)+) => {
+        /// Why a connection ended.
+        #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+        #[repr(u8)]
+        pub enum CloseCause {
+            $($(#[doc = $doc])+ $name,)+
+        }
+
+        impl CloseCause {
+            /// Every cause, in the order of their numbers.
+            pub const ALL: &[Self] = &[$(Self::$name,)+];
+            /// How many causes there are.
+            pub const COUNT: usize = Self::ALL.len();
+
+            /// The value of the `cause` label in metrics and logs.
+            pub const fn label(self) -> &'static str {
+                match self { $(Self::$name => $label,)+ }
+            }
+
+            /// Who is at fault.
+            pub const fn fault(self) -> Fault {
+                match self { $(Self::$name => Fault::$fault,)+ }
+            }
+
+            /// The code of the close frame that a WebSocket is sent (docs/protocol.md, Close codes); none where no frame is sent.
+            pub const fn code(self) -> Option<CloseCode> {
+                match self { $(Self::$name => $code,)+ }
+            }
+        }
+    };
+}
+
+causes! {
+    /// The client began the close handshake; its own code is answered.
+    ClientClosed = "client_closed", Nobody, None;
+    /// The client's side of the connection ended without a close frame (RFC 6455 section 7.1.5 calls that 1006).
+    ClientGone = "client_gone", Peer, None;
+    /// The kernel reported an error: reset, timed out, unreachable.
+    NetworkError = "network_error", Peer, None;
+    /// A frame that RFC 6455 forbids.
+    ProtocolError = "protocol_error", Peer, Some(CloseCode::PROTOCOL_ERROR);
+    /// A text message that is not UTF-8.
+    InvalidPayload = "invalid_payload", Peer, Some(CloseCode::INVALID_PAYLOAD);
+    /// A message over `limits.message_bytes_max`.
+    TooBig = "too_big", Peer, Some(CloseCode::TOO_BIG);
+    /// Nothing came in after a ping.
+    NoPong = "no_pong", Peer, Some(CloseCode::NO_PONG);
+    /// The client reads slower than its topics are written.
+    SlowConsumer = "slow_consumer", Peer, Some(CloseCode::SLOW_CONSUMER);
+    /// A browser page from an origin that may not connect.
+    ForbiddenOrigin = "forbidden_origin", Peer, Some(CloseCode::FORBIDDEN);
+    /// Connections or topics are at their cap.
+    OverCapacity = "over_capacity", Gateway, Some(CloseCode::OVER_CAPACITY);
+    /// The gateway is shutting down.
+    Shutdown = "shutdown", Gateway, Some(CloseCode::SERVICE_RESTART);
+    /// No whole request head in time.
+    HeadTimeout = "head_timeout", Peer, None;
+    /// A request that was answered with an error and closed.
+    BadRequest = "bad_request", Peer, None;
+    /// An HTTP connection whose answer said that it closes, or that waited too long for its next request.
+    HttpDone = "http_done", Nobody, None;
+    /// The shutdown's deadline came before the connection was finished.
+    ShutdownDeadline = "shutdown_deadline", Gateway, None;
+}

@@ -1,0 +1,103 @@
+//! Shutdown: stop accepting, let what was said arrive, say goodbye to everybody, finish by the deadline.
+
+use std::time::Duration;
+
+use super::close_cause::CloseCause;
+use super::session::State;
+use super::{Gateway, Progress};
+use crate::engine::driver::{CloseHow, Driver};
+use crate::ids::ConnKey;
+use crate::time::Time;
+
+/// Messages taken just before may still be on their way between shards: goodbyes wait this long for them.
+const SETTLE: Duration = Duration::from_millis(100);
+/// How often a draining shard looks whether the others are done.
+const LOOK: Duration = Duration::from_millis(10);
+
+/// A drain under way.
+pub(super) struct Drain {
+    settled: Time,
+    deadline: Time,
+    /// The next slot to say goodbye to.
+    next_slot: u32,
+    forced: bool,
+}
+
+impl<D: Driver> Gateway<D> {
+    pub(super) fn begin_drain(&mut self, deadline: Time) {
+        if self.drain.is_none() {
+            self.driver.stop_accept();
+            self.drain = Some(Drain { settled: self.now + SETTLE, deadline, next_slot: 0, forced: false });
+        }
+    }
+
+    pub(super) fn step_drain(&mut self) -> Progress {
+        let Some(drain) = &mut self.drain else { return Progress::Continue };
+        if self.now >= drain.deadline {
+            if drain.forced {
+                return Progress::Finished;
+            }
+            drain.forced = true;
+            self.reset_all();
+            return Progress::Continue;
+        }
+        if self.now >= drain.settled {
+            self.say_goodbyes();
+        }
+        if self.shared.connections() == 0 { Progress::Finished } else { Progress::Continue }
+    }
+
+    pub(super) fn drain_wait(&self) -> Option<Duration> {
+        self.drain.as_ref().map(|_| LOOK)
+    }
+
+    fn say_goodbyes(&mut self) {
+        let slots = self.driver.slots();
+        for _ in 0..self.limits.closes_per_turn {
+            let Some(drain) = &mut self.drain else { return };
+            if drain.next_slot >= slots {
+                return;
+            }
+            let slot = drain.next_slot;
+            drain.next_slot += 1;
+            let Some((key, session)) = self.sessions.at(slot) else { continue };
+            match session.state {
+                // In the middle of a request: it will be answered 503.
+                State::Head if session.holds() => {}
+                State::Head => self.end(key, CloseCause::Shutdown),
+                State::Joining => self.end(key, CloseCause::Shutdown),
+                State::Room | State::Echo => {
+                    session.goodbye = true;
+                    self.pump(key);
+                }
+                State::Finishing | State::Lingering | State::Closed => {}
+            }
+        }
+    }
+
+    /// 1012 with a hint when to come back, each client at another point of the window.
+    pub(super) fn say_goodbye(&mut self, key: ConnKey) {
+        let retry_ms = self.retry_ms();
+        self.end_with(key, CloseCause::Shutdown, None, &format!("retry={retry_ms}"));
+    }
+
+    fn reset_all(&mut self) {
+        let mut left = 0_u64;
+        for slot in 0..self.driver.slots() {
+            let Some((key, session)) = self.sessions.at(slot) else { continue };
+            if session.state == State::Closed {
+                continue;
+            }
+            left += 1;
+            if !session.state.is_over() {
+                self.counters.closes.of(CloseCause::ShutdownDeadline).add(1);
+                session.cause = Some(CloseCause::ShutdownDeadline);
+                self.leave(key);
+            }
+            self.take_down(key, CloseHow::Reset);
+        }
+        if left > 0 {
+            tracing::warn!(shard = %self.shard, connections = left, "shutdown deadline: connections that were not finished are reset (limits.drain_ms)");
+        }
+    }
+}

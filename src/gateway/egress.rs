@@ -1,0 +1,198 @@
+//! What a connection is sent next, and how it ends.
+//!
+//! At most one send is in flight. Sends are whole frames, so between two of them anything may go: the direct queue (responses, pongs, the close
+//! frame) goes before the topic's frames. When nothing is left, a connection that is finishing shuts its side.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::close_cause::{CloseCause, Fault};
+use super::counters::DropReason;
+use super::session::{Stamp, State};
+use super::Gateway;
+use crate::engine::driver::{CloseHow, Driver};
+use crate::engine::segment::Gather;
+use crate::ids::ConnKey;
+use crate::proto::ws::frame::server_header;
+use crate::proto::ws::{CloseCode, Decoder, OpCode, encode_close_payload};
+
+impl<D: Driver> Gateway<D> {
+    /// Queues bytes ahead of the topic's frames; [`pump`](Self::pump) sends them.
+    pub(super) fn push_direct(&mut self, key: ConnKey, head: &[u8], body: &[u8]) {
+        if let Some(session) = self.sessions.get_mut(key) {
+            session.push_direct(self.direct.append(head, body));
+        }
+    }
+
+    /// Starts the next send, if there is something and none is in flight.
+    pub(super) fn pump(&mut self, key: ConnKey) {
+        if self.driver.unsent(key) > 0 {
+            return;
+        }
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        match session.state {
+            State::Closed | State::Lingering => return,
+            _ => {}
+        }
+        if let Some(queue) = &mut session.direct {
+            let mut ranges = Vec::with_capacity(queue.len().min(Gather::RANGES_MAX));
+            let mut bytes = 0;
+            while ranges.len() < Gather::RANGES_MAX && bytes < self.limits.send_bytes_max as usize {
+                let Some(range) = queue.pop_front() else { break };
+                bytes += range.len();
+                ranges.push(range);
+            }
+            if queue.is_empty() {
+                session.direct = None;
+            }
+            session.in_flight_frames = 0;
+            self.start_send(key, Rc::new(Gather::new(ranges)));
+        } else if !self.catch_up(key) {
+            self.caught_up(key);
+        }
+    }
+
+    pub(super) fn start_send(&mut self, key: ConnKey, data: Rc<Gather>) {
+        if let Some(session) = self.sessions.get_mut(key) {
+            session.sent_turn = self.turn;
+            self.recent_sends.push(key);
+            self.driver.send(key, data);
+        }
+    }
+
+    /// The send in flight is done.
+    pub(super) fn sent(&mut self, key: ConnKey) {
+        let now = self.now;
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        if session.in_flight_frames > 0 {
+            let age = ((now.as_nanos() / 1000) as u32).wrapping_sub(session.born_us);
+            self.counters.deliveries.add(u64::from(session.in_flight_frames));
+            self.counters.deliveries_bytes.add(u64::from(session.in_flight_bytes));
+            self.counters.delivery_seconds.record_many(Duration::from_micros(u64::from(age)), u64::from(session.in_flight_frames));
+            session.in_flight_frames = 0;
+        }
+        if session.watched {
+            // It waited for the peer, and the peer has read: it lives.
+            session.watched = false;
+            session.last_in = Stamp::new(now);
+        }
+        self.pump(key);
+        if let Some(session) = self.sessions.get_mut(key)
+            && session.state == State::Echo
+            && session.paused
+            && (session.direct_bytes() as u64) < self.limits.echo_bytes_max.div_ceil(2)
+        {
+            self.resume_reading(key);
+        }
+    }
+
+    /// Everything queued was handed over.
+    fn caught_up(&mut self, key: ConnKey) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        match session.state {
+            State::Finishing if session.peer_closed => self.take_down(key, CloseHow::Close),
+            State::Finishing => {
+                session.state = State::Lingering;
+                self.driver.shut_write(key);
+            }
+            State::Room | State::Echo if session.goodbye => {
+                let end = session.topic.and_then(|topic| self.topics.get(topic)).map_or(0, |topic| topic.log.end());
+                if session.cursor == end || session.topic.is_none() {
+                    self.say_goodbye(key);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Ends a connection for a reason that says everything.
+    pub(super) fn end(&mut self, key: ConnKey, cause: CloseCause) {
+        self.end_with(key, cause, None, "");
+    }
+
+    /// Ends a connection: counts and logs why, leaves its room, says so in a close frame (with `code`, or the cause's own), and begins the
+    /// closing sequence. `reason` is for the peer and the log.
+    pub(super) fn end_with(&mut self, key: ConnKey, cause: CloseCause, code: Option<CloseCode>, reason: &str) {
+        let Some(session) = self.sessions.get(key) else { return };
+        if session.state.is_over() {
+            return;
+        }
+        self.counters.closes.of(cause).add(1);
+        self.log_end(key, cause, reason);
+        self.count_drops(key, cause);
+        self.leave(key);
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        session.cause = Some(cause);
+        session.cold = None;
+        session.decoder = Decoder::new();
+        session.state = State::Finishing;
+        if matches!(cause, CloseCause::ClientGone | CloseCause::NetworkError) {
+            session.direct = None;
+            self.take_down(key, CloseHow::Close);
+            return;
+        }
+        if matches!(cause, CloseCause::SlowConsumer | CloseCause::NoPong) {
+            session.direct = None;
+        }
+        let upgraded = session.upgraded;
+        if std::mem::take(&mut session.paused) {
+            // The end of its stream must be seen.
+            self.driver.resume_recv(key);
+        }
+        if upgraded {
+            let code = code.or(cause.code());
+            let payload = code.map(|code| encode_close_payload(code, reason));
+            let payload = payload.as_deref().unwrap_or(&[]);
+            let (header, len) = server_header(OpCode::Close, payload.len());
+            self.push_direct(key, &header[..len], payload);
+        }
+        self.timers.set(key.slot, self.now + Duration::from_millis(self.limits.linger_ms));
+        self.pump(key);
+    }
+
+    /// Hands a connection to the driver for good.
+    pub(super) fn take_down(&mut self, key: ConnKey, how: CloseHow) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        session.state = State::Closed;
+        session.direct = None;
+        session.behind = None;
+        self.timers.clear(key.slot);
+        self.driver.close(key, how);
+    }
+
+    fn count_drops(&self, key: ConnKey, cause: CloseCause) {
+        let Some(session) = self.sessions.get(key) else { return };
+        let (Some(behind), Some(topic)) = (&session.behind, session.topic.and_then(|topic| self.topics.get(topic))) else { return };
+        let reason = match cause {
+            CloseCause::SlowConsumer => DropReason::SlowConsumer,
+            CloseCause::Shutdown | CloseCause::ShutdownDeadline => DropReason::Shutdown,
+            _ => DropReason::ConnectionClosed,
+        };
+        self.counters.drops.of(reason).add(topic.log.frames() - behind.frame());
+    }
+
+    fn log_end(&mut self, key: ConnKey, cause: CloseCause, reason: &str) {
+        let id = self.id(key);
+        if cause.fault() == Fault::Nobody || cause == CloseCause::Shutdown {
+            tracing::debug!(conn = %id, cause = cause.label(), "connection ends");
+            return;
+        }
+        if !self.log.allow(self.now) {
+            self.counters.log_suppressed.add(1);
+            return;
+        }
+        let peer = self.driver.peer_addr(key).map(|peer| peer.to_string()).unwrap_or_default();
+        let code = cause.code().map_or(0, |code| code.0);
+        let session = self.sessions.get(key);
+        let topic = session.and_then(|session| session.topic).and_then(|topic| self.topics.name(topic)).map(ToString::to_string).unwrap_or_default();
+        let queued = session.map_or(0, |session| self.queued_bytes(session)) + self.driver.unsent(key) as u64;
+        tracing::info!(conn = %id, cause = cause.label(), code, reason, %peer, topic, queued, "connection ends");
+    }
+
+    pub(super) fn summarise_log(&mut self) {
+        let left_out = self.log.take_suppressed();
+        if left_out > 0 {
+            tracing::info!(shard = %self.shard, left_out, "lines about connections left out (limits.log_lines_per_second); the metrics count every one");
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! Fan-out: laps over a topic's members, a bounded number of visits at a time.
+//!
+//! Each visited member that is not waiting for its own send gets everything from its cursor to the log's end in one send. Who is waiting
+//! keeps its position and goes on when its send completes. So frames published during a lap merge, and a 10,000-way fan-out never holds the loop.
+
+use std::rc::Rc;
+
+use super::close_cause::CloseCause;
+use super::session::{Session, State};
+use super::topic::{LastSend, Role, Topic};
+use super::Gateway;
+use crate::engine::driver::Driver;
+use crate::engine::log::Pin;
+use crate::engine::segment::Gather;
+use crate::ids::{ConnId, ConnKey, TopicKey};
+
+/// Members that one topic's lap visits before the next topic's has its turn.
+const QUANTUM: u64 = 64;
+
+/// Bytes to send, the position after them, and how many frames they are.
+struct Portion {
+    data: Rc<Gather>,
+    next: Pin,
+    frames: u64,
+}
+
+impl<D: Driver> Gateway<D> {
+    /// Works on the laps under way, in turns, within the step's budget.
+    pub(super) fn run_laps(&mut self) {
+        let mut budget = self.limits.fanout_sends_per_turn;
+        while budget > 0
+            && let Some(topic_key) = self.laps.pop_front()
+        {
+            let quantum = budget.min(QUANTUM);
+            budget -= self.run_lap(topic_key, quantum).max(1);
+            if self.topics.get(topic_key).is_some_and(|topic| topic.lap.is_some()) {
+                self.laps.push_back(topic_key);
+            }
+        }
+        while let Some(key) = self.slow.pop() {
+            self.end(key, CloseCause::SlowConsumer);
+        }
+    }
+
+    /// Visits up to `quantum` members of one topic; how many.
+    fn run_lap(&mut self, topic_key: TopicKey, quantum: u64) -> u64 {
+        let mut visits = 0;
+        while visits < quantum {
+            let Some(topic) = self.topics.get_mut(topic_key) else { return visits };
+            let Some(lap) = &mut topic.lap else { return visits };
+            if lap.next_floor.is_none() {
+                lap.next_floor = Some(topic.log.pin());
+                lap.next_born = self.now;
+                topic.members.begin_lap();
+            }
+            match topic.members.visit() {
+                Some(slot) => {
+                    visits += 1;
+                    self.visit(topic_key, slot);
+                }
+                None => self.finish_lap(topic_key),
+            }
+        }
+        visits
+    }
+
+    fn finish_lap(&mut self, topic_key: TopicKey) {
+        let topic = self.topics.get_mut(topic_key).expect("a topic on a lap is live");
+        let sessions = &mut self.sessions;
+        topic.members.end_lap(|slot, place| {
+            let (_, session) = sessions.at(slot).expect("a member is a live connection");
+            session.place = place;
+        });
+        let lap = topic.lap.as_mut().expect("the lap that ends");
+        lap.floor = lap.next_floor.take().expect("a lap has begun before it ends");
+        lap.born = lap.next_born;
+        if lap.floor.offset() == topic.log.end() || topic.members.is_empty() {
+            topic.lap = None;
+        }
+        self.everyone_was_served(topic_key);
+    }
+
+    /// The floor has risen: tell the home, or let held-back publishers go on.
+    pub(super) fn everyone_was_served(&mut self, topic_key: TopicKey) {
+        let Some(topic) = self.topics.get_mut(topic_key) else { return };
+        match &topic.role {
+            Role::Home(_) => self.release(topic_key),
+            Role::Away(_) => self.acknowledge(topic_key),
+        }
+        self.free_if_unused(topic_key);
+    }
+
+    fn visit(&mut self, topic_key: TopicKey, slot: u32) {
+        let topic = self.topics.get_mut(topic_key).expect("a topic on a lap is live");
+        let (key, session) = self.sessions.at(slot).expect("a member is a live connection");
+        debug_assert!(session.topic == Some(topic_key) && session.state == State::Room);
+        let end = topic.log.end();
+        if session.cursor == end {
+            return;
+        }
+        let unsent = self.driver.unsent(key);
+        if unsent > 0 || session.direct.is_some() {
+            let lap = topic.lap.as_ref().expect("on a lap");
+            let cursor = session.cursor;
+            let behind = session.behind.get_or_insert_with(|| lap.floor.seek(cursor));
+            // A send that was not done when its turn ended waits for the peer: only then is the reader slow, and not we.
+            let waits = unsent > 0 && self.turn.wrapping_sub(session.sent_turn) >= 2;
+            let queued = end - cursor + unsent as u64;
+            let frames = topic.log.frames() - behind.frame();
+            if waits && (queued > self.limits.queue_bytes_max || frames > self.limits.queue_frames_max) {
+                self.slow.push(key);
+            }
+            return;
+        }
+        let id = ConnId { shard: self.shard, key };
+        let bytes_max = self.limits.send_bytes_max as usize;
+        if let Some(portion) = next_portion(topic, session, bytes_max, id) {
+            session.behind = (portion.next.offset() < end).then_some(portion.next);
+            let born = topic.lap.as_ref().map_or(self.now, |lap| lap.born);
+            session.born_us = (born.as_nanos() / 1000) as u32;
+            session.in_flight_frames = portion.frames as u32;
+            session.in_flight_bytes = portion.data.len() as u32;
+            self.start_send(key, portion.data);
+        }
+    }
+
+    /// Sends the next frames of its room to a member that was behind. Whether there were any.
+    pub(super) fn catch_up(&mut self, key: ConnKey) -> bool {
+        let id = self.id(key);
+        let Some(session) = self.sessions.get_mut(key) else { return false };
+        let Some(behind) = session.behind.take() else { return false };
+        let topic = session.topic.and_then(|topic| self.topics.get_mut(topic)).expect("a topic lives as long as its members");
+        let Some(gathered) = behind.gather(self.limits.send_bytes_max as usize, session.no_echo.then_some(id)) else { return false };
+        session.cursor = gathered.next.offset();
+        let frames = gathered.next.frame() - behind.frame();
+        session.behind = (session.cursor < topic.log.end()).then_some(gathered.next);
+        let Some(data) = gathered.data else { return false };
+        session.in_flight_frames = frames as u32;
+        session.in_flight_bytes = data.len() as u32;
+        self.start_send(key, data);
+        true
+    }
+}
+
+/// What a member on a lap gets; its cursor moves. Members at the same position share one gather.
+fn next_portion(topic: &mut Topic, session: &mut Session, bytes_max: usize, id: ConnId) -> Option<Portion> {
+    let lap = topic.lap.as_mut().expect("on a lap");
+    let end = topic.log.end();
+    if let Some(last) = &lap.last
+        && (last.from, last.end) == (session.cursor, end)
+        && !session.no_echo
+    {
+        session.cursor = last.next.offset();
+        session.behind = None;
+        return Some(Portion { data: Rc::clone(&last.data), next: last.next.clone(), frames: last.frames });
+    }
+    let from = session.behind.take().unwrap_or_else(|| lap.floor.seek(session.cursor));
+    let gathered = from.gather(bytes_max, session.no_echo.then_some(id))?;
+    session.cursor = gathered.next.offset();
+    let frames = gathered.next.frame() - from.frame();
+    let data = gathered.data?;
+    if !session.no_echo {
+        lap.last = Some(LastSend { from: from.offset(), end, data: Rc::clone(&data), next: gathered.next.clone(), frames });
+    }
+    Some(Portion { data, next: gathered.next, frames })
+}
+

@@ -1,0 +1,113 @@
+//! WebSocket input: messages go to their room or back to their sender, control frames are answered, and reading pauses when we are behind.
+
+use super::close_cause::CloseCause;
+use super::session::State;
+use super::Gateway;
+use crate::engine::driver::Driver;
+use crate::ids::ConnKey;
+use crate::proto::ws::frame::server_header;
+use crate::proto::ws::{CloseCode, DecoderLimits, Incoming, OpCode, WsError};
+
+/// Pongs that wait for a client that does not read; RFC 6455 section 5.5.3 lets us skip the others.
+const PONG_BYTES_MAX: usize = 4096;
+
+impl<D: Driver> Gateway<D> {
+    /// Handles frames; how many bytes of them. Fewer than all when reading has to pause.
+    pub(super) fn read_frames(&mut self, key: ConnKey, bytes: &mut [u8]) -> usize {
+        let Some(session) = self.sessions.get_mut(key) else { return bytes.len() };
+        let mut decoder = std::mem::take(&mut session.decoder);
+        let limits = DecoderLimits { message_bytes_max: self.limits.message_bytes_max };
+        let mut used = 0;
+        while used < bytes.len() {
+            if self.must_pause(key) {
+                break;
+            }
+            let decoded = match decoder.decode(&mut bytes[used..], &limits) {
+                Ok(decoded) => decoded,
+                Err(error) => {
+                    self.protocol_failed(key, &error);
+                    return bytes.len();
+                }
+            };
+            used += decoded.consumed;
+            match decoded.incoming {
+                None => {}
+                Some(Incoming::Message { kind, payload }) => {
+                    self.counters.messages_in.add(1);
+                    self.counters.messages_in_bytes.add(payload.len() as u64);
+                    self.take_message(key, kind.opcode(), payload);
+                }
+                Some(Incoming::Ping(payload)) => self.pong(key, payload),
+                Some(Incoming::Pong(_)) => {}
+                Some(Incoming::Close(close)) => {
+                    self.client_closed(key, close.map(|(code, _)| code));
+                    return bytes.len();
+                }
+            }
+        }
+        decoder.release();
+        if let Some(session) = self.sessions.get_mut(key)
+            && !session.state.is_over()
+        {
+            session.decoder = decoder;
+            self.pump(key);
+        }
+        used
+    }
+
+    /// Whether this connection's next message must wait; then it is made to.
+    fn must_pause(&mut self, key: ConnKey) -> bool {
+        let Some(session) = self.sessions.get(key) else { return true };
+        match session.state {
+            State::Room => {
+                let topic = session.topic.expect("a member has a topic");
+                let takes = self.topics.get(topic).expect("a topic lives as long as its members").takes_messages(&self.limits);
+                if !takes {
+                    self.wait_for_topic(key, topic);
+                }
+                !takes
+            }
+            State::Echo => {
+                let full = session.direct_bytes() as u64 >= self.limits.echo_bytes_max;
+                if full {
+                    self.pause_reading(key);
+                }
+                full
+            }
+            _ => false,
+        }
+    }
+
+    fn take_message(&mut self, key: ConnKey, opcode: OpCode, payload: &[u8]) {
+        let Some(session) = self.sessions.get(key) else { return };
+        match session.state {
+            State::Room => self.publish(key, opcode, payload),
+            State::Echo => {
+                let (header, len) = server_header(opcode, payload.len());
+                self.push_direct(key, &header[..len], payload);
+            }
+            _ => {}
+        }
+    }
+
+    fn pong(&mut self, key: ConnKey, payload: &[u8]) {
+        if self.sessions.get(key).is_some_and(|session| session.direct_bytes() < PONG_BYTES_MAX || session.state == State::Echo) {
+            let (header, len) = server_header(OpCode::Pong, payload.len());
+            self.push_direct(key, &header[..len], payload);
+        }
+    }
+
+    /// RFC 6455 section 5.5.1: a close frame is answered with one, typically with the same code; then the connection ends.
+    fn client_closed(&mut self, key: ConnKey, code: Option<CloseCode>) {
+        self.end_with(key, CloseCause::ClientClosed, code, "");
+    }
+
+    fn protocol_failed(&mut self, key: ConnKey, error: &WsError) {
+        let cause = match error.close_code() {
+            CloseCode::TOO_BIG => CloseCause::TooBig,
+            CloseCode::INVALID_PAYLOAD => CloseCause::InvalidPayload,
+            _ => CloseCause::ProtocolError,
+        };
+        self.end_with(key, cause, None, &error.to_string());
+    }
+}

@@ -1,0 +1,277 @@
+//! What shards tell each other, and how topics travel between them.
+//!
+//! Everything from one shard to another goes through one queue in order: a subscription's answer lies exactly between the messages before it
+//! and those after it. Per topic and direction one batch is under way at most; what comes meanwhile gathers behind it.
+//!
+//! ```text
+//!   subscriber's shard                         home shard
+//!        ── Subscribe{name, key} ──────────────▶   makes the topic
+//!        ◀───────────── Subscribed{key, home} ──   position: here
+//!        ── Publish{home, frames} ─────────────▶   numbers them, or holds them while behind
+//!        ◀──────────────────── Published{key} ──
+//!        ◀──────────────── Deliver{key, frames} ─
+//!        ── Delivered{home, upto} ─────────────▶   when every member was given them
+//!        ── Unsubscribe{home} ─────────────────▶
+//! ```
+
+use super::Gateway;
+use super::MAILBOX_BUDGET;
+use super::topic::{HeldParcel, Role};
+use crate::engine::driver::Driver;
+use crate::engine::log::Parcel;
+use crate::engine::sys::Socket;
+use crate::ids::{ShardId, TopicKey};
+use crate::proto::topic::TopicName;
+
+/// The bytes of one batch between shards, unless a single message is larger.
+const BATCH_BYTES_MAX: u64 = 256 * 1024;
+
+/// A message from one shard to another.
+#[derive(Debug)]
+pub enum ShardMessage {
+    /// Take up this connection; it is already counted for you.
+    Adopt {
+        /// Accepted by the sender, and nothing was read from it.
+        socket: Socket,
+    },
+    /// The sender has somebody who wants this topic, whose home you are.
+    Subscribe {
+        /// The topic.
+        name: TopicName,
+        /// What the sender calls it.
+        key: TopicKey,
+    },
+    /// You get everything after this.
+    Subscribed {
+        /// What you call the topic.
+        key: TopicKey,
+        /// What its home calls it.
+        home: TopicKey,
+        /// How many frames it has had.
+        frame: u64,
+    },
+    /// There are as many topics as there may be.
+    Refused {
+        /// What you call the topic.
+        key: TopicKey,
+    },
+    /// The sender has nobody left who wants it.
+    Unsubscribe {
+        /// What the home calls it.
+        home: TopicKey,
+    },
+    /// Messages of the sender's clients, to be numbered.
+    Publish {
+        /// What the home calls the topic.
+        home: TopicKey,
+        /// What the sender calls it.
+        key: TopicKey,
+        /// The frames.
+        parcel: Parcel,
+    },
+    /// Your messages were numbered; send the next.
+    Published {
+        /// What you call the topic.
+        key: TopicKey,
+    },
+    /// Numbered messages for your subscribers.
+    Deliver {
+        /// What you call the topic.
+        key: TopicKey,
+        /// Number of the first frame.
+        frame: u64,
+        /// The home's offset after them.
+        upto: u64,
+        /// The frames.
+        parcel: Parcel,
+    },
+    /// Every subscriber of the sender was given what lies below.
+    Delivered {
+        /// What the home calls the topic.
+        home: TopicKey,
+        /// The home's offset.
+        upto: u64,
+    },
+}
+
+impl<D: Driver> Gateway<D> {
+    pub(super) fn receive_messages(&mut self) {
+        for _ in 0..MAILBOX_BUDGET {
+            let Some((from, message)) = self.mailbox.receive_one() else { break };
+            self.receive_message(from, message);
+        }
+    }
+
+    fn receive_message(&mut self, from: ShardId, message: ShardMessage) {
+        match message {
+            ShardMessage::Adopt { socket } => self.adopt(socket),
+            ShardMessage::Subscribe { name, key } => self.subscribe(from, name, key),
+            ShardMessage::Subscribed { key, home, frame } => self.subscribed(key, home, frame),
+            ShardMessage::Refused { key } => self.topic_refused(key),
+            ShardMessage::Unsubscribe { home } => self.unsubscribe(from, home),
+            ShardMessage::Publish { home, key, parcel } => self.published_elsewhere(from, home, key, parcel),
+            ShardMessage::Published { key } => self.publish_taken(key),
+            ShardMessage::Deliver { key, frame, upto, parcel } => self.deliver(key, frame, upto, parcel),
+            ShardMessage::Delivered { home, upto } => self.delivered(from, home, upto),
+        }
+    }
+
+    fn subscribe(&mut self, from: ShardId, name: TopicName, key: TopicKey) {
+        let Some(home) = self.topics.find(&name).or_else(|| self.make_home_topic(name)) else {
+            self.mailbox.send(from, ShardMessage::Refused { key });
+            return;
+        };
+        let topic = self.topics.get_mut(home).expect("found or made above");
+        let Role::Home(side) = &mut topic.role else { unreachable!("subscriptions go to a topic's home, which all shards agree on") };
+        side.home.subscribe(from, key, topic.log.end());
+        let frame = topic.log.frames();
+        self.mailbox.send(from, ShardMessage::Subscribed { key, home, frame });
+    }
+
+    fn subscribed(&mut self, key: TopicKey, home: TopicKey, frame: u64) {
+        let Some(topic) = self.topics.get_mut(key) else { return };
+        let Role::Away(side) = &mut topic.role else { return };
+        side.key = Some(home);
+        side.first_frame = frame;
+        for conn in std::mem::take(&mut side.joining) {
+            self.enter(conn);
+        }
+        self.free_if_unused(key);
+    }
+
+    fn topic_refused(&mut self, key: TopicKey) {
+        let Some(topic) = self.topics.remove(key) else { return };
+        self.counters.topics.set(self.topics.len() as u64);
+        if let Role::Away(side) = topic.role {
+            for conn in side.joining {
+                if self.sessions.get(conn).is_some_and(|session| session.topic == Some(key)) {
+                    self.refuse_topic(conn);
+                }
+            }
+        }
+    }
+
+    fn unsubscribe(&mut self, from: ShardId, home: TopicKey) {
+        let Some(topic) = self.topics.get_mut(home) else { return };
+        if let Role::Home(side) = &mut topic.role {
+            side.home.unsubscribe(from);
+        }
+        self.release(home);
+        self.free_if_unused(home);
+    }
+
+    fn published_elsewhere(&mut self, from: ShardId, home: TopicKey, key: TopicKey, parcel: Parcel) {
+        let Some(topic) = self.topics.get_mut(home) else { return };
+        let takes = topic.takes_messages(&self.limits);
+        let Role::Home(side) = &mut topic.role else { return };
+        if takes {
+            self.number(from, home, key, parcel);
+        } else {
+            side.held.push_back(HeldParcel { from, key, parcel });
+        }
+    }
+
+    fn number(&mut self, from: ShardId, home: TopicKey, key: TopicKey, parcel: Parcel) {
+        self.append_at_home(home, |log| log.append_parcel(parcel));
+        self.mailbox.send(from, ShardMessage::Published { key });
+    }
+
+    /// Takes what was held back and wakes paused publishers, if enough was worked off.
+    pub(super) fn release(&mut self, home: TopicKey) {
+        loop {
+            let Some(topic) = self.topics.get_mut(home) else { return };
+            let open = topic.lag() < self.limits.topic_lag_bytes_max;
+            let Role::Home(side) = &mut topic.role else { return };
+            if !open {
+                return;
+            }
+            let Some(held) = side.held.pop_front() else { break };
+            self.number(held.from, home, held.key, held.parcel);
+        }
+        self.wake_publishers(home);
+    }
+
+    fn publish_taken(&mut self, key: TopicKey) {
+        let Some(topic) = self.topics.get_mut(key) else { return };
+        let Role::Away(side) = &mut topic.role else { return };
+        side.under_way = false;
+        side.uplink_taken = side.uplink_sent;
+        if side.uplink_from.is_some() && !std::mem::replace(&mut topic.dispatching, true) {
+            self.dispatches.push(key);
+        }
+        self.wake_publishers(key);
+        self.free_if_unused(key);
+    }
+
+    fn deliver(&mut self, key: TopicKey, frame: u64, upto: u64, parcel: Parcel) {
+        let Some(topic) = self.topics.get_mut(key) else { return };
+        if topic.want_lap(self.now) {
+            self.laps.push_back(key);
+        }
+        let Role::Away(side) = &mut topic.role else { return };
+        assert!(frame == side.first_frame + topic.log.frames(), "frames between shards follow on each other: {frame} after {}", side.first_frame + topic.log.frames());
+        topic.log.append_parcel(parcel);
+        side.to_acknowledge = Some((topic.log.end(), upto));
+        topic.last_append = self.now;
+        if !std::mem::replace(&mut topic.warm, true) {
+            self.warm.push(key);
+        }
+        if topic.lap.is_none() {
+            self.everyone_was_served(key);
+        }
+    }
+
+    /// Tells the home that everyone here was served, if that is so.
+    pub(super) fn acknowledge(&mut self, key: TopicKey) {
+        let Some(topic) = self.topics.get_mut(key) else { return };
+        let served = topic.lap.as_ref().map_or(topic.log.end(), |lap| lap.floor.offset());
+        let Role::Away(side) = &mut topic.role else { return };
+        if let (Some((end, upto)), Some(home)) = (side.to_acknowledge, side.key)
+            && served >= end
+        {
+            side.to_acknowledge = None;
+            self.mailbox.send(side.shard, ShardMessage::Delivered { home, upto });
+        }
+    }
+
+    fn delivered(&mut self, from: ShardId, home: TopicKey, upto: u64) {
+        let Some(topic) = self.topics.get_mut(home) else { return };
+        let Role::Home(side) = &mut topic.role else { return };
+        if side.home.acknowledge(from, upto) && !std::mem::replace(&mut topic.dispatching, true) {
+            self.dispatches.push(home);
+        }
+        self.release(home);
+    }
+
+    /// Sends what waits for other shards, one batch for each topic and shard.
+    pub(super) fn dispatch(&mut self) {
+        let mut dispatches = std::mem::take(&mut self.dispatches);
+        for key in dispatches.drain(..) {
+            let Some(topic) = self.topics.get_mut(key) else { continue };
+            topic.dispatching = false;
+            match &mut topic.role {
+                Role::Home(side) => {
+                    for target in side.home.due() {
+                        let from = target.waiting.take().expect("due targets have something waiting");
+                        let Some((parcel, next)) = from.parcel(BATCH_BYTES_MAX) else { continue };
+                        let message = ShardMessage::Deliver { key: target.key, frame: from.frame(), upto: next.offset(), parcel };
+                        target.sent((next.offset() < topic.log.end()).then_some(next));
+                        self.mailbox.send(target.shard, message);
+                    }
+                }
+                Role::Away(side) => {
+                    if side.under_way {
+                        continue;
+                    }
+                    let (Some(home), Some(from)) = (side.key, side.uplink_from.take()) else { continue };
+                    let Some((parcel, next)) = from.parcel(BATCH_BYTES_MAX) else { continue };
+                    side.under_way = true;
+                    side.uplink_sent = next.offset();
+                    side.uplink_from = (next.offset() < side.uplink.end()).then_some(next);
+                    self.mailbox.send(side.shard, ShardMessage::Publish { home, key, parcel });
+                }
+            }
+        }
+        self.dispatches = dispatches;
+    }
+}

@@ -1,0 +1,110 @@
+//! Request heads: read as they come, answered by [`endpoints`](super::endpoints), and turned into upgrades.
+
+use super::close_cause::CloseCause;
+use super::counters::{HandshakeResult, Transport};
+use super::endpoints::{Answer, Context, answer};
+use super::session::State;
+use super::Gateway;
+use crate::engine::driver::Driver;
+use crate::ids::ConnKey;
+use crate::proto::http::{HeadError, HeadStorage, Response, head_end, parse_head};
+
+impl<D: Driver> Gateway<D> {
+    /// Handles one request head at the front of `bytes`; how many bytes it took. 0 when it is not complete.
+    pub(super) fn read_request(&mut self, key: ConnKey, bytes: &[u8]) -> usize {
+        let max = self.limits.head_bytes_max as usize;
+        let Some(session) = self.sessions.get_mut(key) else { return bytes.len() };
+        let scanned = session.cold.as_mut().map_or(0, |cold| std::mem::take(&mut cold.scanned));
+        if head_end(bytes, scanned).is_none() && bytes.len() <= max {
+            session.cold.get_or_insert_default().scanned = bytes.len();
+            return 0;
+        }
+        let mut storage = HeadStorage::new();
+        match parse_head(&mut storage, bytes, max) {
+            Ok(Some(head)) => {
+                let len = head.len;
+                let retry_ms = self.retry_ms();
+                let over_capacity = self.sessions.get(key).is_some_and(|session| session.over_capacity);
+                let context = Context { origins: &self.origins, pages: self.pages, over_capacity, draining: self.drain.is_some(), retry_ms };
+                let answer = answer(&head, &context);
+                let keep = head.keep_alive();
+                self.carry_out(key, answer, keep, retry_ms);
+                len
+            }
+            Ok(None) => 0,
+            Err(error) => {
+                self.refuse_head(key, &error);
+                bytes.len()
+            }
+        }
+    }
+
+    /// Bytes of a head that never came whole: answered 408.
+    pub(super) fn head_timed_out(&mut self, key: ConnKey) {
+        let message = format!("no whole request head within {} ms (limits.head_timeout_ms)", self.limits.head_timeout_ms);
+        self.respond(key, Response::error(408, &message).close());
+        self.end(key, CloseCause::HeadTimeout);
+    }
+
+    fn refuse_head(&mut self, key: ConnKey, error: &HeadError) {
+        tracing::debug!(conn = %self.id(key), %error, "request refused");
+        self.respond(key, Response::error(error.status(), &error.to_string()).close());
+        self.end(key, CloseCause::BadRequest);
+    }
+
+    fn carry_out(&mut self, key: ConnKey, answer: Answer, keep: bool, retry_ms: u64) {
+        match answer {
+            Answer::Respond(response) => {
+                let failed = response.status() >= 400;
+                let closes = !keep || response.closes();
+                self.respond(key, response);
+                if closes {
+                    self.end(key, if failed { CloseCause::BadRequest } else { CloseCause::HttpDone });
+                } else {
+                    self.await_next_request(key);
+                }
+            }
+            Answer::Refuse(response, cause) => {
+                self.respond(key, response);
+                self.end(key, cause);
+            }
+            Answer::RefusePolitely(upgrade, response, cause) => {
+                if self.admission.take_polite(self.now) {
+                    self.counters.handshakes.of(HandshakeResult::Refused).add(1);
+                    self.upgraded(key, &upgrade);
+                    self.end_with(key, cause, None, &format!("retry={retry_ms}"));
+                } else {
+                    self.respond(key, response);
+                    self.end(key, cause);
+                }
+            }
+            Answer::Room { name, no_echo, upgrade } => self.join(key, name, no_echo, upgrade),
+            Answer::Echo { upgrade } => {
+                self.counters.handshakes.of(HandshakeResult::Upgraded).add(1);
+                self.upgraded(key, &upgrade);
+                self.opened(key, State::Echo);
+            }
+        }
+    }
+
+    /// Queues and starts a response.
+    pub(super) fn respond(&mut self, key: ConnKey, response: Response) {
+        self.counters.handshakes.of(HandshakeResult::of_status(response.status())).add(1);
+        let mut bytes = std::mem::take(&mut self.scratch);
+        bytes.clear();
+        response.encode(&mut bytes);
+        self.push_direct(key, &bytes, &[]);
+        self.scratch = bytes;
+        self.pump(key);
+    }
+
+    /// Queues the answer that makes a connection a WebSocket.
+    pub(super) fn upgraded(&mut self, key: ConnKey, answer: &[u8]) {
+        self.push_direct(key, answer, &[]);
+        if let Some(session) = self.sessions.get_mut(key) {
+            session.upgraded = true;
+            self.counters.connections.of(Transport::Http).sub(1);
+            self.counters.connections.of(Transport::Ws).add(1);
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! Joining and leaving topics, and publishing to them.
+
+use super::close_cause::CloseCause;
+use super::counters::HandshakeResult;
+use super::endpoints::retry_later;
+use super::peers::ShardMessage;
+use super::session::State;
+use super::topic::{AwaySide, HomeSide, Role, Topic};
+use super::Gateway;
+use crate::engine::driver::Driver;
+use crate::engine::log::Log;
+use crate::ids::{ConnKey, TopicKey};
+use crate::proto::http::Response;
+use crate::proto::topic::TopicName;
+use crate::proto::ws::OpCode;
+use crate::proto::ws::frame::server_header;
+
+impl<D: Driver> Gateway<D> {
+    /// Makes a connection a member of a room: at once when this shard has the topic already, else when its home has answered. The upgrade is
+    /// answered only then, so that a client that is connected is subscribed.
+    pub(super) fn join(&mut self, key: ConnKey, name: TopicName, no_echo: bool, upgrade: Vec<u8>) {
+        let Some(topic_key) = self.topics.find(&name).or_else(|| self.make_topic(name)) else {
+            return self.refuse_topic(key);
+        };
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        session.no_echo = no_echo;
+        session.topic = Some(topic_key);
+        session.state = State::Joining;
+        session.cold.get_or_insert_default().upgrade = upgrade;
+        let topic = self.topics.get_mut(topic_key).expect("found or made above");
+        match &mut topic.role {
+            Role::Away(side) if side.key.is_none() => side.joining.push(key),
+            _ => self.enter(key),
+        }
+    }
+
+    /// The topic is ours to join: answer the upgrade and become a member, at the end of what was published so far.
+    pub(super) fn enter(&mut self, key: ConnKey) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        if session.state != State::Joining {
+            return;
+        }
+        let topic_key = session.topic.expect("a joining connection has a topic");
+        let Some(topic) = self.topics.get_mut(topic_key) else { return };
+        session.place = topic.members.join(key.slot);
+        session.cursor = topic.log.end();
+        let upgrade = session.cold.as_mut().map(|cold| std::mem::take(&mut cold.upgrade)).unwrap_or_default();
+        self.counters.handshakes.of(HandshakeResult::Upgraded).add(1);
+        self.upgraded(key, &upgrade);
+        self.opened(key, State::Room);
+    }
+
+    /// A WebSocket is open; what came behind its request is handled, and reading goes on.
+    pub(super) fn opened(&mut self, key: ConnKey, state: State) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        let joined = session.state == State::Joining;
+        session.state = state;
+        self.first_ping(key);
+        self.pump(key);
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        if session.paused {
+            self.resume_reading(key);
+        } else if joined && session.holds() {
+            self.feed_held(key);
+        }
+        if let Some(session) = self.sessions.get_mut(key)
+            && !session.holds()
+        {
+            session.cold = None;
+        }
+    }
+
+    /// There is no room for another topic.
+    pub(super) fn refuse_topic(&mut self, key: ConnKey) {
+        if let Some(session) = self.sessions.get_mut(key) {
+            session.topic = None;
+            session.state = State::Head;
+        }
+        let retry_ms = self.retry_ms();
+        let message = format!("{} topics are open, the limit (limits.topics_max); come back after Retry-After or use an open one", self.limits.topics_max);
+        self.respond(key, retry_later(Response::error(503, &message), retry_ms).close());
+        self.end(key, CloseCause::OverCapacity);
+    }
+
+    /// Adds a topic to this shard's table and, when its home is elsewhere, subscribes there. None when the process has as many as it may.
+    fn make_topic(&mut self, name: TopicName) -> Option<TopicKey> {
+        let home = self.placement.home(name.as_str());
+        if home == self.shard {
+            return self.make_home_topic(name);
+        }
+        let uplink = self.new_log();
+        let side = AwaySide {
+            shard: home,
+            key: None,
+            first_frame: 0,
+            uplink,
+            uplink_from: None,
+            uplink_taken: 0,
+            uplink_sent: 0,
+            under_way: false,
+            to_acknowledge: None,
+            joining: Vec::new(),
+        };
+        let log = self.new_log();
+        let key = self.topics.insert(name.clone(), Topic::new(Role::Away(Box::new(side)), log));
+        self.counters.topics.set(self.topics.len() as u64);
+        self.mailbox.send(home, ShardMessage::Subscribe { name, key });
+        Some(key)
+    }
+
+    pub(super) fn make_home_topic(&mut self, name: TopicName) -> Option<TopicKey> {
+        if !self.shared.add_topic() {
+            return None;
+        }
+        let log = self.new_log();
+        let key = self.topics.insert(name, Topic::new(Role::Home(HomeSide::default()), log));
+        self.counters.topics.set(self.topics.len() as u64);
+        Some(key)
+    }
+
+    fn new_log(&self) -> Log {
+        Log::new(self.limits.segment_bytes_min as usize, self.limits.segment_bytes_max as usize, &self.shared.memory)
+    }
+
+    /// Takes a connection out of its room.
+    pub(super) fn leave(&mut self, key: ConnKey) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        let Some(topic_key) = session.topic.take() else { return };
+        session.behind = None;
+        let (place, was_member) = (session.place, session.state == State::Room);
+        let Some(topic) = self.topics.get_mut(topic_key) else { return };
+        if was_member && let Some(moved) = topic.members.leave(place) {
+            let (_, moved) = self.sessions.at(moved).expect("a member is a live connection");
+            moved.place = place;
+        }
+        self.free_if_unused(topic_key);
+    }
+
+    /// Frees a topic that nobody needs any more.
+    pub(super) fn free_if_unused(&mut self, key: TopicKey) {
+        let Some(topic) = self.topics.get(key) else { return };
+        if !topic.is_unused() {
+            return;
+        }
+        let topic = self.topics.remove(key).expect("found above");
+        self.counters.topics.set(self.topics.len() as u64);
+        match topic.role {
+            Role::Home(_) => self.shared.drop_topic(),
+            Role::Away(side) => {
+                if let Some(home) = side.key {
+                    self.mailbox.send(side.shard, ShardMessage::Unsubscribe { home });
+                }
+            }
+        }
+    }
+
+    /// Takes one message of a client for its room. The topic takes messages: the caller has asked.
+    pub(super) fn publish(&mut self, key: ConnKey, opcode: OpCode, payload: &[u8]) {
+        let sender = self.id(key);
+        let Some(topic_key) = self.sessions.get(key).and_then(|session| session.topic) else { return };
+        let topic = self.topics.get_mut(topic_key).expect("a topic lives as long as its members");
+        let (header, len) = server_header(opcode, payload.len());
+        let header = &header[..len];
+        if let Role::Away(side) = &mut topic.role {
+            if side.uplink_from.is_none() {
+                side.uplink_from = Some(side.uplink.pin());
+            }
+            side.uplink.append(sender, header, payload);
+            self.appended(topic_key);
+        } else {
+            self.append_at_home(topic_key, |log| log.append(sender, header, payload));
+        }
+    }
+
+    /// Appends to a topic at its home: this is where messages get their order.
+    pub(super) fn append_at_home(&mut self, topic_key: TopicKey, append: impl FnOnce(&mut Log)) {
+        let topic = self.topics.get_mut(topic_key).expect("the caller has the topic");
+        if topic.want_lap(self.now) {
+            self.laps.push_back(topic_key);
+        }
+        if let Role::Home(side) = &mut topic.role {
+            side.home.appending(|| topic.log.pin());
+        }
+        append(&mut topic.log);
+        self.appended(topic_key);
+    }
+
+    /// Notes that a topic's log or uplink has grown.
+    pub(super) fn appended(&mut self, topic_key: TopicKey) {
+        let topic = self.topics.get_mut(topic_key).expect("the caller has the topic");
+        topic.last_append = self.now;
+        if !std::mem::replace(&mut topic.warm, true) {
+            self.warm.push(topic_key);
+        }
+        let elsewhere = match &topic.role {
+            Role::Home(side) => !side.home.is_empty(),
+            Role::Away(_) => true,
+        };
+        if elsewhere && !std::mem::replace(&mut topic.dispatching, true) {
+            self.dispatches.push(topic_key);
+        }
+    }
+
+    /// Pauses a publisher until its topic takes messages again.
+    pub(super) fn wait_for_topic(&mut self, key: ConnKey, topic_key: TopicKey) {
+        self.pause_reading(key);
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        if !session.waiting {
+            session.waiting = true;
+            self.counters.publishers_paused.add(1);
+            self.topics.get_mut(topic_key).expect("a topic lives as long as its members").waiters.push(key);
+        }
+    }
+
+    /// Lets the publishers of a topic go on, if enough was worked off.
+    pub(super) fn wake_publishers(&mut self, topic_key: TopicKey) {
+        let Some(topic) = self.topics.get_mut(topic_key) else { return };
+        if !topic.waiters.is_empty() && topic.has_recovered(&self.limits) {
+            self.woken.append(&mut topic.waiters);
+        }
+    }
+
+    pub(super) fn resume_publishers(&mut self) {
+        let mut woken = std::mem::take(&mut self.woken);
+        for key in woken.drain(..) {
+            if let Some(session) = self.sessions.get_mut(key) {
+                session.waiting = false;
+                self.resume_reading(key);
+            }
+        }
+        if self.woken.is_empty() {
+            self.woken = woken;
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! What the gateway knows of one connection. Small, because there are very many: nothing here outlives idleness but the struct itself.
+
+use std::collections::VecDeque;
+
+use crate::engine::log::Pin;
+use crate::engine::segment::Range;
+use crate::gateway::close_cause::CloseCause;
+use crate::ids::TopicKey;
+use crate::proto::ws::Decoder;
+use crate::time::Time;
+
+/// Where a connection is in its life. It only ever goes down this list, except that a kept-alive HTTP connection stays at `Head`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum State {
+    /// A request head is awaited or half read.
+    Head,
+    /// The upgrade waits until the room's home shard has taken the subscription.
+    Joining,
+    /// A member of a room, in raw mode.
+    Room,
+    /// `/echo`.
+    Echo,
+    /// The last bytes are going out; then our side is shut.
+    Finishing,
+    /// Our side is shut; what comes in is thrown away until the peer shuts its side too.
+    Lingering,
+    /// Given to the driver to take down.
+    Closed,
+}
+
+impl State {
+    /// Whether the connection is past its use: its end was decided, counted and logged.
+    pub(super) fn is_over(self) -> bool {
+        matches!(self, Self::Finishing | Self::Lingering | Self::Closed)
+    }
+
+    /// Whether frames are spoken.
+    pub(super) fn is_open(self) -> bool {
+        matches!(self, Self::Room | Self::Echo)
+    }
+}
+
+/// What only a connection in the middle of something needs.
+#[derive(Default)]
+pub(super) struct Cold {
+    /// Bytes that could not be handled yet: half a request head, or everything behind a pause.
+    pub(super) input: Vec<u8>,
+    /// How far the end of the head was looked for.
+    pub(super) scanned: usize,
+    /// The answer to an upgrade that waits for its room.
+    pub(super) upgrade: Vec<u8>,
+}
+
+/// Milliseconds that wrap after 49 days: differences are right up to half of that, and a connection has several.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Stamp(u32);
+
+impl Stamp {
+    pub(super) fn new(now: Time) -> Self {
+        Self(now.as_millis() as u32)
+    }
+
+    /// Milliseconds from this to `now`.
+    pub(super) fn age_ms(self, now: Time) -> u64 {
+        u64::from((now.as_millis() as u32).wrapping_sub(self.0))
+    }
+}
+
+/// One connection.
+pub(super) struct Session {
+    pub(super) state: State,
+    /// Why it ends, once that is decided.
+    pub(super) cause: Option<CloseCause>,
+    /// Leaves its own messages out (`echo=0`).
+    pub(super) no_echo: bool,
+    /// It was answered a request before.
+    pub(super) served: bool,
+    /// It speaks WebSocket.
+    pub(super) upgraded: bool,
+    /// Accepted over the cap, only to be told so.
+    pub(super) over_capacity: bool,
+    /// Reading is paused.
+    pub(super) paused: bool,
+    /// It is in its topic's list of publishers to wake.
+    pub(super) waiting: bool,
+    /// A ping is unanswered since `pinged`.
+    pub(super) pinged: Option<Stamp>,
+    /// The timer watches a send that waits for the peer; `stalled_at` bytes were unsent when it was set.
+    pub(super) watched: bool,
+    /// The peer has shut its side.
+    pub(super) peer_closed: bool,
+    /// Ends with [`CloseCause::Shutdown`] as soon as everything queued is sent.
+    pub(super) goodbye: bool,
+    /// When bytes last came in.
+    pub(super) last_in: Stamp,
+    pub(super) stalled_at: u32,
+    /// The shard's turn in which the last send was started.
+    pub(super) sent_turn: u32,
+    /// Frames and bytes of the topic in the send in flight, and when the oldest of them was published, in wrapping microseconds.
+    pub(super) in_flight_frames: u32,
+    pub(super) in_flight_bytes: u32,
+    pub(super) born_us: u32,
+    /// Where in the topic's members it is.
+    pub(super) place: u32,
+    pub(super) topic: Option<TopicKey>,
+    /// The offset in the topic's log up to which everything was handed to the driver.
+    pub(super) cursor: u64,
+    /// The position of `cursor`, kept only while frames behind it wait for a send in flight.
+    pub(super) behind: Option<Pin>,
+    /// Bytes that go before any frame of the topic: responses, pongs, echoes, the close frame.
+    pub(super) direct: Option<Box<VecDeque<Range>>>,
+    pub(super) decoder: Decoder,
+    pub(super) cold: Option<Box<Cold>>,
+}
+
+impl Session {
+    pub(super) fn new(now: Time, over_capacity: bool) -> Self {
+        Self {
+            state: State::Head,
+            cause: None,
+            no_echo: false,
+            served: false,
+            upgraded: false,
+            over_capacity,
+            paused: false,
+            waiting: false,
+            pinged: None,
+            watched: false,
+            peer_closed: false,
+            goodbye: false,
+            last_in: Stamp::new(now),
+            stalled_at: 0,
+            sent_turn: 0,
+            in_flight_frames: 0,
+            in_flight_bytes: 0,
+            born_us: 0,
+            place: 0,
+            topic: None,
+            cursor: 0,
+            behind: None,
+            direct: None,
+            decoder: Decoder::new(),
+            cold: None,
+        }
+    }
+
+    /// Bytes in the direct queue.
+    pub(super) fn direct_bytes(&self) -> usize {
+        self.direct.iter().flat_map(|queue| queue.iter()).map(Range::len).sum()
+    }
+
+    /// Queues bytes ahead of the topic's frames.
+    pub(super) fn push_direct(&mut self, range: Range) {
+        let queue = self.direct.get_or_insert_default();
+        if !queue.back_mut().is_some_and(|last| last.try_join(&range)) {
+            queue.push_back(range);
+        }
+    }
+
+    /// Keeps bytes for later.
+    pub(super) fn hold(&mut self, bytes: &[u8]) {
+        self.cold.get_or_insert_default().input.extend_from_slice(bytes);
+    }
+
+    /// Takes what was kept.
+    pub(super) fn take_held(&mut self) -> Vec<u8> {
+        let Some(cold) = &mut self.cold else { return Vec::new() };
+        let held = std::mem::take(&mut cold.input);
+        if cold.upgrade.is_empty() && cold.scanned == 0 {
+            self.cold = None;
+        }
+        held
+    }
+
+    /// Whether bytes were kept.
+    pub(super) fn holds(&self) -> bool {
+        self.cold.as_ref().is_some_and(|cold| !cold.input.is_empty())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_session_is_small() {
+        assert!(size_of::<Session>() <= 128, "{} bytes", size_of::<Session>());
+    }
+
+    #[test]
+    fn a_stamp_survives_the_wrap_of_its_milliseconds() {
+        let before = Time::from_millis((1 << 32) - 5);
+        let after = Time::from_millis((1 << 32) + 7);
+        assert_eq!(Stamp::new(before).age_ms(after), 12);
+    }
+}

@@ -1,0 +1,119 @@
+//! What all shards share: a few numbers, each written by whoever changes it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use crate::engine::segment::SegmentMemory;
+use crate::ids::ShardId;
+
+/// Each shard's number on a cache line of its own.
+#[derive(Default, Debug)]
+#[repr(align(128))]
+struct Load(AtomicUsize);
+
+/// Counts and caps of the process.
+#[derive(Debug)]
+pub struct Shared {
+    /// Bytes of all queued messages.
+    pub memory: Arc<SegmentMemory>,
+    /// Clients at once, as worked out at start.
+    pub connections_max: u64,
+    /// Bytes of queued messages at once, as worked out at start.
+    pub queued_bytes_max: u64,
+    /// Topics at once.
+    pub topics_max: u64,
+    loads: Vec<Load>,
+    topics: AtomicU64,
+}
+
+impl Shared {
+    /// For a process of `shards` shards.
+    pub fn new(shards: u16, connections_max: u64, queued_bytes_max: u64, topics_max: u64) -> Arc<Self> {
+        Arc::new(Self {
+            memory: SegmentMemory::new(),
+            connections_max,
+            queued_bytes_max,
+            topics_max,
+            loads: (0..shards).map(|_| Load::default()).collect(),
+            topics: AtomicU64::new(0),
+        })
+    }
+
+    /// Connections that a shard has, or is about to get.
+    pub fn load(&self, shard: ShardId) -> usize {
+        self.loads[shard.index()].0.load(Ordering::Relaxed)
+    }
+
+    /// Connections of all shards.
+    pub fn connections(&self) -> usize {
+        self.loads.iter().map(|load| load.0.load(Ordering::Relaxed)).sum()
+    }
+
+    /// The shard that should take one more connection: `here`, unless it has over 5 % more than its even share and another one has fewer.
+    pub fn place(&self, here: ShardId) -> ShardId {
+        let shards = self.loads.len();
+        let mine = self.load(here);
+        let total = self.connections() + 1;
+        if (mine + 1) * shards <= total + total / 20 {
+            return here;
+        }
+        let least = (0..shards).map(|shard| ShardId(shard as u16)).min_by_key(|&shard| self.load(shard)).unwrap_or(here);
+        if self.load(least) < mine { least } else { here }
+    }
+
+    /// One more connection on `shard`.
+    pub fn add_load(&self, shard: ShardId) {
+        self.loads[shard.index()].0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// One less.
+    pub fn drop_load(&self, shard: ShardId) {
+        let before = self.loads[shard.index()].0.fetch_sub(1, Ordering::Relaxed);
+        debug_assert!(before > 0, "a connection is counted down once");
+    }
+
+    /// Counts a topic in, if there is room.
+    pub fn add_topic(&self) -> bool {
+        self.topics.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |topics| (topics < self.topics_max).then_some(topics + 1)).is_ok()
+    }
+
+    /// Counts a topic out.
+    pub fn drop_topic(&self) {
+        self.topics.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Whether queued messages take more memory than allowed.
+    pub fn is_over_memory(&self) -> bool {
+        self.memory.bytes() as u64 > self.queued_bytes_max
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whatever_the_kernel_prefers_shards_stay_within_ten_percent() {
+        for shards in [1_u16, 2, 3, 16] {
+            let shared = Shared::new(shards, 0, 0, 0);
+            for n in 0..10_000_u64 {
+                // Three of four land on shard 0.
+                let here = ShardId(if n % 4 == 0 { (n / 4 % u64::from(shards)) as u16 } else { 0 });
+                shared.add_load(shared.place(here));
+            }
+            let even = 10_000 / usize::from(shards);
+            for shard in 0..shards {
+                let load = shared.load(ShardId(shard));
+                assert!(load.abs_diff(even) * 10 <= even, "shard {shard} of {shards}: {load}, even is {even}");
+            }
+        }
+    }
+
+    #[test]
+    fn topics_are_counted_up_to_the_cap() {
+        let shared = Shared::new(1, 0, 0, 2);
+        assert!(shared.add_topic() && shared.add_topic() && !shared.add_topic());
+        shared.drop_topic();
+        assert!(shared.add_topic());
+    }
+}

@@ -1,0 +1,143 @@
+//! Deadlines: one timer per connection, set to whichever is next, and looked at afresh when it fires.
+
+use std::time::Duration;
+
+use super::Gateway;
+use super::close_cause::CloseCause;
+use super::session::{Session, Stamp, State};
+use crate::engine::driver::{CloseHow, Driver};
+use crate::ids::ConnKey;
+use crate::proto::ws::OpCode;
+use crate::proto::ws::frame::server_header;
+
+impl<D: Driver> Gateway<D> {
+    pub(super) fn handle_timers(&mut self) {
+        let mut fired = std::mem::take(&mut self.fired);
+        self.timers.advance(self.now, &mut fired);
+        for slot in fired.drain(..) {
+            let Some((key, session)) = self.sessions.at(slot) else { continue };
+            match session.state {
+                State::Head if session.holds() => self.head_timed_out(key),
+                State::Head if session.served => self.end(key, CloseCause::HttpDone),
+                State::Head => self.end(key, CloseCause::HeadTimeout),
+                State::Joining => self.rearm(key, Duration::from_millis(self.limits.head_timeout_ms)),
+                State::Room | State::Echo => self.open_timer(key),
+                State::Finishing | State::Lingering => self.take_down(key, CloseHow::Reset),
+                State::Closed => {}
+            }
+        }
+        self.fired = fired;
+    }
+
+    fn rearm(&mut self, key: ConnKey, after: Duration) {
+        self.timers.set(key.slot, self.now + after);
+    }
+
+    /// A kept-alive connection waits for its next request.
+    pub(super) fn await_next_request(&mut self, key: ConnKey) {
+        if let Some(session) = self.sessions.get_mut(key) {
+            session.served = true;
+            self.rearm(key, Duration::from_millis(self.limits.keepalive_ms));
+        }
+    }
+
+    /// The first ping of a connection comes at a random point of the interval, so that pings spread evenly however clients arrived.
+    pub(super) fn first_ping(&mut self, key: ConnKey) {
+        let interval = self.limits.ping_interval_ms;
+        let after = self.random.u64(interval / 2..=interval);
+        self.rearm(key, Duration::from_millis(after));
+    }
+
+    /// An open connection's timer: a send without progress, a ping without an answer, or a silence to be broken.
+    fn open_timer(&mut self, key: ConnKey) {
+        let now = self.now;
+        let unsent = self.driver.unsent(key) as u32;
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        if session.watched && unsent > 0 {
+            if unsent >= session.stalled_at {
+                let reason = format!("no byte taken in {} ms", self.limits.write_stall_ms);
+                return self.end_with(key, CloseCause::SlowConsumer, None, &reason);
+            }
+            session.stalled_at = unsent;
+            session.last_in = Stamp::new(now);
+            return self.rearm(key, Duration::from_millis(self.limits.write_stall_ms));
+        }
+        session.watched = false;
+        if let Some(pinged) = session.pinged {
+            if session.last_in.age_ms(now) <= pinged.age_ms(now) || session.paused {
+                session.pinged = None;
+            } else if pinged.age_ms(now) >= self.limits.pong_timeout_ms {
+                return self.end(key, CloseCause::NoPong);
+            } else {
+                let left = self.limits.pong_timeout_ms - pinged.age_ms(now);
+                return self.rearm(key, Duration::from_millis(left));
+            }
+        }
+        let silent = session.last_in.age_ms(now);
+        if silent < self.limits.ping_interval_ms {
+            let left = self.limits.ping_interval_ms - silent;
+            return self.rearm(key, Duration::from_millis(left));
+        }
+        session.pinged = Some(Stamp::new(now));
+        self.counters.pings.add(1);
+        let (header, len) = server_header(OpCode::Ping, 0);
+        self.push_direct(key, &header[..len], &[]);
+        self.rearm(key, Duration::from_millis(self.limits.pong_timeout_ms));
+        self.pump(key);
+    }
+
+    /// Sends of the last step that are still in flight wait for their peers: from now on their progress is watched.
+    pub(super) fn watch_sends(&mut self) {
+        let mut sends = std::mem::take(&mut self.recent_sends);
+        for key in sends.drain(..) {
+            let unsent = self.driver.unsent(key);
+            if unsent == 0 {
+                continue;
+            }
+            let Some(session) = self.sessions.get_mut(key) else { continue };
+            if session.state.is_open() && !session.watched && session.sent_turn != self.turn {
+                session.watched = true;
+                session.stalled_at = unsent as u32;
+                self.timers.set(key.slot, self.now + Duration::from_millis(self.limits.write_stall_ms));
+            }
+        }
+        self.recent_sends = sends;
+    }
+
+    /// How soon the sends of this step must be looked at.
+    pub(super) fn watch_wait(&self) -> Option<Duration> {
+        (!self.recent_sends.is_empty()).then_some(Duration::from_millis(1))
+    }
+
+    /// Bytes of its room that wait for a connection, besides the send in flight.
+    pub(super) fn queued_bytes(&self, session: &Session) -> u64 {
+        let behind = match (&session.behind, session.topic.and_then(|topic| self.topics.get(topic))) {
+            (Some(_), Some(topic)) => topic.log.end() - session.cursor,
+            _ => 0,
+        };
+        behind + session.direct_bytes() as u64
+    }
+
+    /// Over the process's bound of queued memory, whoever of this shard has most queued is ended; once a step, until it is enough.
+    pub(super) fn relieve_memory(&mut self) {
+        if !self.shared.is_over_memory() {
+            return;
+        }
+        let mut worst: Option<(u64, ConnKey)> = None;
+        for slot in 0..self.driver.slots() {
+            let Some((key, session)) = self.sessions.at(slot) else { continue };
+            if !session.state.is_open() || (session.behind.is_none() && session.direct.is_none()) {
+                continue;
+            }
+            let Some(session) = self.sessions.get(key) else { continue };
+            let queued = self.queued_bytes(session);
+            if worst.is_none_or(|(most, _)| queued > most) {
+                worst = Some((queued, key));
+            }
+        }
+        if let Some((_, key)) = worst {
+            let reason = format!("queued messages of the process are over {} bytes (limits.queued_bytes_max)", self.shared.queued_bytes_max);
+            self.end_with(key, CloseCause::SlowConsumer, None, &reason);
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! One topic on one shard: its log, its members, its lap, and its tie to the other shards.
+
+use std::collections::VecDeque;
+use std::rc::Rc;
+
+use crate::engine::log::{Log, Parcel, Pin};
+use crate::engine::segment::Gather;
+use crate::hub::{Home, Members};
+use crate::ids::{ConnKey, ShardId, TopicKey};
+use crate::limits::Limits;
+use crate::time::Time;
+
+/// Fan-out under way: every member gets everything from its cursor to the log's end.
+pub(super) struct Lap {
+    /// Nobody who is not waiting for its own send lies before this.
+    pub(super) floor: Pin,
+    /// The floor once this lap is over: the log's end at its first visit; none before that.
+    pub(super) next_floor: Option<Pin>,
+    /// When the oldest frame behind the floor was appended.
+    pub(super) born: Time,
+    /// The same for the frames behind the next floor.
+    pub(super) next_born: Time,
+    /// What the last visited member was sent; most members are at the same position and get the same.
+    pub(super) last: Option<LastSend>,
+}
+
+/// A send that the next member can share.
+pub(super) struct LastSend {
+    pub(super) from: u64,
+    pub(super) end: u64,
+    pub(super) data: Rc<Gather>,
+    pub(super) next: Pin,
+    pub(super) frames: u64,
+}
+
+/// Frames from another shard that wait until the topic takes new ones.
+pub(super) struct HeldParcel {
+    pub(super) from: ShardId,
+    pub(super) key: TopicKey,
+    pub(super) parcel: Parcel,
+}
+
+/// The home's part.
+#[derive(Default)]
+pub(super) struct HomeSide {
+    pub(super) home: Home<Pin>,
+    pub(super) held: VecDeque<HeldParcel>,
+}
+
+/// The part of a shard that is not the home.
+pub(super) struct AwaySide {
+    pub(super) shard: ShardId,
+    /// The home's key, once it has answered.
+    pub(super) key: Option<TopicKey>,
+    /// The home's count of frames where our log begins.
+    pub(super) first_frame: u64,
+    /// Messages of our clients on their way to the home.
+    pub(super) uplink: Log,
+    pub(super) uplink_from: Option<Pin>,
+    pub(super) uplink_taken: u64,
+    pub(super) uplink_sent: u64,
+    pub(super) under_way: bool,
+    /// To be acknowledged once everyone here was given what lies below the first number (ours); the second is the home's.
+    pub(super) to_acknowledge: Option<(u64, u64)>,
+    /// Upgrades that wait for the home's answer.
+    pub(super) joining: Vec<ConnKey>,
+}
+
+pub(super) enum Role {
+    Home(HomeSide),
+    Away(Box<AwaySide>),
+}
+
+pub(super) struct Topic {
+    pub(super) log: Log,
+    pub(super) members: Members,
+    pub(super) lap: Option<Box<Lap>>,
+    pub(super) role: Role,
+    /// Publishers to be woken when the topic takes messages again.
+    pub(super) waiters: Vec<ConnKey>,
+    /// In the list of topics that may have something for another shard.
+    pub(super) dispatching: bool,
+    /// In the list of topics that may hold memory for frames to come.
+    pub(super) warm: bool,
+    pub(super) last_append: Time,
+}
+
+impl Topic {
+    pub(super) fn new(role: Role, log: Log) -> Self {
+        Self {
+            log,
+            members: Members::default(),
+            lap: None,
+            role,
+            waiters: Vec::new(),
+            dispatching: false,
+            warm: false,
+            last_append: Time::ZERO,
+        }
+    }
+
+    /// By how many bytes the slowest shard's fan-out is behind, as far as this shard is the one to know.
+    pub(super) fn lag(&self) -> u64 {
+        let end = self.log.end();
+        let here = self.lap.as_ref().map_or(0, |lap| end - lap.floor.offset());
+        match &self.role {
+            Role::Home(side) => here.max(side.home.lag(end)),
+            Role::Away(side) => side.uplink.end() - side.uplink_taken,
+        }
+    }
+
+    /// Whether a client's message may be taken now. When not, *we* are behind, and the publisher waits.
+    pub(super) fn takes_messages(&self, limits: &Limits) -> bool {
+        match &self.role {
+            Role::Home(side) => side.held.is_empty() && self.lag() < limits.topic_lag_bytes_max,
+            Role::Away(_) => self.lag() < limits.publish_bytes_max,
+        }
+    }
+
+    /// Whether enough was worked off to begin taking messages again: half of the bound, so that publishers are not woken for one message each.
+    pub(super) fn has_recovered(&self, limits: &Limits) -> bool {
+        match &self.role {
+            Role::Home(_) => self.lag() < limits.topic_lag_bytes_max / 2,
+            Role::Away(_) => self.lag() < limits.publish_bytes_max / 2,
+        }
+    }
+
+    /// Whether nobody on this shard, and nobody elsewhere through this shard, needs the topic.
+    pub(super) fn is_unused(&self) -> bool {
+        self.members.is_empty()
+            && self.lap.is_none()
+            && match &self.role {
+                Role::Home(side) => side.home.is_empty() && side.held.is_empty(),
+                Role::Away(side) => {
+                    side.joining.is_empty() && side.key.is_some() && side.uplink_from.is_none() && !side.under_way && side.to_acknowledge.is_none()
+                }
+            }
+    }
+
+    /// Asks for a lap for frames about to be appended, unless one is under way or nobody would get them. Whether it did; then the lap's turn must come.
+    pub(super) fn want_lap(&mut self, now: Time) -> bool {
+        if self.lap.is_some() || self.members.is_empty() {
+            return false;
+        }
+        self.lap = Some(Box::new(Lap { floor: self.log.pin(), next_floor: None, born: now, next_born: now, last: None }));
+        true
+    }
+}

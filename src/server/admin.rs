@@ -1,0 +1,392 @@
+//! The admin listener: metrics and health on an address of its own, for operators and never for clients.
+//!
+//! It runs on plain threads with blocking sockets, apart from every shard, so that it answers when all of them are stuck. Bounded: so many
+//! clients, so large a head, so long a request; one request a connection. Started by the supervisor.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use super::clock::Clock;
+use super::metrics::Metrics;
+use crate::proto::http::{Head, HeadStorage, Response, head_end, parse_head};
+use crate::time::Time;
+
+/// How far the gateway is, for `/readyz`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum Phase {
+    /// Not yet every shard accepts.
+    Starting,
+    /// Clients can connect.
+    Serving,
+    /// Shutting down.
+    Draining,
+}
+
+/// The phase, shared between the supervisor, which sets it, and whoever asks.
+#[derive(Debug, Default)]
+pub struct Readiness(AtomicU8);
+
+impl Readiness {
+    /// A gateway that is starting.
+    pub fn new() -> Arc<Self> {
+        Arc::default()
+    }
+
+    /// Moves to another phase.
+    pub fn set(&self, phase: Phase) {
+        self.0.store(phase as u8, Ordering::Relaxed);
+    }
+
+    /// The phase now.
+    pub fn phase(&self) -> Phase {
+        match self.0.load(Ordering::Relaxed) {
+            0 => Phase::Starting,
+            1 => Phase::Serving,
+            _ => Phase::Draining,
+        }
+    }
+}
+
+/// Why the admin listener cannot be started.
+#[derive(Debug, thiserror::Error)]
+pub enum AdminError {
+    /// Another socket has the address. The kernel does not say whose.
+    #[error(
+        "admin address {0} is in use by another process (`ss -ltnp` tells which); choose another with --admin ADDR:PORT, or --admin off"
+    )]
+    InUse(SocketAddr),
+    /// Anything else.
+    #[error("admin address {address} cannot be listened on: {source}; choose another with --admin ADDR:PORT, or --admin off")]
+    Listen {
+        /// The address as configured.
+        address: SocketAddr,
+        /// What the kernel says.
+        source: io::Error,
+    },
+    /// No thread.
+    #[error("admin thread cannot be started: {0}")]
+    Thread(io::Error),
+}
+
+/// A bound listener that nobody answers yet. Bind it before clients are let in: a taken port is then found while nothing is lost.
+pub struct Admin {
+    listener: TcpListener,
+    address: SocketAddr,
+}
+
+impl Admin {
+    /// Binds the address.
+    ///
+    /// # Errors
+    /// When it is taken, or not an address of this machine.
+    pub fn bind(address: SocketAddr) -> Result<Self, AdminError> {
+        let result = TcpListener::bind(address).and_then(|listener| Ok((listener.local_addr()?, listener)));
+        match result {
+            Ok((address, listener)) => Ok(Self { listener, address }),
+            Err(error) if error.kind() == ErrorKind::AddrInUse => Err(AdminError::InUse(address)),
+            Err(source) => Err(AdminError::Listen { address, source }),
+        }
+    }
+
+    /// Where it listens; with the kernel's choice in place of port 0.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Answers from now on until the process ends.
+    ///
+    /// # Errors
+    /// When its thread cannot be started.
+    pub fn start(self, clock: Clock, metrics: Metrics, readiness: Arc<Readiness>) -> Result<(), AdminError> {
+        let pages = Arc::new(Pages { metrics, readiness });
+        let run = move || accept_forever(&self.listener, clock, &pages);
+        thread::Builder::new().name("admin".to_owned()).spawn(run).map_err(AdminError::Thread)?;
+        Ok(())
+    }
+}
+
+/// Clients at once; the rest is told to come back.
+const CLIENTS_MAX: usize = 16;
+/// From the accept to the last byte of the head, and again from there to the last byte of the answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+const HEAD_BYTES_MAX: usize = 16 * 1024;
+/// Bytes of an unwanted body that are read and discarded, so that the answer is not lost to a reset.
+const DISCARD_BYTES_MAX: usize = 64 * 1024;
+/// Pause after an accept that failed: out of descriptors, the next one would fail at once.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+fn accept_forever(listener: &TcpListener, clock: Clock, pages: &Arc<Pages>) {
+    let clients = Arc::new(AtomicUsize::new(0));
+    loop {
+        let stream = match listener.accept() {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "admin listener cannot accept");
+                #[expect(clippy::disallowed_methods, reason = "this thread is no shard; it has nothing else to do")]
+                thread::sleep(ACCEPT_PAUSE);
+                continue;
+            }
+        };
+        let place = Place::take(&clients);
+        if place.is_none() {
+            refuse(stream);
+            continue;
+        }
+        let pages = Arc::clone(pages);
+        let serve = move || {
+            let _place = place;
+            // A client that went away or was too slow is of no interest to anybody else.
+            let _ = serve_client(&stream, clock, &pages);
+        };
+        if let Err(error) = thread::Builder::new().name("admin".to_owned()).spawn(serve) {
+            tracing::warn!(%error, "admin client dropped: its thread cannot be started");
+        }
+    }
+}
+
+/// One of the [`CLIENTS_MAX`] places; dropping it gives it back, after a panic too.
+struct Place(Arc<AtomicUsize>);
+
+impl Place {
+    /// Only the accepting thread takes places, so the count does not rise between the look and the step.
+    fn take(clients: &Arc<AtomicUsize>) -> Option<Self> {
+        if clients.load(Ordering::Relaxed) >= CLIENTS_MAX {
+            return None;
+        }
+        clients.fetch_add(1, Ordering::Relaxed);
+        Some(Self(Arc::clone(clients)))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Without waiting for anything: the answer fits every socket's buffer.
+fn refuse(mut stream: TcpStream) {
+    let message = format!("admin listener serves {CLIENTS_MAX} clients at once; try again");
+    let mut bytes = Vec::new();
+    Response::error(503, &message).header("Retry-After", "1").close().encode(&mut bytes);
+    let _ = stream.set_nonblocking(true).and_then(|()| stream.write_all(&bytes)).and_then(|()| stream.shutdown(Shutdown::Write));
+}
+
+fn serve_client(stream: &TcpStream, clock: Clock, pages: &Pages) -> io::Result<()> {
+    let mut link = Deadlined { stream, clock, deadline: clock.now() + PATIENCE };
+    let mut head = Vec::with_capacity(1024);
+    let response = loop {
+        let before = head.len();
+        match link.read_some(&mut head) {
+            Ok(0) => return Ok(()),
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::TimedOut => {
+                break Response::error(408, &format!("no whole request within {} s", PATIENCE.as_secs()));
+            }
+            Err(error) => return Err(error),
+        }
+        if head_end(&head, before).is_none() && head.len() <= HEAD_BYTES_MAX {
+            continue;
+        }
+        match parse_head(&mut HeadStorage::new(), &head, HEAD_BYTES_MAX) {
+            Ok(Some(request)) => break pages.answer(&request),
+            Ok(None) => {}
+            Err(error) => break Response::error(error.status(), &error.to_string()),
+        }
+    };
+    let mut bytes = Vec::new();
+    response.header("Cache-Control", "no-store").close().encode(&mut bytes);
+    link.deadline = clock.now() + PATIENCE;
+    link.write_all(&bytes)?;
+    stream.shutdown(Shutdown::Write)?;
+    let mut discarded = Vec::with_capacity(1024);
+    let mut total = 0;
+    while total < DISCARD_BYTES_MAX {
+        discarded.clear();
+        match link.read_some(&mut discarded)? {
+            0 => break,
+            bytes => total += bytes,
+        }
+    }
+    Ok(())
+}
+
+/// A stream whose reads and writes together end by a deadline; a timeout for each would let a client drip bytes for hours.
+struct Deadlined<'a> {
+    stream: &'a TcpStream,
+    clock: Clock,
+    deadline: Time,
+}
+
+impl Deadlined<'_> {
+    fn remaining(&self) -> io::Result<Duration> {
+        let remaining = self.deadline.since(self.clock.now());
+        if remaining.is_zero() { Err(ErrorKind::TimedOut.into()) } else { Ok(remaining) }
+    }
+
+    fn read_some(&mut self, out: &mut Vec<u8>) -> io::Result<usize> {
+        self.stream.set_read_timeout(Some(self.remaining()?))?;
+        let mut buffer = [0; 1024];
+        let bytes = self.stream.read(&mut buffer).map_err(timed_out)?;
+        out.extend_from_slice(&buffer[..bytes]);
+        Ok(bytes)
+    }
+
+    fn write_all(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            self.stream.set_write_timeout(Some(self.remaining()?))?;
+            match self.stream.write(bytes).map_err(timed_out)? {
+                0 => return Err(ErrorKind::WriteZero.into()),
+                written => bytes = &bytes[written..],
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Linux reports a socket timeout as EAGAIN.
+fn timed_out(error: io::Error) -> io::Error {
+    if error.kind() == ErrorKind::WouldBlock { ErrorKind::TimedOut.into() } else { error }
+}
+
+/// What there is to see.
+struct Pages {
+    metrics: Metrics,
+    readiness: Arc<Readiness>,
+}
+
+impl Pages {
+    fn answer(&self, request: &Head<'_, '_>) -> Response {
+        let response = match request.path {
+            "/metrics" | "/healthz" | "/readyz" if !matches!(request.method, "GET" | "HEAD") => {
+                Response::error(405, "only GET and HEAD are answered here").header("Allow", "GET, HEAD")
+            }
+            "/metrics" => Response::new(200).body(Metrics::CONTENT_TYPE, self.metrics.encode().as_bytes()),
+            "/healthz" => text(200, "ok\n"),
+            "/readyz" => match self.readiness.phase() {
+                Phase::Serving => text(200, "ok\n"),
+                Phase::Starting => text(503, "starting: not every shard accepts clients yet\n"),
+                Phase::Draining => text(503, "draining: shutting down, clients are asked to reconnect elsewhere\n"),
+            },
+            _ => Response::error(404, "nothing here; there are /metrics, /healthz and /readyz"),
+        };
+        if request.method == "HEAD" { response.head_only() } else { response }
+    }
+}
+
+fn text(status: u16, body: &str) -> Response {
+    Response::new(status).body("text/plain; charset=utf-8", body.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::metrics::ProcessFacts;
+    use super::*;
+    use crate::engine::segment::SegmentMemory;
+    use crate::gateway::counters::Counters;
+
+    fn start() -> (SocketAddr, Arc<Readiness>) {
+        let facts = ProcessFacts {
+            driver: "epoll",
+            kernel: String::new(),
+            start: Duration::ZERO,
+            connections_max: 1,
+            queued_bytes_max: 1,
+            segment_memory: SegmentMemory::new(),
+        };
+        let metrics = Metrics::new(vec![Arc::new(Counters::default())], facts);
+        let readiness = Readiness::new();
+        let admin = Admin::bind(SocketAddr::from(([127, 0, 0, 1], 0))).expect("loopback has a free port");
+        let address = admin.address();
+        admin.start(Clock::new(), metrics, Arc::clone(&readiness)).expect("a thread can be started");
+        (address, readiness)
+    }
+
+    fn ask(address: SocketAddr, request: &str) -> String {
+        let mut stream = TcpStream::connect(address).expect("the listener is there");
+        stream.write_all(request.as_bytes()).expect("the request fits the socket's buffer");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("an answer and an end");
+        answer
+    }
+
+    fn get(address: SocketAddr, path: &str) -> String {
+        ask(address, &format!("GET {path} HTTP/1.1\r\nHost: admin\r\n\r\n"))
+    }
+
+    #[test]
+    fn metrics_are_openmetrics_text() {
+        let (address, _) = start();
+        let answer = get(address, "/metrics");
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+        assert!(answer.contains("Content-Type: application/openmetrics-text; version=1.0.0; charset=utf-8\r\n"), "{answer}");
+        assert!(answer.ends_with("# EOF\n"), "{answer}");
+    }
+
+    #[test]
+    fn ready_only_while_serving_and_healthy_always() {
+        let (address, readiness) = start();
+        for (phase, status, word) in
+            [(Phase::Starting, "503", "starting"), (Phase::Serving, "200", "ok"), (Phase::Draining, "503", "draining")]
+        {
+            readiness.set(phase);
+            let answer = get(address, "/readyz");
+            assert!(answer.contains(&format!("HTTP/1.1 {status} ")) && answer.contains(word), "{answer}");
+            assert!(get(address, "/healthz").starts_with("HTTP/1.1 200 OK"));
+        }
+    }
+
+    #[test]
+    fn other_paths_and_methods_are_told_what_there_is() {
+        let (address, _) = start();
+        let answer = get(address, "/");
+        assert!(answer.starts_with("HTTP/1.1 404 ") && answer.contains("/metrics, /healthz and /readyz"), "{answer}");
+        let answer = ask(address, "POST /metrics HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc");
+        assert!(answer.starts_with("HTTP/1.1 405 ") && answer.contains("Allow: GET, HEAD\r\n"), "{answer}");
+        let answer = ask(address, "HEAD /healthz HTTP/1.1\r\nHost: a\r\n\r\n");
+        assert!(answer.contains("Content-Length: 3\r\n") && answer.ends_with("\r\n\r\n"), "{answer}");
+    }
+
+    #[test]
+    fn heads_that_are_too_large_or_wrong_are_refused() {
+        let (address, _) = start();
+        let answer = ask(address, &format!("GET / HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n", "x".repeat(HEAD_BYTES_MAX)));
+        assert!(answer.starts_with("HTTP/1.1 431 "), "{answer}");
+        assert!(ask(address, "nonsense\r\n\r\n").starts_with("HTTP/1.1 400 "));
+    }
+
+    #[test]
+    fn the_seventeenth_client_is_turned_away_until_one_leaves() {
+        let (address, _) = start();
+        let mut held: Vec<_> = (0..CLIENTS_MAX).map(|_| TcpStream::connect(address).expect("the listener is there")).collect();
+        let mut answer = String::new();
+        TcpStream::connect(address).expect("the listener is there").read_to_string(&mut answer).expect("an answer and an end");
+        assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("Retry-After: 1"), "{answer}");
+        held.pop();
+        // The place is given back by the client's thread, a moment after its socket closes.
+        let served = (0..1000).any(|_| get_quietly(address).is_some_and(|answer| answer.starts_with("HTTP/1.1 200 ")));
+        assert!(served, "a place was given back");
+    }
+
+    /// A refusal may reset the connection while the request is still on its way.
+    fn get_quietly(address: SocketAddr) -> Option<String> {
+        let mut stream = TcpStream::connect(address).ok()?;
+        stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n").ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        Some(answer)
+    }
+
+    #[test]
+    fn a_taken_address_is_named_with_what_to_do() {
+        let taken = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
+        let address = taken.local_addr().expect("a bound listener has an address");
+        let error = Admin::bind(address).err().expect("the address is taken").to_string();
+        assert!(error.contains(&address.to_string()) && error.contains("--admin off"), "{error}");
+    }
+}

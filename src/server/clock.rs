@@ -1,0 +1,45 @@
+//! The one place that reads the clock. Everything else is told the time.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use crate::time::Time;
+
+/// The process's monotonic clock. Made once at start; its copies share one zero, so that times of different shards compare.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock {
+    zero: Instant,
+}
+
+impl Clock {
+    /// A clock that begins at [`Time::ZERO`].
+    #[expect(clippy::disallowed_methods, reason = "this is the file that reads the clock")]
+    #[expect(clippy::new_without_default, reason = "a second clock has a second zero; making one should be seen")]
+    pub fn new() -> Self {
+        Self { zero: Instant::now() }
+    }
+
+    /// The time now.
+    #[expect(clippy::disallowed_methods, reason = "this is the file that reads the clock")]
+    pub fn now(self) -> Time {
+        Time::ZERO + Instant::now().saturating_duration_since(self.zero)
+    }
+}
+
+/// The wall clock, as time since 1970 in UTC; zero when it is set before that. For people and metrics only, never to measure with.
+#[expect(clippy::disallowed_methods, reason = "this is the file that reads the clock")]
+pub fn unix_time() -> Duration {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn copies_of_a_clock_never_run_backwards_against_each_other() {
+        let clock = Clock::new();
+        let copy = clock;
+        let earlier = clock.now();
+        assert!(copy.now() >= earlier);
+    }
+}

@@ -1,0 +1,125 @@
+//! One shard's thread: pin, make the driver here, loop.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use crossbeam_channel::Sender;
+
+use super::clock::Clock;
+use crate::engine::driver::Driver;
+use crate::engine::epoll::EpollDriver;
+use crate::engine::recv_pool::RecvPool;
+use crate::engine::sys;
+use crate::engine::uring::{RingKernel, RingSize, UringDriver, build_ring};
+use crate::engine::wakers::Wakers;
+use crate::gateway::counters::Counters;
+use crate::gateway::{Gateway, Parts, Progress};
+use crate::limits::Limits;
+
+/// Which driver every shard of the process runs on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum DriverKind {
+    /// io_uring.
+    Uring,
+    /// epoll.
+    Epoll,
+}
+
+impl DriverKind {
+    /// The name for logs and metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Uring => "uring",
+            Self::Epoll => "epoll",
+        }
+    }
+}
+
+/// What a shard's thread needs besides what its gateway is made of.
+pub struct Seat {
+    /// Bind the thread to this CPU.
+    pub cpu: Option<usize>,
+    /// What to run on.
+    pub driver: DriverKind,
+    /// This shard's listener.
+    pub listener: OwnedFd,
+    /// Its address, for messages.
+    pub address: SocketAddr,
+    /// How shards are woken.
+    pub wakers: Arc<Wakers>,
+    /// The process's clock.
+    pub clock: Clock,
+}
+
+/// What a shard says when it has begun to serve: the ring it got, if it runs on one.
+pub type Started = Result<Option<RingSize>, String>;
+
+/// The body of a shard's thread: returns when the shard is drained.
+///
+/// # Errors
+/// What means that the shard cannot go on. An error before it serves goes to `started` instead.
+pub fn run(seat: Seat, parts: Parts, started: &Sender<Started>) -> io::Result<()> {
+    if let Some(cpu) = seat.cpu
+        && let Err(error) = sys::pin_to_cpu(cpu)
+    {
+        let _ = started.send(Err(format!("shard {} cannot be pinned to CPU {cpu}: {error}; choose others with --cpus, or --cpus off", parts.shard)));
+        return Ok(());
+    }
+    let limits = Arc::clone(&parts.limits);
+    let pool = RecvPool::new(limits.recv_buffers as usize, limits.recv_buffer_bytes as usize);
+    match seat.driver {
+        DriverKind::Uring => match uring(&seat.wakers, &limits, pool, &parts, seat.listener) {
+            Ok((driver, size)) => {
+                let _ = started.send(Ok(Some(size)));
+                serve(driver, parts, seat.clock)
+            }
+            Err(error) => {
+                let _ = started.send(Err(format!(
+                    "shard {} cannot make its ring: {error}; the memlock limit is {} bytes for all rings of this user: raise it (ulimit -l, LimitMEMLOCK=), or run fewer shards (--shards)",
+                    parts.shard,
+                    sys::memlock_limit()
+                )));
+                Ok(())
+            }
+        },
+        DriverKind::Epoll => match EpollDriver::new(parts.shard, seat.listener, seat.wakers, pool, limits.accepts_per_turn as usize) {
+            Ok(driver) => {
+                let _ = started.send(Ok(None));
+                serve(driver, parts, seat.clock)
+            }
+            Err(error) => {
+                let _ = started.send(Err(format!("shard {} cannot make its epoll instance: {error}", parts.shard)));
+                Ok(())
+            }
+        },
+    }
+}
+
+fn uring(wakers: &Arc<Wakers>, limits: &Limits, pool: Rc<RecvPool>, parts: &Parts, listener: OwnedFd) -> io::Result<(UringDriver<RingKernel>, RingSize)> {
+    let (ring, size) = build_ring(ring_size(limits))?;
+    let kernel = RingKernel::new(ring, pool, parts.shard, Arc::clone(wakers), Some(listener))?;
+    Ok((UringDriver::new(kernel), size))
+}
+
+/// The ring that the limits ask for.
+pub fn ring_size(limits: &Limits) -> RingSize {
+    RingSize { submissions: limits.ring_submissions as u32, completions: limits.ring_completions as u32 }
+}
+
+/// The loop.
+fn serve<D: Driver>(driver: D, parts: Parts, clock: Clock) -> io::Result<()> {
+    let counters: Arc<Counters> = Arc::clone(&parts.counters);
+    let mut gateway = Gateway::new(driver, parts, clock.now());
+    loop {
+        gateway.wait()?;
+        let now = clock.now();
+        let progress = gateway.step(now);
+        counters.loop_seconds.record(clock.now().since(now));
+        if progress == Progress::Finished {
+            return Ok(());
+        }
+    }
+}

@@ -1,0 +1,289 @@
+//! From a configuration to a serving process, and back: listeners, shards, signals, shutdown.
+
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use crossbeam_channel::{Sender, bounded};
+
+use super::admin::{Admin, AdminError, Phase, Readiness};
+use super::clock::{Clock, unix_time};
+use super::config::{Config, Cpus, DriverChoice};
+use super::metrics::{Metrics, ProcessFacts};
+use super::shard::{DriverKind, Seat, Started, ring_size, run};
+use super::{host, signals};
+use crate::engine::mailbox::mesh;
+use crate::engine::sys::{self, ListenOptions};
+use crate::engine::uring::probe::{Blocked, probe};
+use crate::engine::wakers::Wakers;
+use crate::gateway::counters::Counters;
+use crate::gateway::{Command, Pages, Parts, Shared};
+use crate::hub::Placement;
+use crate::ids::ShardId;
+use crate::limits::Limits;
+use crate::web;
+
+/// Why the gateway cannot serve.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The address is taken, most likely by another instance.
+    #[error("{0} is in use: another process listens there, perhaps another shardcast; stop it, or choose another address with --listen")]
+    AddressInUse(SocketAddr),
+    /// The address cannot be listened on.
+    #[error("cannot listen on {0}: {1}")]
+    Listen(SocketAddr, io::Error),
+    /// `--driver uring`, and it is not to be had.
+    #[error("{0}; --driver auto would go on with epoll")]
+    NoUring(Blocked),
+    /// A CPU in `--cpus` that this process may not use.
+    #[error("CPU {cpu} is not among those that this process may use ({allowed:?}); change --cpus")]
+    Cpu {
+        /// Asked for.
+        cpu: usize,
+        /// Allowed.
+        allowed: Vec<usize>,
+    },
+    /// The admin listener.
+    #[error(transparent)]
+    Admin(#[from] AdminError),
+    /// A shard could not begin.
+    #[error("{0}")]
+    Shard(String),
+    /// Something that hardly ever fails.
+    #[error("cannot {what}: {error}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// What came of it.
+        error: io::Error,
+    },
+}
+
+fn system(what: &'static str) -> impl FnOnce(io::Error) -> ServeError {
+    move |error| ServeError::System { what, error }
+}
+
+/// Serves until SIGTERM or SIGINT, then drains.
+///
+/// # Errors
+/// What kept it from serving; nothing was served then.
+pub fn serve(config: Config) -> Result<(), ServeError> {
+    let clock = Clock::new();
+    end_process_on_panic();
+    let nofile = sys::raise_nofile().map_err(system("raise the limit of file descriptors"))?;
+    let allowed = sys::allowed_cpus();
+    let shards = config.shards.unwrap_or_else(|| host::shards_by_default(&allowed));
+    let cpus = seats(&config.cpus, shards, &allowed)?;
+    let limits = Arc::new(config.limits.clone());
+    let driver = choose_driver(config.driver, &limits)?;
+    let shutdown = signals::register().map_err(system("catch signals"))?;
+    let (address, listeners) = listeners(config.listen, shards, &limits)?;
+    let admin = config.admin.map(Admin::bind).transpose()?;
+    let admin_address = admin.as_ref().map(Admin::address);
+
+    let shared = Shared::new(
+        shards,
+        if limits.connections_max > 0 { limits.connections_max } else { host::connections_allowed(&limits, nofile, shards) },
+        if limits.queued_bytes_max > 0 { limits.queued_bytes_max } else { host::queued_bytes_allowed(&limits, host::memory_allowed()) },
+        limits.topics_max,
+    );
+    let counters: Vec<Arc<Counters>> = (0..shards).map(|_| Arc::default()).collect();
+    let readiness = Readiness::new();
+    if let Some(admin) = admin {
+        let facts = ProcessFacts {
+            driver: driver.name(),
+            kernel: sys::kernel_release(),
+            start: unix_time(),
+            connections_max: shared.connections_max,
+            queued_bytes_max: shared.queued_bytes_max,
+            segment_memory: Arc::clone(&shared.memory),
+        };
+        admin.start(clock, Metrics::new(counters.clone(), facts), Arc::clone(&readiness))?;
+    }
+
+    let wakers = Wakers::new(shards).map_err(system("make eventfds"))?;
+    let plan = Plan { config: &config, limits, driver, cpus, clock, shared, counters, wakers: Arc::clone(&wakers), address };
+    let crew = plan.start(listeners)?;
+    readiness.set(Phase::Serving);
+    let admin_text = admin_address.map_or_else(|| "admin off".to_owned(), |address| format!("admin http://{address}"));
+    eprintln!(
+        "shardcast {} ready: http://{address} ({shards} shard{}, {} driver, {admin_text})",
+        env!("CARGO_PKG_VERSION"),
+        if shards == 1 { "" } else { "s" },
+        driver.name()
+    );
+
+    let signal = shutdown.wait_for_shutdown().map_err(system("watch for a second signal"))?;
+    readiness.set(Phase::Draining);
+    let connections = plan.shared.connections();
+    tracing::info!(signal, connections, deadline_ms = plan.limits.drain_ms, "shutting down");
+    let deadline = clock.now() + Duration::from_millis(plan.limits.drain_ms);
+    for (shard, (commands, _)) in crew.iter().enumerate() {
+        let _ = commands.send(Command::Drain { deadline });
+        wakers.signal(ShardId(shard as u16));
+    }
+    for (_, thread) in crew {
+        // A shard that panicked has ended the process.
+        let _ = thread.join();
+    }
+    tracing::info!("shut down");
+    Ok(())
+}
+
+/// A panic in one shard must never pass silently, and must not unwind: that would free buffers that the kernel still uses.
+fn end_process_on_panic() {
+    let print = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        print(info);
+        let thread = thread::current();
+        eprintln!("shardcast: thread {} panicked; the process ends, clients reconnect. This is a bug: please report the lines above.", thread.name().unwrap_or("?"));
+        sys::exit_now(1);
+    }));
+}
+
+fn seats(cpus: &Cpus, shards: u16, allowed: &[usize]) -> Result<Vec<Option<usize>>, ServeError> {
+    let shards = usize::from(shards);
+    match cpus {
+        Cpus::Auto if shards <= allowed.len() => Ok(allowed.iter().take(shards).copied().map(Some).collect()),
+        Cpus::Auto | Cpus::Off => Ok(vec![None; shards]),
+        Cpus::List(list) => {
+            if let Some(&cpu) = list.iter().find(|cpu| !allowed.contains(cpu)) {
+                return Err(ServeError::Cpu { cpu, allowed: allowed.to_vec() });
+            }
+            Ok((0..shards).map(|shard| Some(list[shard % list.len()])).collect())
+        }
+    }
+}
+
+fn choose_driver(choice: DriverChoice, limits: &Limits) -> Result<DriverKind, ServeError> {
+    if choice == DriverChoice::Epoll {
+        return Ok(DriverKind::Epoll);
+    }
+    match probe(ring_size(limits)) {
+        Ok(_) => Ok(DriverKind::Uring),
+        Err(blocked) if choice == DriverChoice::Uring => Err(ServeError::NoUring(blocked)),
+        Err(blocked) => {
+            tracing::warn!("{blocked}; going on with the epoll driver, which takes about 20 % more CPU on fan-out; --driver uring makes this fatal");
+            Ok(DriverKind::Epoll)
+        }
+    }
+}
+
+/// One listener for each shard, all on one address. The first bind is exclusive: with SO_REUSEPORT alone a second instance would
+/// silently take half of the clients.
+fn listeners(address: SocketAddr, shards: u16, limits: &Limits) -> Result<(SocketAddr, Vec<OwnedFd>), ServeError> {
+    let options = ListenOptions { backlog: limits.backlog as u32, notsent_bytes: limits.notsent_bytes as u32, shared: true };
+    let explain = |error: io::Error| match error.kind() {
+        io::ErrorKind::AddrInUse => ServeError::AddressInUse(address),
+        _ => ServeError::Listen(address, error),
+    };
+    let exclusive = sys::listen(address, ListenOptions { shared: false, ..options }).map_err(explain)?;
+    let bound = sys::local_addr(&exclusive).map_err(explain)?;
+    drop(exclusive);
+    let listeners = (0..shards).map(|_| sys::listen(bound, options)).collect::<io::Result<_>>().map_err(explain)?;
+    Ok((bound, listeners))
+}
+
+/// Everything that is decided before the first shard begins.
+struct Plan<'a> {
+    config: &'a Config,
+    limits: Arc<Limits>,
+    driver: DriverKind,
+    cpus: Vec<Option<usize>>,
+    clock: Clock,
+    shared: Arc<Shared>,
+    counters: Vec<Arc<Counters>>,
+    wakers: Arc<Wakers>,
+    address: SocketAddr,
+}
+
+type Crew = Vec<(Sender<Command>, JoinHandle<()>)>;
+
+impl Plan<'_> {
+    /// Starts every shard and waits until all of them serve.
+    fn start(&self, listeners: Vec<OwnedFd>) -> Result<Crew, ServeError> {
+        let shards = listeners.len();
+        let placement = Placement::new(shards as u16, (random(), random()));
+        let origins: Arc<[String]> = self.config.origins.clone().into();
+        let (started, starts) = bounded::<Started>(shards);
+        let mut crew = Vec::with_capacity(shards);
+        for (index, (listener, mailbox)) in listeners.into_iter().zip(mesh(shards, self.limits.mailbox_messages as usize)).enumerate() {
+            let shard = ShardId(index as u16);
+            let (commands, commands_in) = bounded(16);
+            let parts = Parts {
+                shard,
+                shared: Arc::clone(&self.shared),
+                counters: Arc::clone(&self.counters[index]),
+                limits: Arc::clone(&self.limits),
+                origins: Arc::clone(&origins),
+                pages: Pages { index: web::INDEX },
+                placement,
+                mailbox,
+                commands: commands_in,
+                seed: random(),
+            };
+            let seat = Seat {
+                cpu: self.cpus[index],
+                driver: self.driver,
+                listener,
+                address: self.address,
+                wakers: Arc::clone(&self.wakers),
+                clock: self.clock,
+            };
+            let started = started.clone();
+            let thread = thread::Builder::new().name(format!("shard-{index}")).spawn(move || {
+                if let Err(error) = run(seat, parts, &started) {
+                    eprintln!("shardcast: shard {shard} cannot go on: {error}; the process ends");
+                    sys::exit_now(1);
+                }
+            });
+            crew.push((commands, thread.map_err(system("start a thread"))?));
+        }
+        let mut smaller = None;
+        for _ in 0..shards {
+            let size = starts.recv().expect("every shard says how its start went").map_err(ServeError::Shard)?;
+            smaller = smaller.or(size.filter(|&size| size != ring_size(&self.limits)));
+        }
+        if let Some(size) = smaller {
+            tracing::warn!(
+                submissions = size.submissions,
+                completions = size.completions,
+                "rings are smaller than limits.ring_submissions and limits.ring_completions ask for: the memlock limit of {} bytes does not allow more; raise it (ulimit -l, LimitMEMLOCK=)",
+                sys::memlock_limit()
+            );
+        }
+        Ok(crew)
+    }
+}
+
+/// A number that nobody outside can guess: the standard library's hash keys come from the operating system.
+fn random() -> u64 {
+    RandomState::new().build_hasher().finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shards_are_pinned_only_within_the_allowed_cpus() {
+        let pinned = |cpus: &Cpus, shards, allowed: &[usize]| seats(cpus, shards, allowed).ok();
+        assert_eq!(pinned(&Cpus::Auto, 2, &[3, 5]), Some(vec![Some(3), Some(5)]));
+        assert_eq!(pinned(&Cpus::Auto, 3, &[3, 5]), Some(vec![None; 3]));
+        assert_eq!(pinned(&Cpus::Off, 1, &[3, 5]), Some(vec![None]));
+        assert_eq!(pinned(&Cpus::List(vec![5]), 2, &[3, 5]), Some(vec![Some(5), Some(5)]));
+        assert_eq!(pinned(&Cpus::List(vec![4]), 1, &[3, 5]), None);
+    }
+
+    #[test]
+    fn a_second_instance_is_refused() {
+        let limits = Limits::default();
+        let (address, _first) = listeners("127.0.0.1:0".parse().expect("an address"), 2, &limits).expect("listens");
+        let second = listeners(address, 2, &limits).expect_err("refused");
+        assert!(matches!(second, ServeError::AddressInUse(taken) if taken == address), "{second}");
+    }
+}

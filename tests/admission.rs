@@ -1,0 +1,153 @@
+//! Who is let in when there is no room, and what happens when the process runs out of descriptors.
+
+mod common;
+
+use common::frame::{FIN, TEXT};
+use common::raw::{self, Raw};
+use common::{Gateway, SOON, eventually, foreign, gateway, now, sleep_ms};
+use std::time::Duration;
+
+/// `retry=8200` in a close reason, in milliseconds.
+fn retry_ms(reason: &str) -> u64 {
+    let digits = reason.split("retry=").nth(1).unwrap_or_else(|| panic!("no retry= in {reason:?}"));
+    digits.chars().take_while(char::is_ascii_digit).collect::<String>().parse().unwrap_or_else(|_| panic!("no number after retry= in {reason:?}"))
+}
+
+fn full(connections_max: u64) -> (Gateway, Vec<foreign::Client>) {
+    let gateway = gateway().limit("connections_max", connections_max).limit("reconnect_window_ms", 10_000).start();
+    let members = (0..connections_max).map(|_| foreign::connect(&gateway, "/echo")).collect();
+    (gateway, members)
+}
+
+#[test]
+fn beyond_connections_max_a_program_is_answered_503_with_retry_after() {
+    let (gateway, mut members) = full(4);
+    for _ in 0..10 {
+        let response = raw::http(gateway.port, raw::upgrade("/ws", "").as_bytes());
+        assert_eq!(response.status, 503, "{response:?}");
+        let seconds: u64 = response.header("retry-after").and_then(|value| value.parse().ok()).expect("Retry-After in seconds");
+        assert!((1..=60).contains(&seconds), "{seconds}");
+    }
+    members[0].text("unharmed");
+    members[0].expect_text("unharmed");
+}
+
+#[test]
+fn beyond_connections_max_a_browser_is_upgraded_and_closed_4503_with_retry() {
+    let (gateway, _members) = full(4);
+    let own = format!("http://127.0.0.1:{}", gateway.port);
+    let mut waits = Vec::new();
+    for _ in 0..10 {
+        let mut browser = foreign::try_connect(&gateway, "/ws", &[("origin", &own)]).expect("a browser is upgraded");
+        let close = browser.closed().expect("a close frame with a code");
+        assert_eq!(u16::from(close.code), 4503);
+        waits.push(retry_ms(&close.reason));
+    }
+    assert!(waits.iter().all(|wait| *wait <= 60_000), "{waits:?}");
+    waits.dedup();
+    assert!(waits.len() > 1, "all were told the same time to come back: {waits:?}");
+    gateway.wait_for_closes("4503", 10);
+}
+
+#[test]
+fn a_place_that_becomes_free_is_given_away_again() {
+    let (gateway, mut members) = full(4);
+    for _ in 0..20 {
+        members.pop().expect("four of them").leave();
+        gateway.wait_for_connections(3);
+        members.insert(0, eventually(SOON, || foreign::try_connect(&gateway, "/echo", &[]).map_err(|error| error.to_string())));
+    }
+    assert_eq!(gateway.connections(), 4);
+}
+
+#[test]
+fn a_full_gateway_still_answers_healthz_and_metrics() {
+    let (gateway, _members) = full(4);
+    let request = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    assert_eq!(raw::http(gateway.admin, request).status, 200);
+    assert_eq!(gateway.connections(), 4);
+}
+
+#[test]
+fn a_crowd_that_is_refused_and_does_not_leave_is_bounded() {
+    let gateway = gateway().limit("connections_max", 2).limit("refusals_max", 8).start();
+    let _members: Vec<foreign::Client> = (0..2).map(|_| foreign::connect(&gateway, "/echo")).collect();
+    let before = gateway.descriptors();
+    let crowd: Vec<Raw> = (0..200)
+        .map(|_| {
+            let mut raw = Raw::connect(gateway.port);
+            raw.try_write(raw::upgrade("/ws", "").as_bytes());
+            raw
+        })
+        .collect();
+    for _ in 0..20 {
+        // Both shards may hold refusals_max connections that they refuse.
+        let held = gateway.descriptors() - before;
+        assert!(held <= 2 * 8 + 4, "{held} descriptors for refused clients");
+        sleep_ms(10);
+    }
+    drop(crowd);
+    eventually(SOON, || match gateway.descriptors() {
+        after if after <= before => Ok(()),
+        after => Err(format!("{after} descriptors are open, {before} were before the crowd")),
+    });
+}
+
+#[test]
+fn without_descriptors_accepting_pauses_and_resumes_and_members_go_on() {
+    const DESCRIPTORS: usize = 200;
+    let gateway = gateway().nofile(DESCRIPTORS as u64).inherited_descriptors(100).start();
+    let room = DESCRIPTORS - gateway.descriptors();
+    let mut member = foreign::connect(&gateway, "/echo");
+    let clients: Vec<Raw> = (0..room + 30)
+        .map(|_| {
+            let mut raw = Raw::connect(gateway.port);
+            raw.write(raw::upgrade("/echo", "").as_bytes());
+            raw
+        })
+        .collect();
+
+    // Those that found a descriptor are in; the others wait in the backlog: neither refused nor dropped. (No scrape meanwhile: it would need a descriptor too.)
+    eventually(SOON, || match gateway.descriptors() {
+        open if open + 10 > DESCRIPTORS => Ok(()),
+        open => Err(format!("{open} descriptors are open of {DESCRIPTORS}, with {} clients", clients.len() + 1)),
+    });
+    sleep_ms(200);
+    let (mut inside, mut waiting) = (Vec::new(), Vec::new());
+    for mut raw in clients {
+        if raw.answered_within(Duration::from_millis(2)) { inside.push(raw) } else { waiting.push(raw) }
+    }
+    inside.iter_mut().for_each(|raw| drop(raw.expect_upgraded()));
+    assert!(waiting.len() >= 20, "{} clients wait, {} are in: the descriptors did not run out", waiting.len(), inside.len());
+
+    // Waiting costs nothing, and those who are in notice nothing.
+    let (cpu, begun) = (gateway.cpu(), now());
+    for number in 0..20 {
+        member.text(&number.to_string());
+        member.expect_text(&number.to_string());
+        sleep_ms(50);
+    }
+    let busy = gateway.cpu() - cpu;
+    assert!(busy < begun.elapsed() / 3, "{busy:?} of CPU in {:?} while nothing can be accepted", begun.elapsed());
+
+    // Those inside leave, and those who waited are served without asking again.
+    drop(inside);
+    for client in &mut waiting {
+        client.expect_upgraded();
+        client.send(FIN | TEXT, b"at last");
+        client.expect_text("at last");
+    }
+    assert_eq!(gateway.connections() as usize, waiting.len() + 1);
+}
+
+#[test]
+fn a_full_gateway_uses_no_cpu_for_those_who_wait() {
+    let gateway = gateway().limit("connections_max", 2).limit("refusals_max", 1).start();
+    let _members: Vec<foreign::Client> = (0..2).map(|_| foreign::connect(&gateway, "/echo")).collect();
+    let _crowd: Vec<Raw> = (0..50).map(|_| Raw::connect(gateway.port)).collect();
+    sleep_ms(200);
+    let (cpu, begun) = (gateway.cpu(), now());
+    sleep_ms(1000);
+    let busy = gateway.cpu() - cpu;
+    assert!(busy < Duration::from_millis(200), "{busy:?} of CPU in {:?}", begun.elapsed());
+}

@@ -1,0 +1,161 @@
+// Two tabs of a real browser chat through the page `/`. Run by `tests/run browser`; the last line is `N passed, N failed`.
+//
+// Chromium is the system's own (package `chromium`), driven by playwright-core. The profile is new and temporary; nothing but loopback is asked for.
+import assert from "node:assert/strict";
+import { execFileSync, spawn } from "node:child_process";
+import { mkdirSync, mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { dirname, join } from "node:path";
+import { createInterface } from "node:readline";
+import { fileURLToPath } from "node:url";
+import { chromium } from "playwright-core";
+
+const root = dirname(dirname(dirname(fileURLToPath(import.meta.url))));
+const binary = process.env.SHARDCAST_TEST_BINARY ?? join(process.env.CARGO_TARGET_DIR ?? join(root, "target"), "release", "shardcast");
+const WAIT = 15_000;
+
+// The gateway as its own process, ready to be connected to.
+async function startGateway(listen = "127.0.0.1:0") {
+  const env = Object.fromEntries(Object.entries(process.env).filter(([name]) => !name.startsWith("SHARDCAST_")));
+  const args = ["serve", "--listen", listen, "--admin", "127.0.0.1:0", "--driver", process.env.SHARDCAST_TEST_DRIVER ?? "uring"];
+  const child = spawn(binary, args, { env, stdio: ["ignore", "ignore", "pipe"] });
+  const gateway = { child, log: "", port: 0, ended: new Promise((resolve) => child.once("exit", (code) => resolve(code))) };
+  await new Promise((resolve, reject) => {
+    createInterface({ input: child.stderr }).on("line", (line) => {
+      gateway.log += `${line}\n`;
+      const ready = line.match(/ready: http:\/\/\S*?:(\d+) /);
+      if (ready) {
+        gateway.port = Number(ready[1]);
+        resolve();
+      }
+    });
+    child.once("error", reject);
+    child.once("exit", (code) => reject(new Error(`the gateway ended with ${code}:\n${gateway.log}`)));
+    setTimeout(() => reject(new Error(`no readiness line:\n${gateway.log}`)), WAIT).unref();
+  });
+  return gateway;
+}
+
+async function stopGateway(gateway) {
+  gateway.child.kill("SIGTERM");
+  const code = await Promise.race([gateway.ended, new Promise((resolve) => setTimeout(() => resolve("no exit"), WAIT).unref())]);
+  gateway.child.kill("SIGKILL");
+  return code;
+}
+
+// A tab on the page, connected to a room.
+async function openTab(context, port, room) {
+  const page = await context.newPage();
+  page.problems = [];
+  page.on("pageerror", (error) => page.problems.push(error.message));
+  page.on("console", (message) => message.type() === "error" && page.problems.push(message.text()));
+  await page.goto(`http://127.0.0.1:${port}/`);
+  await stateIs(page, "open");
+  await enterRoom(page, room);
+  return page;
+}
+
+async function enterRoom(page, room) {
+  await page.fill("#room", room);
+  await page.dispatchEvent("#room", "change");
+  await stateIs(page, "open");
+}
+
+const stateIs = (page, state) =>
+  page.waitForFunction((wanted) => document.querySelector("#state")?.textContent.trim() === wanted, state, { timeout: WAIT });
+
+async function say(page, text) {
+  await page.fill("#text", text);
+  await page.press("#text", "Enter");
+}
+
+const hears = (page, text) =>
+  page.waitForFunction((wanted) => [...document.querySelectorAll("#log li")].some((line) => line.textContent.includes(wanted)), text, { timeout: WAIT });
+
+const log = (page) => page.$$eval("#log li", (lines) => lines.map((line) => line.textContent));
+
+const cases = {
+  async two_tabs_in_one_room_hear_each_other({ context, gateway }) {
+    const [ada, bob] = [await openTab(context, gateway.port, "tabs"), await openTab(context, gateway.port, "tabs")];
+    await say(ada, "hello from Ada 🦀");
+    await hears(ada, "hello from Ada 🦀");
+    await hears(bob, "hello from Ada 🦀");
+    await say(bob, "and hello from Bob");
+    await hears(ada, "and hello from Bob");
+    mkdirSync(join(root, "tests", ".cache"), { recursive: true });
+    await ada.screenshot({ path: join(root, "tests", ".cache", "page.png") });
+    assert.deepEqual([...ada.problems, ...bob.problems], []);
+  },
+
+  async rooms_do_not_hear_each_other({ context, gateway }) {
+    const [ada, eve] = [await openTab(context, gateway.port, "private"), await openTab(context, gateway.port, "elsewhere")];
+    await say(ada, "only for private");
+    await hears(ada, "only for private");
+    await say(eve, "only for elsewhere");
+    await hears(eve, "only for elsewhere");
+    assert.ok(!(await log(eve)).some((line) => line.includes("only for private")));
+    assert.ok(!(await log(ada)).some((line) => line.includes("only for elsewhere")));
+  },
+
+  async a_message_is_text_and_never_markup({ context, gateway }) {
+    const page = await openTab(context, gateway.port, "markup");
+    await say(page, '<img src=x onerror="document.title=1"><b>bold</b>');
+    await hears(page, "<b>bold</b>");
+    assert.equal(await page.$("#log img"), null);
+    assert.equal(await page.$("#log b"), null);
+  },
+
+  async a_tab_changes_its_room_without_a_reload({ context, gateway }) {
+    const [ada, bob] = [await openTab(context, gateway.port, "first"), await openTab(context, gateway.port, "second")];
+    await enterRoom(ada, "second");
+    await say(ada, "moved over");
+    await hears(ada, "moved over");
+    await hears(bob, "moved over");
+  },
+
+  async a_tab_comes_back_after_a_restart({ context, gateway }) {
+    const page = await openTab(context, gateway.port, "again");
+    assert.equal(await stopGateway(gateway), 0);
+    await page.waitForFunction(() => document.querySelector("#state")?.textContent.trim() !== "open", undefined, { timeout: WAIT });
+    const next = await startGateway(`127.0.0.1:${gateway.port}`);
+    try {
+      // The gateway told it when: within reconnect_window_ms.
+      await page.waitForFunction(() => document.querySelector("#state")?.textContent.trim() === "open", undefined, { timeout: 2 * WAIT });
+      await say(page, "back again");
+      await hears(page, "back again");
+    } finally {
+      await stopGateway(next);
+    }
+  },
+};
+
+const profile = mkdtempSync(join(tmpdir(), "shardcast-browser-"));
+let passed = 0;
+let failed = 0;
+const context = await chromium.launchPersistentContext(profile, {
+  executablePath: execFileSync("sh", ["-c", "command -v chromium"], { encoding: "utf8" }).trim(),
+  headless: true,
+  args: ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"],
+});
+try {
+  for (const [name, run] of Object.entries(cases)) {
+    let gateway;
+    try {
+      gateway = await startGateway();
+      await run({ context, gateway });
+      passed += 1;
+      console.log(`ok   ${name}`);
+    } catch (error) {
+      failed += 1;
+      console.log(`FAIL ${name}: ${error.stack}\n${gateway?.log.slice(-2000) ?? ""}`);
+    } finally {
+      await Promise.all(context.pages().slice(1).map((page) => page.close()));
+      if (gateway) await stopGateway(gateway);
+    }
+  }
+} finally {
+  await context.close();
+  rmSync(profile, { recursive: true, force: true });
+}
+console.log(`${passed} passed, ${failed} failed`);
+process.exit(failed === 0 && passed > 0 ? 0 : 1);

@@ -1,0 +1,259 @@
+"""Clients that people have: Python `websockets` and Node `ws` in one room, and the README's tour.
+
+Run by `tests/run clients`. One line a case; the last line is `N passed, N failed`.
+"""
+
+import asyncio
+import base64
+import contextlib
+import json
+import pathlib
+import re
+import socket
+import sys
+import traceback
+
+import websockets
+from websockets.asyncio.client import connect
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
+import gateway as harness  # noqa: E402
+
+HERE = pathlib.Path(__file__).resolve().parent
+WAIT = 10
+MIB = 1024 * 1024
+
+
+class Skip(Exception):
+    """The case has nothing to do yet."""
+
+
+class Node:
+    """A Node client in its own process, steered through peer.mjs."""
+
+    def __init__(self, url):
+        self._url = url
+
+    async def __aenter__(self):
+        pipe = asyncio.subprocess.PIPE
+        self._process = await asyncio.create_subprocess_exec(
+            "node", str(HERE / "peer.mjs"), self._url, stdin=pipe, stdout=pipe, limit=8 * MIB
+        )
+        await self.expect({"open": True})
+        return self
+
+    async def __aexit__(self, *_):
+        self._process.stdin.close()
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._process.wait(), 2)
+        if self._process.returncode is None:
+            self._process.kill()
+            await self._process.wait()
+
+    async def tell(self, **command):
+        self._process.stdin.write(json.dumps(command).encode() + b"\n")
+        await self._process.stdin.drain()
+
+    async def event(self):
+        line = await asyncio.wait_for(self._process.stdout.readline(), WAIT)
+        assert line, "the Node client ended"
+        return json.loads(line)
+
+    async def expect(self, expected):
+        event = await self.event()
+        assert event == expected, f"{event!r}, expected {expected!r}"
+
+    async def until(self, key):
+        """Skips events until one has this key."""
+        while True:
+            event = await self.event()
+            if key in event:
+                return event
+
+
+async def receive(ws):
+    return await asyncio.wait_for(ws.recv(), WAIT)
+
+
+async def both_in(python, node):
+    """Each has heard itself, and both have heard one mark: from then on each hears everything."""
+    await python.send("python is in")
+    while await receive(python) != "python is in":
+        pass
+    await node.tell(text="node is in")
+    while (await node.event()).get("text") != "node is in":
+        pass
+    await python.send("mark")
+    while await receive(python) != "mark":
+        pass
+    while (await node.event()).get("text") != "mark":
+        pass
+
+
+async def python_and_node_hear_each_other(gateway):
+    url = gateway.url("/ws?room=chat")
+    async with connect(url) as python, Node(url) as node:
+        await both_in(python, node)
+        for number in range(50):
+            await python.send(f"python {number} κόσμε 🦀")
+            assert await receive(python) == f"python {number} κόσμε 🦀"
+            await node.expect({"text": f"python {number} κόσμε 🦀"})
+            await node.tell(text=f"node {number} 日本語")
+            await node.expect({"text": f"node {number} 日本語"})
+            assert await receive(python) == f"node {number} 日本語"
+
+
+async def binary_passes_unchanged_both_ways(gateway):
+    url = gateway.url("/ws?room=bytes")
+    payload = bytes(range(256)) * 200
+    async with connect(url) as python, Node(url) as node:
+        await both_in(python, node)
+        await python.send(payload)
+        assert await receive(python) == payload
+        event = await node.event()
+        assert base64.b64decode(event["binary"]) == payload
+        await node.tell(binary=base64.b64encode(payload[::-1]).decode())
+        assert await receive(python) == payload[::-1]
+
+
+async def a_fragmented_message_of_python_reaches_node_whole(gateway):
+    url = gateway.url("/ws?room=fragments")
+    async with connect(url) as python, Node(url) as node:
+        await both_in(python, node)
+        await python.send(["one ", "two ", "three"])
+        await node.expect({"text": "one two three"})
+
+
+async def one_megabyte_is_refused_with_1009_by_default(gateway):
+    url = gateway.url("/ws?room=big")
+    async with connect(url) as python:
+        with contextlib.suppress(websockets.ConnectionClosed):
+            await python.send(b"x" * MIB)
+            await receive(python)
+        await asyncio.wait_for(python.wait_closed(), WAIT)
+        assert python.close_code == 1009, f"Python sees {python.close_code} {python.close_reason}"
+        assert "65536" in python.close_reason, f"the reason names the limit: {python.close_reason}"
+    async with Node(url) as node:
+        await node.tell(binary=base64.b64encode(b"x" * MIB).decode())
+        closed = await node.until("close")
+        assert closed["close"] == 1009, f"Node sees {closed}"
+
+
+async def close_codes_reach_both(gateway):
+    async with connect(gateway.url("/ws")) as python:
+        await python.close(4321, "my own reasons")
+        assert python.close_code == 4321
+    async with Node(gateway.url("/ws")) as node:
+        await node.tell(close=4321)
+        assert (await node.until("close"))["close"] == 4321
+
+
+async def a_ping_of_python_is_answered(gateway):
+    async with connect(gateway.url("/ws")) as python:
+        waiter = await python.ping(b"are you there")
+        await asyncio.wait_for(waiter, WAIT)
+
+
+async def room_names_are_encoded_as_every_client_does_it(gateway):
+    # Node's URL parser and Python's both percent-encode; the raw room must be the same.
+    async with connect(gateway.url("/ws?room=caf%C3%A9%20%F0%9F%A6%80")) as python, Node(gateway.url("/ws?room=café 🦀")) as node:
+        await both_in(python, node)
+
+
+async def clients_come_back_after_a_restart(_):
+    """The gateway stops with 1012 and `retry=`; the clients' own reconnection finds the next one on the same port."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with harness.Gateway(listen=port) as first:
+        url = first.url("/ws?room=again")
+        node = Node(url)
+        async with node:
+            python = await connect(url)
+            await both_in(python, node)
+            code = await asyncio.to_thread(first.stop)
+            assert code == 0, f"exit code {code}"
+            closed = await node.until("close")
+            assert closed["close"] == 1012 and "retry=" in closed["reason"], closed
+            await asyncio.wait_for(python.wait_closed(), WAIT)
+            assert python.close_code == 1012 and "retry=" in python.close_reason, (python.close_code, python.close_reason)
+            with harness.Gateway(listen=port):
+                await node.tell(reconnect=True)
+                await node.until("open")
+                async for python in connect(url):
+                    await both_in(python, node)
+                    await python.close()
+                    break
+
+
+async def wscat_chats_from_the_command_line(gateway):
+    """`npx wscat -c URL`, as the README says it."""
+    url = gateway.url("/ws?room=wscat")
+    async with connect(url) as python:
+        await python.send("I am in")
+        assert await receive(python) == "I am in"
+        wscat = await asyncio.create_subprocess_exec(
+            "npx", "--no-install", "wscat", "-c", url, "-x", "hello from wscat", "-w", "1", cwd=HERE,
+            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
+        )
+        assert await receive(python) == "hello from wscat"
+        output, _ = await asyncio.wait_for(wscat.communicate(), 2 * WAIT)
+        assert b"hello from wscat" in output, output
+
+
+async def the_readme_s_python_tour_runs(gateway):
+    """Every ```python block of the README runs as it stands, with this gateway's port for 8080."""
+    readme = harness.ROOT / "README.md"
+    blocks = re.findall(r"^```python\n(.*?)^```", readme.read_text(), re.M | re.S) if readme.exists() else []
+    if not blocks:
+        raise Skip("README.md has no python block yet")
+    for block in blocks:
+        program = block.replace(":8080", f":{gateway.port}").replace(":9090", f":{gateway.admin}")
+        done = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", program, stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+        )
+        output, _ = await asyncio.wait_for(done.communicate(), 3 * WAIT)
+        assert done.returncode == 0, f"exit code {done.returncode}:\n{output.decode()}\nof the block\n{program}"
+
+
+CASES = [
+    python_and_node_hear_each_other,
+    binary_passes_unchanged_both_ways,
+    a_fragmented_message_of_python_reaches_node_whole,
+    one_megabyte_is_refused_with_1009_by_default,
+    close_codes_reach_both,
+    a_ping_of_python_is_answered,
+    room_names_are_encoded_as_every_client_does_it,
+    clients_come_back_after_a_restart,
+    wscat_chats_from_the_command_line,
+    the_readme_s_python_tour_runs,
+]
+
+
+def main():
+    passed = failed = 0
+    for case in CASES:
+        name = case.__name__
+        try:
+            with harness.Gateway() as gateway:
+                try:
+                    asyncio.run(asyncio.wait_for(case(gateway), 60))
+                except Exception:
+                    print(gateway.log[-3000:])
+                    raise
+        except Skip as reason:
+            print(f"skip {name}: {reason}")
+            continue
+        except Exception:
+            failed += 1
+            print(f"FAIL {name}\n{traceback.format_exc()}")
+            continue
+        passed += 1
+        print(f"ok   {name}")
+    print(f"{passed} passed, {failed} failed")
+    return 1 if failed or not passed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,438 @@
+//! What the integration tests share: the gateway as its own process, and clients that share no code with it.
+//!
+//! [`gateway`] describes one and starts it; [`Gateway`] is the running process, looked at from outside (metrics, memory, descriptors, CPU). Clients:
+//! [`foreign`] (tungstenite, for what a well-behaved client sees), [`raw`] (bytes on a socket, for what no library would send), [`swarm`] (thousands
+//! of connections on one epoll thread). [`freeze`] stops one thread of the gateway.
+#![allow(dead_code, reason = "every test file takes from here what it needs")]
+#![allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "tests stand outside the gateway: real time, real threads")]
+
+pub mod foreign;
+pub mod frame;
+pub mod freeze;
+pub mod metrics;
+pub mod raw;
+pub mod swarm;
+
+use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use metrics::Metrics;
+
+/// How long anything may take that should come at once. Generous: two test gateways and their clients share two cores.
+pub const SOON: Duration = Duration::from_secs(10);
+
+/// The label of a close that is not in a WebSocket close code: see `gateway/close_cause.rs`.
+pub const SLOW_CONSUMER: &str = "slow_consumer";
+
+/// A gateway to start: two shards, free ports, the driver that the run is about.
+pub fn gateway() -> Setup {
+    Setup {
+        shards: 2,
+        driver: std::env::var("SHARDCAST_TEST_DRIVER").unwrap_or_else(|_| "uring".into()),
+        listen: "127.0.0.1:0".into(),
+        args: Vec::new(),
+        env: Vec::new(),
+        nofile: None,
+        memlock_bytes: None,
+        inherited: 0,
+        ordinary_user: false,
+    }
+}
+
+/// See [`gateway`].
+#[derive(Clone)]
+pub struct Setup {
+    shards: u16,
+    driver: String,
+    listen: String,
+    args: Vec<String>,
+    env: Vec<(String, String)>,
+    nofile: Option<u64>,
+    memlock_bytes: Option<u64>,
+    inherited: i32,
+    ordinary_user: bool,
+}
+
+impl Setup {
+    pub fn shards(mut self, shards: u16) -> Self {
+        self.shards = shards;
+        self
+    }
+
+    pub fn listen(mut self, address: impl Into<String>) -> Self {
+        self.listen = address.into();
+        self
+    }
+
+    pub fn arg(mut self, arg: impl Into<String>) -> Self {
+        self.args.push(arg.into());
+        self
+    }
+
+    pub fn env(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.env.push((name.into(), value.into()));
+        self
+    }
+
+    /// Sets a bound of `src/limits.rs` through its environment twin.
+    pub fn limit(self, name: &str, value: u64) -> Self {
+        assert!(shardcast::limits::Limits::find(name).is_some(), "limits.{name} is not in src/limits.rs: rename it in this test too");
+        self.env(format!("SHARDCAST_LIMITS_{}", name.to_uppercase()), value.to_string())
+    }
+
+    /// RLIMIT_NOFILE, soft and hard.
+    pub fn nofile(mut self, descriptors: u64) -> Self {
+        self.nofile = Some(descriptors);
+        self
+    }
+
+    /// That many descriptors are open from the start and nobody's: the process runs out before it expects to.
+    pub fn inherited_descriptors(mut self, count: i32) -> Self {
+        self.inherited = count;
+        self
+    }
+
+    /// RLIMIT_MEMLOCK, soft and hard.
+    pub fn memlock_bytes(mut self, bytes: u64) -> Self {
+        self.memlock_bytes = Some(bytes);
+        self
+    }
+
+    /// As `nobody` when the test runs as root; else as whoever runs it.
+    pub fn ordinary_user(mut self) -> Self {
+        self.ordinary_user = true;
+        self
+    }
+
+    fn command(&self, binary: &PathBuf) -> Command {
+        let mut command = Command::new(binary);
+        // SAFETY: getuid has no preconditions.
+        let root = unsafe { libc::getuid() } == 0;
+        for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("SHARDCAST_")) {
+            command.env_remove(name);
+        }
+        command
+            .args(["serve", "--listen", &self.listen, "--admin", "127.0.0.1:0"])
+            .args(["--shards", &self.shards.to_string(), "--driver", &self.driver])
+            .args(&self.args)
+            .envs(self.env.iter().map(|(name, value)| (name, value)))
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        if self.ordinary_user && root {
+            command.uid(65534).gid(65534);
+        }
+        let (nofile, memlock, inherited) = (self.nofile, self.memlock_bytes, self.inherited);
+        // SAFETY: between fork and exec only async-signal-safe calls are made (prctl, dup2, setrlimit), nothing allocates.
+        unsafe {
+            command.pre_exec(move || {
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                for descriptor in 0..inherited {
+                    libc::dup2(libc::STDIN_FILENO, 50 + descriptor);
+                }
+                for (resource, value) in [(libc::RLIMIT_NOFILE, nofile), (libc::RLIMIT_MEMLOCK, memlock)] {
+                    let Some(value) = value else { continue };
+                    let limit = libc::rlimit { rlim_cur: value, rlim_max: value };
+                    if libc::setrlimit(resource, &raw const limit) != 0 {
+                        return Err(std::io::Error::last_os_error());
+                    }
+                }
+                Ok(())
+            });
+        }
+        command
+    }
+
+    /// Starts it and waits for the readiness line.
+    pub fn start(self) -> Gateway {
+        let directory = self.ordinary_user.then(BinaryCopy::new);
+        let binary = directory.as_ref().map_or_else(binary, |copy| copy.path());
+        let mut child = self.command(&binary).spawn().unwrap_or_else(|error| panic!("{} does not start: {error}", binary.display()));
+        let log = Arc::new(Mutex::new(String::new()));
+        let reader = read_into(&mut child, &log);
+        let mut gateway =
+            Gateway { child, log, reader: Some(reader), port: 0, admin: 0, exited: None, driver: self.driver, _binary: directory };
+        let deadline = Instant::now() + 2 * SOON;
+        loop {
+            if let Some((port, admin)) = gateway.ready_ports() {
+                (gateway.port, gateway.admin) = (port, admin);
+                return gateway;
+            }
+            if let Some(status) = gateway.try_exit() {
+                panic!("the gateway ended at start ({status})");
+            }
+            assert!(Instant::now() < deadline, "no readiness line within {:?}", 2 * SOON);
+            sleep_ms(2);
+        }
+    }
+
+    /// Starts it expecting that it ends by itself: its exit code and what it said.
+    pub fn run(self) -> (Option<i32>, String) {
+        let mut child = self.command(&binary()).spawn().expect("the binary starts");
+        let log = Arc::new(Mutex::new(String::new()));
+        let reader = read_into(&mut child, &log);
+        let deadline = Instant::now() + SOON;
+        let status = loop {
+            if let Some(status) = child.try_wait().expect("our child") {
+                break status;
+            }
+            if Instant::now() > deadline {
+                let _ = child.kill();
+                let _ = child.wait();
+                panic!("it did not end by itself within {SOON:?}; it said:\n{}", log.lock().expect("no panic holds it"));
+            }
+            sleep_ms(5);
+        };
+        reader.join().expect("the reader does not panic");
+        let said = log.lock().expect("no panic holds it").clone();
+        (status.code(), said)
+    }
+}
+
+fn binary() -> PathBuf {
+    std::env::var_os("SHARDCAST_TEST_BINARY").map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_shardcast")), PathBuf::from)
+}
+
+/// The binary where any user can execute it: the checkout may be closed to others.
+struct BinaryCopy(PathBuf);
+
+impl BinaryCopy {
+    fn new() -> Self {
+        use std::os::unix::fs::PermissionsExt;
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("shardcast-test-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let directory = std::env::temp_dir().join(name);
+        std::fs::create_dir(&directory).expect("a fresh name in the temporary directory");
+        std::fs::set_permissions(&directory, PermissionsExt::from_mode(0o755)).expect("our directory");
+        std::fs::copy(binary(), directory.join("shardcast")).expect("the binary can be read");
+        std::fs::set_permissions(directory.join("shardcast"), PermissionsExt::from_mode(0o755)).expect("our file");
+        Self(directory)
+    }
+
+    fn path(&self) -> PathBuf {
+        self.0.join("shardcast")
+    }
+}
+
+impl Drop for BinaryCopy {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn read_into(child: &mut Child, log: &Arc<Mutex<String>>) -> JoinHandle<()> {
+    let stderr = child.stderr.take().expect("stderr is piped");
+    let log = Arc::clone(log);
+    std::thread::spawn(move || {
+        for line in BufReader::new(stderr).split(b'\n') {
+            let Ok(line) = line else { break };
+            let mut log = log.lock().expect("no panic holds it");
+            log.push_str(&String::from_utf8_lossy(&line));
+            log.push('\n');
+        }
+    })
+}
+
+/// A running gateway. Dropping it kills it; when the test fails, its log is printed.
+pub struct Gateway {
+    child: Child,
+    log: Arc<Mutex<String>>,
+    reader: Option<JoinHandle<()>>,
+    /// Where clients connect, on 127.0.0.1.
+    pub port: u16,
+    /// The admin listener, on 127.0.0.1.
+    pub admin: u16,
+    /// `uring` or `epoll`.
+    pub driver: String,
+    exited: Option<ExitStatus>,
+    _binary: Option<BinaryCopy>,
+}
+
+impl Gateway {
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What it has written to stderr.
+    pub fn log(&self) -> String {
+        self.log.lock().expect("no panic holds it").clone()
+    }
+
+    /// `shardcast 0.1.0 ready: http://127.0.0.1:PORT (N shards, uring driver, admin http://127.0.0.1:PORT)`.
+    fn ready_ports(&self) -> Option<(u16, u16)> {
+        let log = self.log();
+        let line = log.lines().find(|line| line.contains(" ready: http://"))?;
+        let ports: Vec<u16> = line
+            .split("http://")
+            .skip(1)
+            .map(|rest| rest.split(|c: char| c == ' ' || c == ')' || c == ',').next().expect("split yields one"))
+            .map(|address| address.rsplit(':').next().and_then(|port| port.parse().ok()).unwrap_or_else(|| panic!("no port in {line}")))
+            .collect();
+        match ports[..] {
+            [port, admin] => Some((port, admin)),
+            _ => panic!("the readiness line names {} addresses, 2 were expected: {line}", ports.len()),
+        }
+    }
+
+    pub fn try_exit(&mut self) -> Option<ExitStatus> {
+        if self.exited.is_none() {
+            self.exited = self.child.try_wait().expect("our child");
+        }
+        self.exited
+    }
+
+    pub fn signal(&self, signal: i32) {
+        // SAFETY: the child is ours and not yet waited for, so its id is not reused.
+        let done = unsafe { libc::kill(self.child.id().cast_signed(), signal) };
+        assert_eq!(done, 0, "the gateway is gone");
+    }
+
+    /// Waits for its end.
+    pub fn exit_within(&mut self, limit: Duration) -> ExitStatus {
+        let deadline = Instant::now() + limit;
+        loop {
+            if let Some(status) = self.try_exit() {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "the gateway did not exit within {limit:?}");
+            sleep_ms(5);
+        }
+    }
+
+    pub fn alive(&mut self) -> bool {
+        self.try_exit().is_none()
+    }
+
+    /// One scrape of the admin port.
+    pub fn metrics(&self) -> Metrics {
+        let response = raw::http(self.admin, b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        assert_eq!(response.status, 200, "GET /metrics on the admin port: {response:?}");
+        Metrics::parse(&response.text())
+    }
+
+    /// Open WebSockets, over all shards.
+    pub fn connections(&self) -> u64 {
+        self.metrics().sum("shardcast_connections", &[("transport", "ws")]) as u64
+    }
+
+    /// Connections that ended with this code (`1002`) or cause (`slow_consumer`).
+    pub fn closes(&self, code_or_cause: &str) -> u64 {
+        self.metrics().with_label_value("shardcast_closes_total", code_or_cause) as u64
+    }
+
+    /// Connections of each shard, whatever they speak.
+    pub fn shard_connections(&self) -> Vec<u64> {
+        let metrics = self.metrics();
+        let shards = metrics.count("shardcast_shard_connections");
+        (0..shards).map(|shard| metrics.sum("shardcast_shard_connections", &[("shard", &shard.to_string())]) as u64).collect()
+    }
+
+    pub fn wait_for_connections(&self, expected: u64) {
+        eventually(SOON, || {
+            let open = self.connections();
+            if open == expected { Ok(()) } else { Err(format!("{open} WebSockets are open, {expected} were expected")) }
+        });
+    }
+
+    pub fn wait_for_closes(&self, code_or_cause: &str, expected: u64) {
+        eventually(SOON, || {
+            let closed = self.closes(code_or_cause);
+            if closed == expected { Ok(()) } else { Err(format!("{closed} closes count as {code_or_cause}, {expected} were expected")) }
+        });
+    }
+
+    /// Proportional set size: what the process costs, shared pages by their share.
+    pub fn pss_bytes(&self) -> u64 {
+        let text = std::fs::read_to_string(format!("/proc/{}/smaps_rollup", self.pid())).expect("the gateway runs");
+        let line = text.lines().find(|line| line.starts_with("Pss:")).expect("smaps_rollup has a Pss line");
+        line.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).expect("Pss: N kB") * 1024
+    }
+
+    /// Open descriptors.
+    pub fn descriptors(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.pid())).expect("the gateway runs").count()
+    }
+
+    /// User and system time used so far.
+    pub fn cpu(&self) -> Duration {
+        let text = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).expect("the gateway runs");
+        let after_name = text.rsplit(')').next().expect("the name ends with a bracket");
+        let fields: Vec<u64> = after_name.split_whitespace().map(|field| field.parse().unwrap_or(0)).collect();
+        // SAFETY: sysconf has no preconditions.
+        let ticks_per_second = unsafe { libc::sysconf(libc::_SC_CLK_TCK) }.cast_unsigned();
+        Duration::from_millis((fields[11] + fields[12]) * 1000 / ticks_per_second)
+    }
+
+    /// The thread of a shard, by the name that it gives itself.
+    pub fn shard_thread(&self, shard: u16) -> i32 {
+        let name = format!("shard-{shard}");
+        std::fs::read_dir(format!("/proc/{}/task", self.pid()))
+            .expect("the gateway runs")
+            .map(|entry| entry.expect("a directory entry").path())
+            .find(|path| std::fs::read_to_string(path.join("comm")).is_ok_and(|comm| comm.trim() == name))
+            .and_then(|path| path.file_name()?.to_str()?.parse().ok())
+            .unwrap_or_else(|| panic!("the gateway has no thread named {name}"))
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        if self.try_exit().is_none() {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+        if let Some(reader) = self.reader.take() {
+            let _ = reader.join();
+        }
+        if std::thread::panicking() {
+            let log = self.log();
+            let skipped = log.lines().count().saturating_sub(60);
+            eprintln!("--- log of the gateway ({} driver, {skipped} lines before)", self.driver);
+            log.lines().skip(skipped).for_each(|line| eprintln!("    {line}"));
+        }
+    }
+}
+
+/// Asks again until the answer is `Ok`, and fails with the last reason after `limit`.
+pub fn eventually<T>(limit: Duration, mut ask: impl FnMut() -> Result<T, String>) -> T {
+    let deadline = Instant::now() + limit;
+    loop {
+        match ask() {
+            Ok(answer) => return answer,
+            Err(reason) => assert!(Instant::now() < deadline, "after {limit:?}: {reason}"),
+        }
+        sleep_ms(10);
+    }
+}
+
+pub fn now() -> Instant {
+    Instant::now()
+}
+
+pub fn sleep_ms(ms: u64) {
+    std::thread::sleep(Duration::from_millis(ms));
+}
+
+/// The seed of a random schedule: `SHARDCAST_TEST_SEED`, or a new one. Printed, so that a failure can be run again.
+pub fn seed() -> u64 {
+    let seed = std::env::var("SHARDCAST_TEST_SEED").ok().map_or_else(rand::random, |text| text.parse().expect("SHARDCAST_TEST_SEED is a number"));
+    println!("seed {seed}: run again with SHARDCAST_TEST_SEED={seed}");
+    seed
+}
+
+/// Raises the soft limit of open descriptors to the hard one, for tests that hold thousands.
+pub fn raise_nofile() {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` is a live rlimit that the call fills.
+    assert_eq!(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) }, 0);
+    limit.rlim_cur = limit.rlim_max;
+    // SAFETY: `limit` is a live rlimit that the call reads.
+    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) }, 0);
+}

@@ -1,0 +1,63 @@
+//! 10,000 handshakes at once, all dropped, all back, five times: no failure, and everything is given back each time.
+
+use std::time::Duration;
+
+use crate::common::swarm::{State, Swarm};
+use crate::common::{eventually, gateway, now, raise_nofile};
+use crate::{CLIENTS, kib, settled_pss};
+
+const CYCLES: usize = 5;
+/// Cycle 5 against cycle 2: the first one still grows pools.
+const GROWTH_PERCENT_MAX: f64 = 2.0;
+
+#[test]
+fn five_storms_of_ten_thousand_leave_nothing_behind() {
+    raise_nofile();
+    let gateway = gateway().start();
+    let descriptors = gateway.descriptors();
+    let (mut open, mut empty) = (Vec::new(), Vec::new());
+    println!("reconnect storm ({} driver): {CLIENTS} handshakes at once, {CYCLES} times; {descriptors} descriptors when empty", gateway.driver);
+    for cycle in 1..=CYCLES {
+        let mut swarm = Swarm::new(gateway.port);
+        let begun = now();
+        for id in 0..CLIENTS {
+            swarm.connect(&format!("/ws?room=room-{}", id % 1000));
+        }
+        swarm.run(Duration::from_secs(60), "all open", &mut |_, _| {}, |swarm| swarm.count(&State::Opening) == 0);
+        let opened = begun.elapsed();
+        assert_eq!(swarm.count(&State::Open), CLIENTS, "cycle {cycle}: {}", swarm.summary());
+        gateway.wait_for_connections(CLIENTS as u64);
+        assert_eq!(gateway.descriptors(), descriptors + CLIENTS, "cycle {cycle}: descriptors with all clients in");
+        open.push(settled_pss(&gateway, &mut swarm));
+
+        let begun = now();
+        for id in 0..CLIENTS {
+            swarm.drop_client(id, id % 2 == 0);
+        }
+        gateway.wait_for_connections(0);
+        eventually(Duration::from_secs(10), || match gateway.descriptors() {
+            after if after == descriptors => Ok(()),
+            after => Err(format!("cycle {cycle}: {after} descriptors are open, {descriptors} were at the start")),
+        });
+        let dropped = begun.elapsed();
+        let metrics = gateway.metrics();
+        for gauge in ["shardcast_outbound_bytes", "shardcast_topics"] {
+            if metrics.has(gauge) {
+                assert_eq!(metrics.sum(gauge, &[]), 0.0, "cycle {cycle}: {gauge} when everybody is gone");
+            }
+        }
+        empty.push(settled_pss(&gateway, &mut swarm));
+        println!(
+            "  cycle {cycle}: open after {:.2} s, gone after {:.2} s; Pss {} KiB with all in, {} KiB when empty",
+            opened.as_secs_f64(),
+            dropped.as_secs_f64(),
+            kib(open[cycle - 1]),
+            kib(empty[cycle - 1])
+        );
+    }
+    for (about, samples) in [("with all in", &open), ("when empty", &empty)] {
+        let growth = 100.0 * (samples[CYCLES - 1] as f64 - samples[1] as f64) / samples[1] as f64;
+        println!("  Pss {about}: cycle {CYCLES} against cycle 2 {growth:+.2} % (bound {GROWTH_PERCENT_MAX} %)");
+        assert!(growth <= GROWTH_PERCENT_MAX, "Pss {about} grew by {growth:.2} % from cycle 2 to cycle {CYCLES}");
+    }
+}
