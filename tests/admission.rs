@@ -10,7 +10,12 @@ use std::time::Duration;
 /// `retry=8200` in a close reason, in milliseconds.
 fn retry_ms(reason: &str) -> u64 {
     let digits = reason.split("retry=").nth(1).unwrap_or_else(|| panic!("no retry= in {reason:?}"));
-    digits.chars().take_while(char::is_ascii_digit).collect::<String>().parse().unwrap_or_else(|_| panic!("no number after retry= in {reason:?}"))
+    digits
+        .chars()
+        .take_while(char::is_ascii_digit)
+        .collect::<String>()
+        .parse()
+        .unwrap_or_else(|_| panic!("no number after retry= in {reason:?}"))
 }
 
 fn full(connections_max: u64) -> (Gateway, Vec<foreign::Client>) {

@@ -73,7 +73,7 @@ fn a_client_that_sends_a_large_message_slowly_is_not_silent() {
 
 #[test]
 fn pings_of_many_clients_are_spread_out() {
-    let gateway = gateway().limit("ping_interval_ms", 2000).start();
+    let gateway = gateway().limit("ping_interval_ms", 2000).limit("pong_timeout_ms", 1000).start();
     let mut swarm = Swarm::new(gateway.port);
     for _ in 0..200 {
         swarm.connect("/ws");

@@ -150,7 +150,8 @@ fn every_message_length_comes_back_whole() {
 fn a_frame_may_come_byte_by_byte() {
     let gateway = gateway().start();
     let mut raw = raw::ws(&gateway, "/echo");
-    let bytes = [masked(FIN | TEXT, b"slowly"), masked(TEXT, b"in "), masked(FIN | PING, b"p"), masked(FIN | CONTINUATION, b"parts")].concat();
+    let bytes =
+        [masked(FIN | TEXT, b"slowly"), masked(TEXT, b"in "), masked(FIN | PING, b"p"), masked(FIN | CONTINUATION, b"parts")].concat();
     for byte in bytes {
         raw.write(&[byte]);
         sleep_ms(1);
@@ -230,7 +231,9 @@ fn a_close_is_answered_with_its_code() {
 fn messages_before_a_close_are_answered_and_those_after_it_are_not() {
     let gateway = gateway().start();
     let mut raw = raw::ws(&gateway, "/echo");
-    raw.write(&[masked(FIN | TEXT, b"before"), masked(FIN | CLOSE, &frame::close_payload(1000, b"")), masked(FIN | TEXT, b"after")].concat());
+    raw.write(
+        &[masked(FIN | TEXT, b"before"), masked(FIN | CLOSE, &frame::close_payload(1000, b"")), masked(FIN | TEXT, b"after")].concat(),
+    );
     raw.expect_text("before");
     assert_eq!(raw.frame(), Frame::new(FIN | CLOSE, frame::close_payload(1000, b"")));
     raw.expect_end(SOON);

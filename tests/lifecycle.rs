@@ -103,7 +103,11 @@ fn a_second_instance_on_the_same_port_is_refused_with_exit_1() {
 }
 
 fn config_file(text: &str) -> std::path::PathBuf {
-    let path = std::env::temp_dir().join(format!("shardcast-{}-{:x}.toml", std::process::id(), text.len() * 31 + text.bytes().map(usize::from).sum::<usize>()));
+    let path = std::env::temp_dir().join(format!(
+        "shardcast-{}-{:x}.toml",
+        std::process::id(),
+        text.len() * 31 + text.bytes().map(usize::from).sum::<usize>()
+    ));
     std::fs::write(&path, text).expect("the temporary directory is writable");
     path
 }
@@ -197,7 +201,8 @@ fn everything_is_given_back_when_clients_go() {
     let gateway = gateway().start();
     let before = gateway.descriptors();
     for _ in 0..3 {
-        let clients: Vec<foreign::Client> = (0..100).map(|number| foreign::connect(&gateway, &format!("/ws?room={}", number % 10))).collect();
+        let clients: Vec<foreign::Client> =
+            (0..100).map(|number| foreign::connect(&gateway, &format!("/ws?room={}", number % 10))).collect();
         gateway.wait_for_connections(100);
         drop(clients);
         gateway.wait_for_connections(0);

@@ -114,12 +114,7 @@ fn every_room_has_one_order_that_nobody_misses_a_part_of() {
         swarm.run_for(Duration::from_millis(300), &mut hear(&mut lives));
     }
     judge(&swarm, &lives, stayers, &sent);
-    println!(
-        "{} connections, {} messages sent, {} heard in {ROOMS} rooms",
-        lives.len(),
-        sent.iter().sum::<usize>(),
-        heard(&lives)
-    );
+    println!("{} connections, {} messages sent, {} heard in {ROOMS} rooms", lives.len(), sent.iter().sum::<usize>(), heard(&lives));
     assert!(gateway.alive());
 }
 
@@ -167,7 +162,12 @@ fn judge(swarm: &Swarm, lives: &[Life], stayers: usize, sent: &[usize]) {
         let members = room * STAYERS..(room + 1) * STAYERS;
         let order = members.clone().map(|id| &lives[id].heard[..]).max_by_key(|heard| heard.len()).expect("two stayers");
         for id in members {
-            assert_eq!(swarm.client(id).state(), &State::Open, "stayer {id} of room {room} lost its connection: {:?}", swarm.client(id).end());
+            assert_eq!(
+                swarm.client(id).state(),
+                &State::Open,
+                "stayer {id} of room {room} lost its connection: {:?}",
+                swarm.client(id).end()
+            );
             assert!(order.ends_with(&lives[id].heard), "the stayers of room {room} heard different orders");
         }
         let distinct: HashSet<&Message> = order.iter().collect();

@@ -204,16 +204,23 @@ fn an_echo_client_that_does_not_read_is_paused_not_cut() {
 
 #[test]
 fn over_the_mark_of_the_process_the_reader_that_pins_most_goes_first() {
-    let gateway = gateway().limit("queued_bytes_max", 2 << 20).limit("queue_bytes_max", 64 << 20).limit("linger_ms", 300).start();
+    const MARK: u64 = 2 << 20;
+    let gateway = gateway().limit("queued_bytes_max", MARK).limit("queue_bytes_max", 64 << 20).limit("linger_ms", 300).start();
     let _slow: Vec<Raw> = (0..8).map(|number| slow_member(&gateway, &format!("/ws?room={number}"))).collect();
     let mut publishers: Vec<Publisher> = (0..8).map(|number| Publisher::join(&gateway, &format!("/ws?room={number}"))).collect();
     let before = gateway.pss_bytes();
-    // 8 MiB over 8 rooms, each with one that does not read: four times the mark.
-    for _ in 0..256 {
-        publishers.iter_mut().for_each(Publisher::publish);
+    // 32 MiB over 8 rooms, each with one that does not read: sixteen times the mark.
+    let (mut queued_most, mut pss_most) = (0, 0);
+    for _ in 0..128 {
+        for _ in 0..8 {
+            publishers.iter_mut().for_each(Publisher::publish);
+        }
+        queued_most = queued_most.max(gateway.metrics().sum("shardcast_queued_bytes", &[]) as u64);
+        pss_most = pss_most.max(gateway.pss_bytes());
     }
-    let grown = gateway.pss_bytes().saturating_sub(before);
-    assert!(grown < 8 << 20, "{grown} bytes with a mark of 2 MiB");
+    println!("queued at most {queued_most} B with a mark of {MARK} B; Pss at most {} B more", pss_most - before);
+    assert!(queued_most < MARK + (1 << 20), "{queued_most} bytes were queued with a mark of {MARK}");
+    assert!(pss_most - before < 16 << 20, "{} bytes of Pss more with a mark of {MARK}", pss_most - before);
     eventually(SOON, || match gateway.closes(SLOW_CONSUMER) {
         0 => Err("nobody was cut".to_owned()),
         _ => Ok(()),

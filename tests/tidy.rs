@@ -127,7 +127,8 @@ fn imports_point_down_the_layers() {
     for path in files("src", "rs") {
         let Some(own) = module(&path) else { continue };
         let Some((_, allowed)) = LAYERS.iter().find(|(name, _)| *name == own) else {
-            writeln!(complaints, "src/{own} is in no layer: add it to LAYERS in tests/tidy.rs and to docs/architecture.md, Layers").expect("a string");
+            writeln!(complaints, "src/{own} is in no layer: add it to LAYERS in tests/tidy.rs and to docs/architecture.md, Layers")
+                .expect("a string");
             continue;
         };
         let code = code(&read(&path));
@@ -162,8 +163,13 @@ fn unsafe_lives_in_one_module_and_every_other_forbids_it() {
         }
         for (number, line) in code(&text).lines().enumerate() {
             if ["unsafe {", "unsafe fn", "unsafe impl", "unsafe extern", "unsafe trait"].iter().any(|word| line.contains(word)) {
-                writeln!(complaints, "{}:{} has unsafe; move it into src/{UNSAFE_LIVES_IN}/ behind a safe function", path.display(), number + 1)
-                    .expect("a string");
+                writeln!(
+                    complaints,
+                    "{}:{} has unsafe; move it into src/{UNSAFE_LIVES_IN}/ behind a safe function",
+                    path.display(),
+                    number + 1
+                )
+                .expect("a string");
             }
         }
         let top = path.components().count() == 2 || path.components().count() == 3 && path.ends_with("mod.rs");
@@ -197,7 +203,8 @@ fn a_file_says_first_what_it_is() {
     let mut complaints = String::new();
     for path in files("src", "rs").into_iter().chain(files("tests", "rs")) {
         if !read(&path).starts_with("//! ") {
-            writeln!(complaints, "{}: begin with a line `//! …` that says what this is and what it is not", path.display()).expect("a string");
+            writeln!(complaints, "{}: begin with a line `//! …` that says what this is and what it is not", path.display())
+                .expect("a string");
         }
     }
     verdict(complaints);
@@ -210,8 +217,13 @@ fn nothing_unfinished_is_left() {
     for path in files("src", "rs").into_iter().chain(files("benches", "rs")).chain(files("fuzz", "rs")) {
         for (number, line) in read(&path).lines().enumerate() {
             if let Some(word) = words.iter().find(|word| line.contains(**word)) {
-                writeln!(complaints, "{}:{} has {word}: finish it, or file an issue and say here what holds meanwhile", path.display(), number + 1)
-                    .expect("a string");
+                writeln!(
+                    complaints,
+                    "{}:{} has {word}: finish it, or file an issue and say here what holds meanwhile",
+                    path.display(),
+                    number + 1
+                )
+                .expect("a string");
             }
         }
     }
@@ -226,7 +238,8 @@ fn every_dependency_says_what_it_saves_us() {
         if line.starts_with('[') {
             in_dependencies = line.trim_end_matches(']').ends_with("dependencies");
         } else if in_dependencies && line.contains('=') && !line.trim_start().starts_with('#') && !line.contains(" # ") {
-            writeln!(complaints, "Cargo.toml:{}: add a comment at the end of the line: what does this dependency save us?", number + 1).expect("a string");
+            writeln!(complaints, "Cargo.toml:{}: add a comment at the end of the line: what does this dependency save us?", number + 1)
+                .expect("a string");
         }
     }
     verdict(complaints);
@@ -251,7 +264,9 @@ fn a_decision_fits_a_screen_and_has_a_number() {
 
 #[test]
 fn the_rules_themselves_see_what_they_should() {
-    let names = |text: &str| names_after(&code(text), "crate::").into_iter().map(|(line, name)| format!("{line}:{name}")).collect::<Vec<_>>().join(" ");
+    let names = |text: &str| {
+        names_after(&code(text), "crate::").into_iter().map(|(line, name)| format!("{line}:{name}")).collect::<Vec<_>>().join(" ")
+    };
     assert_eq!(names("use crate::engine::log;\nlet x = crate::hub::f();"), "1:engine 2:hub");
     assert_eq!(names("use crate::{\n    engine::{a, b},\n    hub,\n    time::Time,\n};"), "2:engine 3:hub 4:time");
     assert_eq!(names("// use crate::engine;\n//! [`crate::hub`]\nmy_crate::x(); $crate::y()"), "3:y");

@@ -102,9 +102,7 @@ impl Log {
     /// The position at the end; what is appended from now on lies behind it.
     pub fn pin(&mut self) -> Pin {
         let (start, first_frame) = (self.end, self.frames);
-        let chunk = self.tail.get_or_insert_with(|| {
-            Rc::new(Chunk { start, first_frame, body: RefCell::default(), next: OnceCell::new() })
-        });
+        let chunk = self.tail.get_or_insert_with(|| Rc::new(Chunk { start, first_frame, body: RefCell::default(), next: OnceCell::new() }));
         Pin { chunk: Rc::clone(chunk), offset: self.end }
     }
 

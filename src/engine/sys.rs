@@ -66,7 +66,8 @@ fn address_of(call: impl FnOnce(*mut libc::sockaddr, *mut socklen_t) -> c_int) -
         libc::AF_INET6 => {
             // SAFETY: the family says that the storage holds a sockaddr_in6, which is smaller than the storage.
             let v6 = unsafe { &*std::ptr::from_ref(&storage).cast::<libc::sockaddr_in6>() };
-            Ok(SocketAddrV6::new(Ipv6Addr::from(v6.sin6_addr.s6_addr), u16::from_be(v6.sin6_port), v6.sin6_flowinfo, v6.sin6_scope_id).into())
+            Ok(SocketAddrV6::new(Ipv6Addr::from(v6.sin6_addr.s6_addr), u16::from_be(v6.sin6_port), v6.sin6_flowinfo, v6.sin6_scope_id)
+                .into())
         }
         family => Err(io::Error::other(format!("socket address of family {family}"))),
     }

@@ -46,6 +46,13 @@ macro_rules! causes {
     };
 }
 
+impl CloseCause {
+    /// Whether the client should come back as it is: then the close frame says when.
+    pub fn wants_retry(self) -> bool {
+        self.code().is_some_and(|code| (4500..4600).contains(&code.0) || code == CloseCode::SERVICE_RESTART)
+    }
+}
+
 causes! {
     /// The client began the close handshake; its own code is answered.
     ClientClosed = "client_closed", Nobody, None;
@@ -77,4 +84,19 @@ causes! {
     HttpDone = "http_done", Nobody, None;
     /// The shutdown's deadline came before the connection was finished.
     ShutdownDeadline = "shutdown_deadline", Gateway, None;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_codes_that_mean_come_back_carry_a_hint() {
+        for cause in CloseCause::ALL {
+            if let Some(code) = cause.code() {
+                assert!(code.is_valid_on_wire(), "{cause:?}");
+                assert_eq!(cause.wants_retry(), code.0 >= 4500 || code.0 == 1012, "{cause:?}");
+            }
+        }
+    }
 }

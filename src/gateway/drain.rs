@@ -6,7 +6,6 @@ use super::close_cause::CloseCause;
 use super::session::State;
 use super::{Gateway, Progress};
 use crate::engine::driver::{CloseHow, Driver};
-use crate::ids::ConnKey;
 use crate::time::Time;
 
 /// Messages taken just before may still be on their way between shards: goodbyes wait this long for them.
@@ -73,12 +72,6 @@ impl<D: Driver> Gateway<D> {
                 State::Finishing | State::Lingering | State::Closed => {}
             }
         }
-    }
-
-    /// 1012 with a hint when to come back, each client at another point of the window.
-    pub(super) fn say_goodbye(&mut self, key: ConnKey) {
-        let retry_ms = self.retry_ms();
-        self.end_with(key, CloseCause::Shutdown, None, &format!("retry={retry_ms}"));
     }
 
     fn reset_all(&mut self) {

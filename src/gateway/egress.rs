@@ -6,10 +6,10 @@
 use std::rc::Rc;
 use std::time::Duration;
 
+use super::Gateway;
 use super::close_cause::{CloseCause, Fault};
 use super::counters::DropReason;
 use super::session::{Stamp, State};
-use super::Gateway;
 use crate::engine::driver::{CloseHow, Driver};
 use crate::engine::segment::Gather;
 use crate::ids::ConnKey;
@@ -98,7 +98,7 @@ impl<D: Driver> Gateway<D> {
             State::Room | State::Echo if session.goodbye => {
                 let end = session.topic.and_then(|topic| self.topics.get(topic)).map_or(0, |topic| topic.log.end());
                 if session.cursor == end || session.topic.is_none() {
-                    self.say_goodbye(key);
+                    self.end(key, CloseCause::Shutdown);
                 }
             }
             _ => {}
@@ -111,7 +111,7 @@ impl<D: Driver> Gateway<D> {
     }
 
     /// Ends a connection: counts and logs why, leaves its room, says so in a close frame (with `code`, or the cause's own), and begins the
-    /// closing sequence. `reason` is for the peer and the log.
+    /// closing sequence. `reason` is for the peer and the log; where the client should come back, the close frame says when before it.
     pub(super) fn end_with(&mut self, key: ConnKey, cause: CloseCause, code: Option<CloseCode>, reason: &str) {
         let Some(session) = self.sessions.get(key) else { return };
         if session.state.is_over() {
@@ -141,7 +141,10 @@ impl<D: Driver> Gateway<D> {
         }
         if upgraded {
             let code = code.or(cause.code());
-            let payload = code.map(|code| encode_close_payload(code, reason));
+            let payload = code.map(|code| match cause.wants_retry() {
+                true => encode_close_payload(code, format!("retry={} {reason}", self.retry_ms()).trim_end()),
+                false => encode_close_payload(code, reason),
+            });
             let payload = payload.as_deref().unwrap_or(&[]);
             let (header, len) = server_header(OpCode::Close, payload.len());
             self.push_direct(key, &header[..len], payload);
@@ -184,7 +187,11 @@ impl<D: Driver> Gateway<D> {
         let peer = self.driver.peer_addr(key).map(|peer| peer.to_string()).unwrap_or_default();
         let code = cause.code().map_or(0, |code| code.0);
         let session = self.sessions.get(key);
-        let topic = session.and_then(|session| session.topic).and_then(|topic| self.topics.name(topic)).map(ToString::to_string).unwrap_or_default();
+        let topic = session
+            .and_then(|session| session.topic)
+            .and_then(|topic| self.topics.name(topic))
+            .map(ToString::to_string)
+            .unwrap_or_default();
         let queued = session.map_or(0, |session| self.queued_bytes(session)) + self.driver.unsent(key) as u64;
         tracing::info!(conn = %id, cause = cause.label(), code, reason, %peer, topic, queued, "connection ends");
     }

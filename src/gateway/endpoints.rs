@@ -48,8 +48,12 @@ pub(super) fn answer(head: &Head<'_, '_>, context: &Context<'_>) -> Answer {
     match head.path {
         "/ws" => socket(head, context, room),
         "/echo" => socket(head, context, |_, upgrade| Ok(Answer::Echo { upgrade })),
-        "/" => plain(head, context, |response| response.header("Cache-Control", "no-cache").body("text/html; charset=utf-8", context.pages.index.as_bytes())),
-        "/healthz" => plain(head, context, |response| response.header("Cache-Control", "no-store").body("text/plain; charset=utf-8", b"ok\n")),
+        "/" => plain(head, context, |response| {
+            response.header("Cache-Control", "no-cache").body("text/html; charset=utf-8", context.pages.index.as_bytes())
+        }),
+        "/healthz" => {
+            plain(head, context, |response| response.header("Cache-Control", "no-store").body("text/plain; charset=utf-8", b"ok\n"))
+        }
         path => Answer::Respond(body_closes(head, Response::error(404, &format!("nothing at {path}; there is: {EXISTS}")))),
     }
 }
@@ -106,10 +110,7 @@ fn socket(head: &Head<'_, '_>, context: &Context<'_>, endpoint: impl FnOnce(&Hea
     if let Some(origin) = upgrade.origin
         && !is_allowed(origin, head, context.origins)
     {
-        let message = format!(
-            "origin {} may not connect; it must match Host, or be listed in `origins`",
-            String::from_utf8_lossy(origin)
-        );
+        let message = format!("origin {} may not connect; it must match Host, or be listed in `origins`", String::from_utf8_lossy(origin));
         return refuse(accept, Response::error(403, &message), CloseCause::ForbiddenOrigin);
     }
     if let Err(protocols) = offers(&upgrade) {
@@ -145,7 +146,9 @@ fn room(head: &Head<'_, '_>, upgrade: Vec<u8>) -> Result<Answer, String> {
     let mut no_echo = false;
     for (key, value) in query_pairs(head.query.unwrap_or("")) {
         match &*key {
-            b"room" | b"topic" if name.is_some() => return Err("more than one room; a raw WebSocket has one: open another for another room".into()),
+            b"room" | b"topic" if name.is_some() => {
+                return Err("more than one room; a raw WebSocket has one: open another for another room".into());
+            }
             b"room" | b"topic" => name = Some(TopicName::from_bytes(&value).map_err(|error| error.to_string())?),
             b"echo" => {
                 no_echo = match &*value {

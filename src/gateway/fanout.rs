@@ -5,10 +5,10 @@
 
 use std::rc::Rc;
 
+use super::Gateway;
 use super::close_cause::CloseCause;
 use super::session::{Session, State};
 use super::topic::{LastSend, Role, Topic};
-use super::Gateway;
 use crate::engine::driver::Driver;
 use crate::engine::log::Pin;
 use crate::engine::segment::Gather;
@@ -164,4 +164,3 @@ fn next_portion(topic: &mut Topic, session: &mut Session, bytes_max: usize, id: 
     }
     Some(Portion { data, next: gathered.next, frames })
 }
-

@@ -1,8 +1,8 @@
 //! WebSocket input: messages go to their room or back to their sender, control frames are answered, and reading pauses when we are behind.
 
+use super::Gateway;
 use super::close_cause::CloseCause;
 use super::session::State;
-use super::Gateway;
 use crate::engine::driver::Driver;
 use crate::ids::ConnKey;
 use crate::proto::ws::frame::server_header;

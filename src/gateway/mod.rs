@@ -221,6 +221,7 @@ impl<D: Driver> Gateway<D> {
         self.watch_sends();
         self.run_laps();
         self.dispatch();
+        self.relieve_memory();
         self.sweep();
         self.counters.loop_turns.add(1);
         self.counters.mailbox_depth.set(self.mailbox.depth() as u64);
@@ -390,7 +391,6 @@ impl<D: Driver> Gateway<D> {
         });
         self.direct.rest();
         self.retry_accept();
-        self.relieve_memory();
         self.summarise_log();
     }
 

@@ -209,7 +209,11 @@ impl<D: Driver> Gateway<D> {
             self.laps.push_back(key);
         }
         let Role::Away(side) = &mut topic.role else { return };
-        assert!(frame == side.first_frame + topic.log.frames(), "frames between shards follow on each other: {frame} after {}", side.first_frame + topic.log.frames());
+        assert!(
+            frame == side.first_frame + topic.log.frames(),
+            "frames between shards follow on each other: {frame} after {}",
+            side.first_frame + topic.log.frames()
+        );
         topic.log.append_parcel(parcel);
         side.to_acknowledge = Some((topic.log.end(), upto));
         topic.last_append = self.now;

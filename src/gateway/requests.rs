@@ -1,10 +1,10 @@
 //! Request heads: read as they come, answered by [`endpoints`](super::endpoints), and turned into upgrades.
 
+use super::Gateway;
 use super::close_cause::CloseCause;
 use super::counters::{HandshakeResult, Transport};
 use super::endpoints::{Answer, Context, answer};
 use super::session::State;
-use super::Gateway;
 use crate::engine::driver::Driver;
 use crate::ids::ConnKey;
 use crate::proto::http::{HeadError, HeadStorage, Response, head_end, parse_head};
@@ -25,10 +25,11 @@ impl<D: Driver> Gateway<D> {
                 let len = head.len;
                 let retry_ms = self.retry_ms();
                 let over_capacity = self.sessions.get(key).is_some_and(|session| session.over_capacity);
-                let context = Context { origins: &self.origins, pages: self.pages, over_capacity, draining: self.drain.is_some(), retry_ms };
+                let context =
+                    Context { origins: &self.origins, pages: self.pages, over_capacity, draining: self.drain.is_some(), retry_ms };
                 let answer = answer(&head, &context);
                 let keep = head.keep_alive();
-                self.carry_out(key, answer, keep, retry_ms);
+                self.carry_out(key, answer, keep);
                 len
             }
             Ok(None) => 0,
@@ -52,7 +53,7 @@ impl<D: Driver> Gateway<D> {
         self.end(key, CloseCause::BadRequest);
     }
 
-    fn carry_out(&mut self, key: ConnKey, answer: Answer, keep: bool, retry_ms: u64) {
+    fn carry_out(&mut self, key: ConnKey, answer: Answer, keep: bool) {
         match answer {
             Answer::Respond(response) => {
                 let failed = response.status() >= 400;
@@ -72,7 +73,7 @@ impl<D: Driver> Gateway<D> {
                 if self.admission.take_polite(self.now) {
                     self.counters.handshakes.of(HandshakeResult::Refused).add(1);
                     self.upgraded(key, &upgrade);
-                    self.end_with(key, cause, None, &format!("retry={retry_ms}"));
+                    self.end(key, cause);
                 } else {
                     self.respond(key, response);
                     self.end(key, cause);

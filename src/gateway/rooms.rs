@@ -1,12 +1,12 @@
 //! Joining and leaving topics, and publishing to them.
 
+use super::Gateway;
 use super::close_cause::CloseCause;
 use super::counters::HandshakeResult;
 use super::endpoints::retry_later;
 use super::peers::ShardMessage;
 use super::session::State;
 use super::topic::{AwaySide, HomeSide, Role, Topic};
-use super::Gateway;
 use crate::engine::driver::Driver;
 use crate::engine::log::Log;
 use crate::ids::{ConnKey, TopicKey};
@@ -77,7 +77,10 @@ impl<D: Driver> Gateway<D> {
             session.state = State::Head;
         }
         let retry_ms = self.retry_ms();
-        let message = format!("{} topics are open, the limit (limits.topics_max); come back after Retry-After or use an open one", self.limits.topics_max);
+        let message = format!(
+            "{} topics are open, the limit (limits.topics_max); come back after Retry-After or use an open one",
+            self.limits.topics_max
+        );
         self.respond(key, retry_later(Response::error(503, &message), retry_ms).close());
         self.end(key, CloseCause::OverCapacity);
     }

@@ -63,20 +63,23 @@ impl<D: Driver> Gateway<D> {
             return self.rearm(key, Duration::from_millis(self.limits.write_stall_ms));
         }
         session.watched = false;
-        if let Some(pinged) = session.pinged {
-            if session.last_in.age_ms(now) <= pinged.age_ms(now) || session.paused {
-                session.pinged = None;
-            } else if pinged.age_ms(now) >= self.limits.pong_timeout_ms {
-                return self.end(key, CloseCause::NoPong);
-            } else {
-                let left = self.limits.pong_timeout_ms - pinged.age_ms(now);
-                return self.rearm(key, Duration::from_millis(left));
-            }
-        }
         let silent = session.last_in.age_ms(now);
-        if silent < self.limits.ping_interval_ms {
-            let left = self.limits.ping_interval_ms - silent;
-            return self.rearm(key, Duration::from_millis(left));
+        let interval = self.limits.ping_interval_ms;
+        if let Some(pinged) = session.pinged {
+            let age = pinged.age_ms(now);
+            if silent > age && !session.paused {
+                if age >= self.limits.pong_timeout_ms {
+                    let reason = format!("nothing came in {} ms after a ping", self.limits.pong_timeout_ms);
+                    return self.end_with(key, CloseCause::NoPong, None, &reason);
+                }
+                return self.rearm(key, Duration::from_millis(self.limits.pong_timeout_ms - age));
+            }
+            session.pinged = None;
+            return self.rearm(key, Duration::from_millis(interval.saturating_sub(silent)));
+        }
+        // The first ping comes early on purpose, so that pings stay spread: half the interval of silence is enough.
+        if silent < interval / 2 {
+            return self.rearm(key, Duration::from_millis(interval - silent));
         }
         session.pinged = Some(Stamp::new(now));
         self.counters.pings.add(1);
@@ -136,7 +139,8 @@ impl<D: Driver> Gateway<D> {
             }
         }
         if let Some((_, key)) = worst {
-            let reason = format!("queued messages of the process are over {} bytes (limits.queued_bytes_max)", self.shared.queued_bytes_max);
+            let reason =
+                format!("queued messages of the process are over {} bytes (limits.queued_bytes_max)", self.shared.queued_bytes_max);
             self.end_with(key, CloseCause::SlowConsumer, None, &reason);
         }
     }

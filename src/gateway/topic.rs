@@ -132,7 +132,11 @@ impl Topic {
             && match &self.role {
                 Role::Home(side) => side.home.is_empty() && side.held.is_empty(),
                 Role::Away(side) => {
-                    side.joining.is_empty() && side.key.is_some() && side.uplink_from.is_none() && !side.under_way && side.to_acknowledge.is_none()
+                    side.joining.is_empty()
+                        && side.key.is_some()
+                        && side.uplink_from.is_none()
+                        && !side.under_way
+                        && side.to_acknowledge.is_none()
                 }
             }
     }

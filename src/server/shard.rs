@@ -65,7 +65,8 @@ pub fn run(seat: Seat, parts: Parts, started: &Sender<Started>) -> io::Result<()
     if let Some(cpu) = seat.cpu
         && let Err(error) = sys::pin_to_cpu(cpu)
     {
-        let _ = started.send(Err(format!("shard {} cannot be pinned to CPU {cpu}: {error}; choose others with --cpus, or --cpus off", parts.shard)));
+        let _ = started
+            .send(Err(format!("shard {} cannot be pinned to CPU {cpu}: {error}; choose others with --cpus, or --cpus off", parts.shard)));
         return Ok(());
     }
     let limits = Arc::clone(&parts.limits);
@@ -98,7 +99,13 @@ pub fn run(seat: Seat, parts: Parts, started: &Sender<Started>) -> io::Result<()
     }
 }
 
-fn uring(wakers: &Arc<Wakers>, limits: &Limits, pool: Rc<RecvPool>, parts: &Parts, listener: OwnedFd) -> io::Result<(UringDriver<RingKernel>, RingSize)> {
+fn uring(
+    wakers: &Arc<Wakers>,
+    limits: &Limits,
+    pool: Rc<RecvPool>,
+    parts: &Parts,
+    listener: OwnedFd,
+) -> io::Result<(UringDriver<RingKernel>, RingSize)> {
     let (ring, size) = build_ring(ring_size(limits))?;
     let kernel = RingKernel::new(ring, pool, parts.shard, Arc::clone(wakers), Some(listener))?;
     Ok((UringDriver::new(kernel), size))

@@ -140,7 +140,10 @@ fn end_process_on_panic() {
     std::panic::set_hook(Box::new(move |info| {
         print(info);
         let thread = thread::current();
-        eprintln!("shardcast: thread {} panicked; the process ends, clients reconnect. This is a bug: please report the lines above.", thread.name().unwrap_or("?"));
+        eprintln!(
+            "shardcast: thread {} panicked; the process ends, clients reconnect. This is a bug: please report the lines above.",
+            thread.name().unwrap_or("?")
+        );
         sys::exit_now(1);
     }));
 }
@@ -167,7 +170,9 @@ fn choose_driver(choice: DriverChoice, limits: &Limits) -> Result<DriverKind, Se
         Ok(_) => Ok(DriverKind::Uring),
         Err(blocked) if choice == DriverChoice::Uring => Err(ServeError::NoUring(blocked)),
         Err(blocked) => {
-            tracing::warn!("{blocked}; going on with the epoll driver, which takes about 20 % more CPU on fan-out; --driver uring makes this fatal");
+            tracing::warn!(
+                "{blocked}; going on with the epoll driver, which takes about 20 % more CPU on fan-out; --driver uring makes this fatal"
+            );
             Ok(DriverKind::Epoll)
         }
     }

@@ -422,7 +422,8 @@ pub fn sleep_ms(ms: u64) {
 
 /// The seed of a random schedule: `SHARDCAST_TEST_SEED`, or a new one. Printed, so that a failure can be run again.
 pub fn seed() -> u64 {
-    let seed = std::env::var("SHARDCAST_TEST_SEED").ok().map_or_else(rand::random, |text| text.parse().expect("SHARDCAST_TEST_SEED is a number"));
+    let seed =
+        std::env::var("SHARDCAST_TEST_SEED").ok().map_or_else(rand::random, |text| text.parse().expect("SHARDCAST_TEST_SEED is a number"));
     println!("seed {seed}: run again with SHARDCAST_TEST_SEED={seed}");
     seed
 }

@@ -208,7 +208,8 @@ impl Raw {
     }
 
     pub fn frame(&mut self) -> Frame {
-        self.next_frame().unwrap_or_else(|end| panic!("no frame: {end:?}; bytes so far: {:02x?}", &self.buffer[..self.buffer.len().min(64)]))
+        self.next_frame()
+            .unwrap_or_else(|end| panic!("no frame: {end:?}; bytes so far: {:02x?}", &self.buffer[..self.buffer.len().min(64)]))
     }
 
     pub fn expect_text(&mut self, text: &str) {

@@ -427,8 +427,7 @@ fn tcp_socket(nonblocking: bool) -> OwnedFd {
 
 fn set_option(socket: &OwnedFd, level: i32, name: i32, value: i32) {
     // SAFETY: the socket is open; `value` is live and of the size given.
-    let done =
-        unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, (&raw const value).cast(), size_of::<i32>() as libc::socklen_t) };
+    let done = unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, (&raw const value).cast(), size_of::<i32>() as libc::socklen_t) };
     assert_eq!(done, 0, "setsockopt {name}: {}", io::Error::last_os_error());
 }
 

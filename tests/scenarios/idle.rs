@@ -15,7 +15,7 @@ const DEFAULT_PING_MS: u64 = 25_000;
 fn ten_thousand_idle_clients_cost_at_most_400_bytes_each() {
     raise_nofile();
     let ping_ms = if full() { DEFAULT_PING_MS } else { 3000 };
-    let gateway = gateway().limit("ping_interval_ms", ping_ms).start();
+    let gateway = gateway().limit("ping_interval_ms", ping_ms).limit("pong_timeout_ms", ping_ms.min(10_000)).start();
     let mut swarm = Swarm::new(gateway.port);
     let empty = settled_pss(&gateway, &mut swarm);
     let nothing = &mut |_, _: Event<'_>| {};
@@ -31,7 +31,9 @@ fn ten_thousand_idle_clients_cost_at_most_400_bytes_each() {
     for id in 0..ROOMS {
         swarm.send_text(id, b"{\"username\":\"ada\",\"content\":\"hello, room\",\"room\":\"r\"}");
     }
-    swarm.run(Duration::from_secs(20), "everybody hears one message", nothing, |swarm| (0..CLIENTS).all(|id| swarm.client(id).messages == 1));
+    swarm.run(Duration::from_secs(20), "everybody hears one message", nothing, |swarm| {
+        (0..CLIENTS).all(|id| swarm.client(id).messages == 1)
+    });
     let delivered = settled_pss(&gateway, &mut swarm);
 
     let rounds = Duration::from_millis(ping_ms * 3) + Duration::from_secs(20);
@@ -45,9 +47,17 @@ fn ten_thousand_idle_clients_cost_at_most_400_bytes_each() {
     let at_default = percent * ping_ms as f64 / DEFAULT_PING_MS as f64;
 
     println!("idle ({} driver): {CLIENTS} clients in {ROOMS} rooms", gateway.driver);
-    println!("  Pss: empty {} KiB, connected {} KiB, one message {} KiB, two ping rounds {} KiB", kib(empty), kib(connected), kib(delivered), kib(pinged));
+    println!(
+        "  Pss: empty {} KiB, connected {} KiB, one message {} KiB, two ping rounds {} KiB",
+        kib(empty),
+        kib(connected),
+        kib(delivered),
+        kib(pinged)
+    );
     println!("  each: {each} B above the empty process (bound {PSS_BYTES_EACH_MAX} B)");
-    println!("  CPU: {percent:.2} % at a ping every {ping_ms} ms; by rule of three {at_default:.2} % at {DEFAULT_PING_MS} ms (bound {CPU_PERCENT_MAX} %)");
+    println!(
+        "  CPU: {percent:.2} % at a ping every {ping_ms} ms; by rule of three {at_default:.2} % at {DEFAULT_PING_MS} ms (bound {CPU_PERCENT_MAX} %)"
+    );
     assert_eq!(swarm.count(&State::Open), CLIENTS, "{}", swarm.summary());
     assert!(each <= PSS_BYTES_EACH_MAX, "{each} bytes each");
     if full() {

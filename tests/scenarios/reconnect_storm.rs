@@ -16,7 +16,10 @@ fn five_storms_of_ten_thousand_leave_nothing_behind() {
     let gateway = gateway().start();
     let descriptors = gateway.descriptors();
     let (mut open, mut empty) = (Vec::new(), Vec::new());
-    println!("reconnect storm ({} driver): {CLIENTS} handshakes at once, {CYCLES} times; {descriptors} descriptors when empty", gateway.driver);
+    println!(
+        "reconnect storm ({} driver): {CLIENTS} handshakes at once, {CYCLES} times; {descriptors} descriptors when empty",
+        gateway.driver
+    );
     for cycle in 1..=CYCLES {
         let mut swarm = Swarm::new(gateway.port);
         let begun = now();

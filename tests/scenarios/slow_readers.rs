@@ -40,7 +40,12 @@ fn twenty_readers_that_never_read_cost_the_others_nothing() {
     let mut heard = vec![0_u32; SUBSCRIBERS];
     let (mut sent, mut most, mut sampled) = (0_u32, start, now());
     while heard[SLOW..].iter().any(|heard| *heard < MESSAGES) {
-        assert!(begun.elapsed() < Duration::from_secs(180), "{} of {MESSAGES} messages after 180 s ({})", heard[SLOW..].iter().min().expect("readers"), swarm.summary());
+        assert!(
+            begun.elapsed() < Duration::from_secs(180),
+            "{} of {MESSAGES} messages after 180 s ({})",
+            heard[SLOW..].iter().min().expect("readers"),
+            swarm.summary()
+        );
         let slowest = *heard[SLOW..].iter().min().expect("there are healthy readers");
         while sent < MESSAGES && (sent - slowest) as usize * MESSAGE_BYTES < WINDOW_BYTES {
             let mut payload = vec![b'x'; MESSAGE_BYTES];

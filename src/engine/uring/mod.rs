@@ -60,7 +60,10 @@ pub struct UringDriver<K> {
     conns: Slab<Conn>,
     starved: VecDeque<ConnKey>,
     starved_total: u64,
+    /// Taken down; to be reported at the end of the turn.
     closed: Vec<ConnKey>,
+    /// Reported by the last turn. Their slots are free from the next one on, so that a connection adopted while the report is handled gets another.
+    reported: Vec<ConnKey>,
     completions: Vec<Completion>,
     last_reaped: usize,
     accepting: Accepting,
@@ -84,6 +87,7 @@ impl<K: Kernel> UringDriver<K> {
             starved: VecDeque::new(),
             starved_total: 0,
             closed: Vec::new(),
+            reported: Vec::new(),
             completions: Vec::new(),
             last_reaped: 0,
             accepting: Accepting::On,
@@ -187,6 +191,7 @@ impl<K: Kernel> UringDriver<K> {
         let key = completion.token.key();
         // A stale completion ends here; dropping it returns its buffer.
         let Some(conn) = self.conns.get_mut(key) else { return };
+        debug_assert!(conn.in_flight > 0, "a connection is taken down only when nothing is in flight");
         if !completion.more {
             conn.in_flight -= 1;
             conn.recv = Recv::Idle;
@@ -272,6 +277,9 @@ impl<K: Kernel> UringDriver<K> {
 
 impl<K: Kernel> Driver for UringDriver<K> {
     fn turn(&mut self, wait: Wait, events: &mut Vec<Event>) -> io::Result<()> {
+        for key in self.reported.drain(..) {
+            self.conns.remove(key);
+        }
         self.feed_starved();
         let wait = if self.closed.is_empty() { wait } else { Wait::No };
         let want = if self.last_reaped >= WANT_FROM { self.last_reaped.min(WANT_MAX) } else { 1 };
@@ -283,15 +291,22 @@ impl<K: Kernel> Driver for UringDriver<K> {
             self.complete(completion, events);
         }
         self.completions = completions;
-        for key in self.closed.drain(..) {
-            self.conns.remove(key);
-            events.push(Event::Closed(key));
-        }
+        std::mem::swap(&mut self.reported, &mut self.closed);
+        events.extend(self.reported.iter().map(|&key| Event::Closed(key)));
         Ok(())
     }
 
     fn adopt(&mut self, socket: Socket) -> ConnKey {
-        let key = self.conns.insert(Conn { socket, recv: Recv::Idle, reading: true, peer_closed: false, failed: false, closing: None, in_flight: 0, unsent: 0 });
+        let key = self.conns.insert(Conn {
+            socket,
+            recv: Recv::Idle,
+            reading: true,
+            peer_closed: false,
+            failed: false,
+            closing: None,
+            in_flight: 0,
+            unsent: 0,
+        });
         self.arm_recv(key);
         key
     }
@@ -353,7 +368,7 @@ impl<K: Kernel> Driver for UringDriver<K> {
     }
 
     fn connections(&self) -> usize {
-        self.conns.len()
+        self.conns.len() - self.reported.len()
     }
 
     fn resume_accept(&mut self) {

@@ -50,7 +50,8 @@ pub fn probe(size: RingSize) -> Result<Features, Blocked> {
     let (ring, size) = build_ring(size).map_err(|error| explain("io_uring_setup", &error))?;
     let features = Features { min_wait: ring.params().is_feature_min_timeout(), no_iowait: ring.params().is_feature_no_iowait(), size };
     let wakers = Wakers::new(1).map_err(|error| explain("eventfd", &error))?;
-    let kernel = RingKernel::new(ring, RecvPool::new(2, 64), ShardId(0), wakers, None).map_err(|error| explain("io_uring_register(PBUF_RING)", &error))?;
+    let kernel = RingKernel::new(ring, RecvPool::new(2, 64), ShardId(0), wakers, None)
+        .map_err(|error| explain("io_uring_register(PBUF_RING)", &error))?;
     exercise(kernel).map_err(|what| Blocked {
         what,
         cause: format!("kernel {} has io_uring, but not multishot receive from a buffer ring as of Linux 6.1", sys::kernel_release()),
@@ -119,7 +120,8 @@ fn next(kernel: &mut RingKernel) -> Result<Completion, String> {
 fn explain(call: &str, error: &io::Error) -> Blocked {
     let read = |path: &str| std::fs::read_to_string(path).map(|text| text.trim().to_owned()).ok();
     let sysctl = read("/proc/sys/kernel/io_uring_disabled");
-    let seccomp = read("/proc/self/status").and_then(|text| text.lines().find_map(|line| line.strip_prefix("Seccomp:").map(|mode| mode.trim().to_owned())));
+    let seccomp = read("/proc/self/status")
+        .and_then(|text| text.lines().find_map(|line| line.strip_prefix("Seccomp:").map(|mode| mode.trim().to_owned())));
     let (cause, fix): (String, String) = match error.raw_os_error() {
         Some(libc::EPERM) if sysctl.as_deref() == Some("2") => {
             ("sysctl kernel.io_uring_disabled is 2".into(), "an administrator sets it to 0 (everyone) or 1 (a group)".into())

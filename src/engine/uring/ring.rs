@@ -48,7 +48,8 @@ impl RingSize {
     const SUBMISSIONS_MIN: u32 = 64;
 
     fn halved(self) -> Option<Self> {
-        (self.submissions / 2 >= Self::SUBMISSIONS_MIN).then_some(Self { submissions: self.submissions / 2, completions: self.completions / 2 })
+        (self.submissions / 2 >= Self::SUBMISSIONS_MIN)
+            .then_some(Self { submissions: self.submissions / 2, completions: self.completions / 2 })
     }
 }
 
@@ -84,7 +85,10 @@ struct BufferRing {
 
 impl BufferRing {
     fn new(buffers: usize) -> Self {
-        assert!(buffers.is_power_of_two() && buffers <= 32_768, "buffer ring of {buffers} entries: the limits table allows powers of two up to 32768");
+        assert!(
+            buffers.is_power_of_two() && buffers <= 32_768,
+            "buffer ring of {buffers} entries: the limits table allows powers of two up to 32768"
+        );
         let layout = Layout::from_size_align(buffers * size_of::<BufRingEntry>(), 4096).expect("at most 512 KiB, page aligned");
         // SAFETY: the layout has a size above zero.
         let entries = unsafe { alloc_zeroed(layout) }.cast::<BufRingEntry>();
@@ -193,9 +197,13 @@ impl RingKernel {
                 .flags(squeue::Flags::BUFFER_SELECT),
             Op::Send(socket, data) => self.send_entry(token, socket, data),
             Op::Cancel(target) => opcode::AsyncCancel2::new(CancelBuilder::user_data(target.0)).build(),
-            Op::WatchWake => opcode::Read::new(Fd(self.wakers.eventfd(self.shard)), std::ptr::from_mut(&mut *self.wake_count).cast(), 8).build(),
+            Op::WatchWake => {
+                opcode::Read::new(Fd(self.wakers.eventfd(self.shard)), std::ptr::from_mut(&mut *self.wake_count).cast(), 8).build()
+            }
             Op::WakePeer(shard) => match self.wakers.ring(shard) {
-                Some(fd) => opcode::MsgRingData::new(Fd(fd), 0, Token::plain(Kind::Wake, 0).0, None).build().flags(squeue::Flags::SKIP_SUCCESS),
+                Some(fd) => {
+                    opcode::MsgRingData::new(Fd(fd), 0, Token::plain(Kind::Wake, 0).0, None).build().flags(squeue::Flags::SKIP_SUCCESS)
+                }
                 None => {
                     self.wakers.signal(shard);
                     opcode::Nop::new().build().flags(squeue::Flags::SKIP_SUCCESS)
