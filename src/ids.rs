@@ -3,6 +3,7 @@
 //! Every id that is reused carries a generation, so that what was said of an old holder never reaches the new one.
 
 use std::fmt;
+use std::num::NonZeroU32;
 
 /// One thread, one core, one ring, one slice of the connections. Shards count from 0.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -55,6 +56,6 @@ impl fmt::Display for ConnId {
 pub struct TopicKey {
     /// Index into the shard's topic table.
     pub slot: u32,
-    /// How often the slot has been given out.
-    pub generation: u32,
+    /// Which holder of the slot. Never zero, so that `Option<TopicKey>` takes no more room.
+    pub generation: NonZeroU32,
 }

@@ -127,8 +127,8 @@ limits! {
     publish_bytes_max: Bytes = 256 * KIB, 4 * KIB => GIB;
     /// Bytes of all queued messages in the process, as allocated; 0 takes a quarter of the memory that the cgroup or the machine allows. Beyond it the connection that pins the oldest message is ended with 4508, and the next.
     queued_bytes_max: Bytes = 0, 0 => 1024 * GIB;
-    /// The first segment of a topic that wakes up. Small, so that a slow reader of a quiet topic pins little.
-    segment_bytes_min: Bytes = 4 * KIB, 256 => MIB;
+    /// The second segment of a topic that wakes up; the first is as large as its message. Small, so that a slow reader of a quiet topic pins little.
+    segment_bytes_min: Bytes = KIB, 256 => MIB;
     /// The largest segment that a busy topic grows to.
     segment_bytes_max: Bytes = 64 * KIB, 4 * KIB => 16 * MIB;
     /// Receive buffers that all connections of a shard share; a power of two. When all are taken, reading waits.
@@ -146,7 +146,7 @@ limits! {
     /// Connections that a shard starts to close in one turn while it drains.
     closes_per_turn: Count = 256, 1 => 65_536;
     /// Messages that wait in the queue of one ordered pair of shards; more waits with the sender, bounded by its topics and connections.
-    mailbox_messages: Count = 1024, 16 => 65_536;
+    mailbox_messages: Count = 256, 16 => 65_536;
     /// Bytes not yet sent that the kernel holds for one connection (TCP_NOTSENT_LOWAT): the backlog stays in shared segments.
     notsent_bytes: Bytes = 16 * KIB, KIB => 16 * MIB;
     /// Browsers cannot read an HTTP refusal: this many of them per second and shard are upgraded and closed with the code instead.

@@ -135,7 +135,9 @@ fn a_head_may_come_byte_by_byte() {
 
 #[test]
 fn a_client_that_leaves_in_the_middle_of_its_head_costs_nothing() {
-    let gateway = gateway().start();
+    // A reset that came together with the last bytes is not always told by a multishot receive (Linux 6.18: its hint of what is left in the socket counts a FIN
+    // and not a RST); such a client is gone when its head is overdue.
+    let gateway = gateway().limit("head_timeout_ms", 1000).start();
     let before = gateway.descriptors();
     for at in [0, 1, 5, GET_HEALTHZ.len() - 1] {
         for reset in [false, true] {

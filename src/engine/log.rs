@@ -15,7 +15,7 @@ use std::fmt;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use super::segment::{Arena, Gather, Range, SegmentMemory};
+use super::segment::{Arena, Gather, Range, Ranges, SegmentMemory};
 use crate::ids::ConnId;
 
 /// What a log knows about one of its frames.
@@ -85,7 +85,7 @@ pub struct Log {
 
 impl Log {
     /// An empty log that holds no memory. Segments begin at `segment_bytes_min` and double up to `segment_bytes_max` while the log stays busy.
-    pub fn new(segment_bytes_min: usize, segment_bytes_max: usize, memory: &Arc<SegmentMemory>) -> Self {
+    pub fn new(segment_bytes_min: u32, segment_bytes_max: u32, memory: &Arc<SegmentMemory>) -> Self {
         Self { tail: None, arena: Arena::new(segment_bytes_min, segment_bytes_max, memory), end: 0, frames: 0 }
     }
 
@@ -170,6 +170,17 @@ pub struct Pin {
     offset: u64,
 }
 
+/// A [`Pin`] without its offset, for who keeps that elsewhere: half the size.
+pub struct Anchor(Rc<Chunk>);
+
+impl Anchor {
+    /// The position again.
+    pub fn at(&self, offset: u64) -> Pin {
+        debug_assert!((self.0.start..=self.0.end()).contains(&offset), "offset {offset} in a chunk of {}..{}", self.0.start, self.0.end());
+        Pin { chunk: Rc::clone(&self.0), offset }
+    }
+}
+
 /// What a position gives to send.
 pub struct Gathered {
     /// The bytes; none when every frame up to `next` was left out.
@@ -182,6 +193,11 @@ impl Pin {
     /// The log offset.
     pub fn offset(&self) -> u64 {
         self.offset
+    }
+
+    /// What keeps this position alive, without the offset.
+    pub fn anchor(self) -> Anchor {
+        Anchor(self.chunk)
     }
 
     /// How many frames of the log lie before.
@@ -205,7 +221,7 @@ impl Pin {
 
     /// Bundles what follows for one send: whole frames, `bytes_max` in all but at least two frames, without those that `without` published. None at the end.
     pub fn gather(&self, bytes_max: usize, without: Option<ConnId>) -> Option<Gathered> {
-        let mut ranges: Vec<Range> = Vec::new();
+        let mut ranges = Ranges::new();
         let (mut bytes, mut frames) = (0, 0);
         let mut chunk = &self.chunk;
         let mut offset = self.offset;
@@ -292,7 +308,7 @@ impl fmt::Debug for Pin {
     }
 }
 
-fn close_run(ranges: &mut Vec<Range>, range: &Range, run: &std::ops::Range<u32>) {
+fn close_run(ranges: &mut Ranges, range: &Range, run: &std::ops::Range<u32>) {
     if !run.is_empty() {
         ranges.push(range.slice(run.start as usize, (run.end - run.start) as usize));
     }

@@ -27,9 +27,11 @@ impl RecvPool {
     /// If there are more than 32,768 buffers (the kernel's limit for a buffer ring) or none.
     pub fn new(buffers: usize, buffer_bytes: usize) -> Rc<Self> {
         assert!((1..=32_768).contains(&buffers) && buffer_bytes > 0, "{buffers} receive buffers of {buffer_bytes} bytes");
-        let mut memory = vec![1_u8; buffers * buffer_bytes];
-        memory.fill(0);
-        let memory = memory.into_iter().map(UnsafeCell::new).collect();
+        let mut memory: Box<[UnsafeCell<u8>]> = vec![0_u8; buffers * buffer_bytes].into_iter().map(UnsafeCell::new).collect();
+        for page in memory.chunks_mut(4096) {
+            // Hidden from the optimiser, which would see that zeroes are written over zeroes.
+            *std::hint::black_box(page[0].get_mut()) = 0;
+        }
         Rc::new(Self { memory, buffer_bytes, returned: RefCell::new(Vec::with_capacity(buffers)), lent: Cell::new(0) })
     }
 

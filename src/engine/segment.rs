@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use libc::iovec;
+use smallvec::SmallVec;
 
 /// Bytes of all live segments of the process, as allocated.
 #[derive(Debug, Default)]
@@ -107,16 +108,17 @@ impl SegmentWriter {
 /// Appends without an end: takes a new segment whenever the present one is full.
 pub struct Arena {
     writer: Option<SegmentWriter>,
-    next_bytes: usize,
-    bytes_min: usize,
-    bytes_max: usize,
+    next_bytes: u32,
+    bytes_min: u32,
+    bytes_max: u32,
     memory: Arc<SegmentMemory>,
 }
 
 impl Arena {
-    /// An arena that holds nothing yet. Segments begin at `bytes_min` and double up to `bytes_max`.
-    pub fn new(bytes_min: usize, bytes_max: usize, memory: &Arc<SegmentMemory>) -> Self {
-        Self { writer: None, next_bytes: bytes_min, bytes_min, bytes_max, memory: Arc::clone(memory) }
+    /// An arena that holds nothing yet. The first segment after a rest is as large as what is appended, so that a message now and then leaves no room unused;
+    /// the next has `bytes_min`, and they double up to `bytes_max`.
+    pub fn new(bytes_min: u32, bytes_max: u32, memory: &Arc<SegmentMemory>) -> Self {
+        Self { writer: None, next_bytes: 0, bytes_min, bytes_max, memory: Arc::clone(memory) }
     }
 
     /// Appends `head` and then `body`; more than a segment holds gets one of its own size.
@@ -125,8 +127,8 @@ impl Arena {
         match &mut self.writer {
             Some(writer) if writer.room() >= bytes => writer.append(head, body),
             writer => {
-                let fresh = SegmentWriter::new(self.next_bytes.max(bytes), &self.memory);
-                self.next_bytes = (self.next_bytes * 2).min(self.bytes_max);
+                let fresh = SegmentWriter::new((self.next_bytes as usize).max(bytes), &self.memory);
+                self.next_bytes = (self.next_bytes * 2).clamp(self.bytes_min, self.bytes_max);
                 writer.insert(fresh).append(head, body)
             }
         }
@@ -135,7 +137,7 @@ impl Arena {
     /// Lets go of the present segment and begins small again.
     pub fn rest(&mut self) {
         self.writer = None;
-        self.next_bytes = self.bytes_min;
+        self.next_bytes = 0;
     }
 }
 
@@ -197,10 +199,13 @@ impl fmt::Debug for Range {
 
 /// Ranges that leave in one send, in order, with the vector that the kernel reads. Shared by all connections that get the same bytes.
 pub struct Gather {
-    ranges: Vec<Range>,
-    iovecs: Vec<iovec>,
+    ranges: Ranges,
+    iovecs: SmallVec<[iovec; 1]>,
     len: usize,
 }
+
+/// The ranges of a [`Gather`]; nearly always one.
+pub type Ranges = SmallVec<[Range; 1]>;
 
 impl Gather {
     /// More ranges than this never go into one send: the kernel's own limit is 1024, and beyond a few dozen a vector costs more than it saves.
@@ -210,7 +215,7 @@ impl Gather {
     ///
     /// # Panics
     /// If there are none, or more than [`RANGES_MAX`](Self::RANGES_MAX), or one is empty.
-    pub fn new(ranges: Vec<Range>) -> Self {
+    pub fn new(ranges: Ranges) -> Self {
         assert!(!ranges.is_empty() && ranges.len() <= Self::RANGES_MAX, "gather of {} ranges", ranges.len());
         let iovecs = ranges
             .iter()
@@ -250,7 +255,7 @@ impl Gather {
     /// If nothing is left.
     pub fn rest(&self, mut skip: usize) -> Self {
         assert!(skip < self.len, "rest after {skip} of {} bytes", self.len);
-        let mut left = Vec::with_capacity(self.ranges.len());
+        let mut left = Ranges::new();
         for range in &self.ranges {
             if skip >= range.len() {
                 skip -= range.len();
@@ -302,7 +307,7 @@ mod tests {
     fn the_rest_of_a_gather_begins_after_what_was_sent() {
         let memory = SegmentMemory::new();
         let mut writer = SegmentWriter::new(64, &memory);
-        let gather = Gather::new(vec![writer.append(b"", b"abc"), writer.append(b"", b"de"), writer.append(b"", b"f")]);
+        let gather = Gather::new([writer.append(b"", b"abc"), writer.append(b"", b"de"), writer.append(b"", b"f")].into_iter().collect());
         for skip in 0..6 {
             let left: Vec<u8> = gather.rest(skip).ranges().iter().flat_map(|r| r.as_slice().to_vec()).collect();
             assert_eq!(left, &b"abcdef"[skip..], "after {skip}");

@@ -243,6 +243,19 @@ pub fn pin_to_cpu(cpu: usize) -> io::Result<()> {
     Ok(())
 }
 
+/// Keeps transparent huge pages out of this process. Its small objects are spread over the allocator's arenas; in pages of 2 MiB an idle connection
+/// would take several times its size.
+pub fn disable_huge_pages() {
+    // SAFETY: sets a flag of this process; nothing is passed in but numbers.
+    unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0) };
+}
+
+/// Has this thread's heap give freed memory back to the system. Where another allocator is in use this does nothing of worth, and no harm.
+pub fn release_freed_memory() {
+    // SAFETY: takes no pointers; frees what the calling thread's own mimalloc heap holds for later use.
+    unsafe { libmimalloc_sys::mi_collect(true) };
+}
+
 /// The kernel's release, for example `6.18.4`.
 pub fn kernel_release() -> String {
     std::fs::read_to_string("/proc/sys/kernel/osrelease").map_or_else(|_| "unknown".into(), |text| text.trim().into())

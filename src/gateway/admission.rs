@@ -84,6 +84,7 @@ impl<D: Driver> Gateway<D> {
         self.counters.accepts.of(result).add(1);
         self.counters.connections.of(Transport::Http).add(1);
         self.admission.refusing += u64::from(over);
+        self.busy = true;
         let key = self.driver.adopt(socket);
         self.sessions.insert(key, Session::new(self.now, over));
         self.timers.set(key.slot, self.now + Duration::from_millis(self.limits.head_timeout_ms));
@@ -95,6 +96,7 @@ impl<D: Driver> Gateway<D> {
 
     /// A connection is gone for good.
     pub(super) fn closed(&mut self, key: ConnKey) {
+        self.busy = true;
         self.timers.clear(key.slot);
         let Some(session) = self.sessions.remove(key) else { return };
         let transport = if session.upgraded { Transport::Ws } else { Transport::Http };

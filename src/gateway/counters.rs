@@ -26,7 +26,7 @@ pub struct Counters {
     pub messages_in_bytes: Counter,
     /// Frames whose send was completed: one for each message and receiver.
     pub deliveries: Counter,
-    /// Bytes of those frames.
+    /// Bytes of frames whose send was started.
     pub deliveries_bytes: Counter,
     /// Frames that were queued for a connection and will never be sent.
     pub drops: ByLabel<Counter, DropReason, { DropReason::COUNT }>,

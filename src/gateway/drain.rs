@@ -84,7 +84,6 @@ impl<D: Driver> Gateway<D> {
             left += 1;
             if !session.state.is_over() {
                 self.counters.closes.of(CloseCause::ShutdownDeadline).add(1);
-                session.cause = Some(CloseCause::ShutdownDeadline);
                 self.leave(key);
             }
             self.take_down(key, CloseHow::Reset);

@@ -11,31 +11,68 @@ use super::close_cause::{CloseCause, Fault};
 use super::counters::DropReason;
 use super::session::{Stamp, State};
 use crate::engine::driver::{CloseHow, Driver};
-use crate::engine::segment::Gather;
+use crate::engine::segment::{Gather, Range, Ranges};
 use crate::ids::ConnKey;
 use crate::proto::ws::frame::server_header;
 use crate::proto::ws::{CloseCode, Decoder, OpCode, encode_close_payload};
 
 impl<D: Driver> Gateway<D> {
-    /// Queues bytes ahead of the topic's frames; [`pump`](Self::pump) sends them.
+    /// Queues bytes ahead of the topic's frames; [`pump`](Self::pump) sends them. Until it does, the bytes of one connection are staged beside the
+    /// sessions: nearly always they leave in the same step as one send, and no queue is made.
     pub(super) fn push_direct(&mut self, key: ConnKey, head: &[u8], body: &[u8]) {
-        if let Some(session) = self.sessions.get_mut(key) {
-            session.push_direct(self.direct.append(head, body));
+        let range = self.direct.append(head, body);
+        self.push_range(key, range);
+    }
+
+    fn push_range(&mut self, key: ConnKey, range: Range) {
+        match &mut self.staged {
+            None => self.staged = Some((key, range)),
+            Some((staged, present)) => {
+                if *staged != key || !present.try_join(&range) {
+                    self.unstage();
+                    if let Some(session) = self.sessions.get_mut(key) {
+                        session.push_direct(range);
+                    }
+                }
+            }
         }
+    }
+
+    /// Moves staged bytes into their connection's queue.
+    fn unstage(&mut self) {
+        if let Some((key, range)) = self.staged.take()
+            && let Some(session) = self.sessions.get_mut(key)
+        {
+            session.push_direct(range);
+        }
+    }
+
+    /// Bytes that wait to go ahead of the topic's frames.
+    pub(super) fn direct_bytes(&self, key: ConnKey) -> usize {
+        let staged = self.staged.as_ref().filter(|(staged, _)| *staged == key).map_or(0, |(_, range)| range.len());
+        staged + self.sessions.get(key).map_or(0, |session| session.direct_bytes())
     }
 
     /// Starts the next send, if there is something and none is in flight.
     pub(super) fn pump(&mut self, key: ConnKey) {
         if self.driver.unsent(key) > 0 {
-            return;
+            return self.unstage();
         }
         let Some(session) = self.sessions.get_mut(key) else { return };
-        match session.state {
-            State::Closed | State::Lingering => return,
-            _ => {}
+        if matches!(session.state, State::Closed | State::Lingering) {
+            self.staged.take_if(|(staged, _)| *staged == key);
+            return;
         }
+        if session.direct.is_none()
+            && let Some((_, range)) = self.staged.take_if(|(staged, _)| *staged == key)
+        {
+            session.in_flight_frames = 0;
+            return self.start_send(key, Rc::new(Gather::new(Ranges::from_buf([range]))));
+        }
+        self.unstage();
+        let Some(session) = self.sessions.get_mut(key) else { return };
         if let Some(queue) = &mut session.direct {
-            let mut ranges = Vec::with_capacity(queue.len().min(Gather::RANGES_MAX));
+            let mut ranges = Ranges::new();
             let mut bytes = 0;
             while ranges.len() < Gather::RANGES_MAX && bytes < self.limits.send_bytes_max as usize {
                 let Some(range) = queue.pop_front() else { break };
@@ -67,7 +104,6 @@ impl<D: Driver> Gateway<D> {
         if session.in_flight_frames > 0 {
             let age = ((now.as_nanos() / 1000) as u32).wrapping_sub(session.born_us);
             self.counters.deliveries.add(u64::from(session.in_flight_frames));
-            self.counters.deliveries_bytes.add(u64::from(session.in_flight_bytes));
             self.counters.delivery_seconds.record_many(Duration::from_micros(u64::from(age)), u64::from(session.in_flight_frames));
             session.in_flight_frames = 0;
         }
@@ -121,8 +157,10 @@ impl<D: Driver> Gateway<D> {
         self.log_end(key, cause, reason);
         self.count_drops(key, cause);
         self.leave(key);
+        if matches!(cause, CloseCause::SlowConsumer | CloseCause::NoPong) {
+            self.staged.take_if(|(staged, _)| *staged == key);
+        }
         let Some(session) = self.sessions.get_mut(key) else { return };
-        session.cause = Some(cause);
         session.cold = None;
         session.decoder = Decoder::new();
         session.state = State::Finishing;
@@ -165,7 +203,7 @@ impl<D: Driver> Gateway<D> {
 
     fn count_drops(&self, key: ConnKey, cause: CloseCause) {
         let Some(session) = self.sessions.get(key) else { return };
-        let (Some(behind), Some(topic)) = (&session.behind, session.topic.and_then(|topic| self.topics.get(topic))) else { return };
+        let (Some(behind), Some(topic)) = (session.behind(), session.topic.and_then(|topic| self.topics.get(topic))) else { return };
         let reason = match cause {
             CloseCause::SlowConsumer => DropReason::SlowConsumer,
             CloseCause::Shutdown | CloseCause::ShutdownDeadline => DropReason::Shutdown,

@@ -101,12 +101,12 @@ impl<D: Driver> Gateway<D> {
         let unsent = self.driver.unsent(key);
         if unsent > 0 || session.direct.is_some() {
             let lap = topic.lap.as_ref().expect("on a lap");
-            let cursor = session.cursor;
-            let behind = session.behind.get_or_insert_with(|| lap.floor.seek(cursor));
+            let behind = session.behind().unwrap_or_else(|| lap.floor.seek(session.cursor));
             // A send that was not done when its turn ended waits for the peer: only then is the reader slow, and not we.
             let waits = unsent > 0 && self.turn.wrapping_sub(session.sent_turn) >= 2;
-            let queued = end - cursor + unsent as u64;
+            let queued = end - session.cursor + unsent as u64;
             let frames = topic.log.frames() - behind.frame();
+            session.behind.get_or_insert_with(|| behind.anchor());
             if waits && (queued > self.limits.queue_bytes_max || frames > self.limits.queue_frames_max) {
                 self.slow.push(key);
             }
@@ -115,11 +115,11 @@ impl<D: Driver> Gateway<D> {
         let id = ConnId { shard: self.shard, key };
         let bytes_max = self.limits.send_bytes_max as usize;
         if let Some(portion) = next_portion(topic, session, bytes_max, id) {
-            session.behind = (portion.next.offset() < end).then_some(portion.next);
+            session.move_to(portion.next, end);
             let born = topic.lap.as_ref().map_or(self.now, |lap| lap.born);
             session.born_us = (born.as_nanos() / 1000) as u32;
             session.in_flight_frames = portion.frames as u32;
-            session.in_flight_bytes = portion.data.len() as u32;
+            self.counters.deliveries_bytes.add(portion.data.len() as u64);
             self.start_send(key, portion.data);
         }
     }
@@ -128,21 +128,23 @@ impl<D: Driver> Gateway<D> {
     pub(super) fn catch_up(&mut self, key: ConnKey) -> bool {
         let id = self.id(key);
         let Some(session) = self.sessions.get_mut(key) else { return false };
-        let Some(behind) = session.behind.take() else { return false };
+        let Some(behind) = session.behind() else { return false };
         let topic = session.topic.and_then(|topic| self.topics.get_mut(topic)).expect("a topic lives as long as its members");
-        let Some(gathered) = behind.gather(self.limits.send_bytes_max as usize, session.no_echo.then_some(id)) else { return false };
-        session.cursor = gathered.next.offset();
+        let Some(gathered) = behind.gather(self.limits.send_bytes_max as usize, session.no_echo.then_some(id)) else {
+            session.behind = None;
+            return false;
+        };
         let frames = gathered.next.frame() - behind.frame();
-        session.behind = (session.cursor < topic.log.end()).then_some(gathered.next);
+        session.move_to(gathered.next, topic.log.end());
         let Some(data) = gathered.data else { return false };
         session.in_flight_frames = frames as u32;
-        session.in_flight_bytes = data.len() as u32;
+        self.counters.deliveries_bytes.add(data.len() as u64);
         self.start_send(key, data);
         true
     }
 }
 
-/// What a member on a lap gets; its cursor moves. Members at the same position share one gather.
+/// What a member on a lap gets; when that is nothing but its own messages, it is moved past them here. Members at the same position share one gather.
 fn next_portion(topic: &mut Topic, session: &mut Session, bytes_max: usize, id: ConnId) -> Option<Portion> {
     let lap = topic.lap.as_mut().expect("on a lap");
     let end = topic.log.end();
@@ -150,15 +152,15 @@ fn next_portion(topic: &mut Topic, session: &mut Session, bytes_max: usize, id: 
         && (last.from, last.end) == (session.cursor, end)
         && !session.no_echo
     {
-        session.cursor = last.next.offset();
-        session.behind = None;
         return Some(Portion { data: Rc::clone(&last.data), next: last.next.clone(), frames: last.frames });
     }
-    let from = session.behind.take().unwrap_or_else(|| lap.floor.seek(session.cursor));
+    let from = session.behind().unwrap_or_else(|| lap.floor.seek(session.cursor));
     let gathered = from.gather(bytes_max, session.no_echo.then_some(id))?;
-    session.cursor = gathered.next.offset();
     let frames = gathered.next.frame() - from.frame();
-    let data = gathered.data?;
+    let Some(data) = gathered.data else {
+        session.move_to(gathered.next, end);
+        return None;
+    };
     if !session.no_echo {
         lap.last = Some(LastSend { from: from.offset(), end, data: Rc::clone(&data), next: gathered.next.clone(), frames });
     }

@@ -68,7 +68,7 @@ impl<D: Driver> Gateway<D> {
                 !takes
             }
             State::Echo => {
-                let full = session.direct_bytes() as u64 >= self.limits.echo_bytes_max;
+                let full = self.direct_bytes(key) as u64 >= self.limits.echo_bytes_max;
                 if full {
                     self.pause_reading(key);
                 }
@@ -91,7 +91,7 @@ impl<D: Driver> Gateway<D> {
     }
 
     fn pong(&mut self, key: ConnKey, payload: &[u8]) {
-        if self.sessions.get(key).is_some_and(|session| session.direct_bytes() < PONG_BYTES_MAX || session.state == State::Echo) {
+        if self.direct_bytes(key) < PONG_BYTES_MAX || self.sessions.get(key).is_some_and(|session| session.state == State::Echo) {
             let (header, len) = server_header(OpCode::Pong, payload.len());
             self.push_direct(key, &header[..len], payload);
         }

@@ -34,14 +34,16 @@ mod topic;
 
 use std::collections::VecDeque;
 use std::io;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use crossbeam_channel::Receiver;
 
 use crate::engine::driver::{Driver, Event, Wait};
 use crate::engine::mailbox::Mailbox;
-use crate::engine::segment::Arena;
+use crate::engine::segment::{Arena, Gather, Range, Ranges};
 use crate::engine::slab::SideTable;
+use crate::engine::sys;
 use crate::engine::timers::{TICK, TimerWheel};
 use crate::gateway::admission::Admission;
 use crate::gateway::close_cause::CloseCause;
@@ -54,11 +56,19 @@ use crate::hub::{Directory, Placement};
 use crate::ids::{ConnId, ConnKey, ShardId, TopicKey};
 use crate::limits::Limits;
 use crate::proto::topic::TopicName;
+use crate::proto::ws::OpCode;
+use crate::proto::ws::frame::server_header;
 use crate::time::Time;
 
 pub use endpoints::Pages;
 pub use peers::ShardMessage;
 pub use shared::Shared;
+
+/// A ping without a payload (RFC 6455 section 5.5.2).
+fn ping(shared: &Shared) -> Rc<Gather> {
+    let (header, len) = server_header(OpCode::Ping, 0);
+    Rc::new(Gather::new(Ranges::from_buf([Arena::new(1, 1, &shared.memory).append(&header[..len], &[])])))
+}
 
 /// What the rest of the process tells a shard.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -108,8 +118,8 @@ const MAILBOX_BUDGET: usize = 1024;
 /// How often memory kept for frames to come is looked through.
 const SWEEP_MS: u64 = 1000;
 /// Segments of the direct arena: responses, pongs, echoes.
-const DIRECT_SEGMENT_MIN: usize = 4096;
-const DIRECT_SEGMENT_MAX: usize = 64 * 1024;
+const DIRECT_SEGMENT_MIN: u32 = 4096;
+const DIRECT_SEGMENT_MAX: u32 = 64 * 1024;
 
 /// One shard's clients, topics and duties.
 pub struct Gateway<D> {
@@ -133,6 +143,10 @@ pub struct Gateway<D> {
     fired: Vec<u32>,
     topics: Directory<TopicName, Topic>,
     direct: Arena,
+    /// Bytes for one connection that are about to be sent.
+    staged: Option<(ConnKey, Range)>,
+    /// The ping frame, the same for everyone.
+    ping: Rc<Gather>,
     scratch: Vec<u8>,
 
     /// Topics on a lap, in the order of their turns.
@@ -150,6 +164,9 @@ pub struct Gateway<D> {
     admission: Admission,
     drain: Option<Drain>,
     next_sweep: Time,
+    /// Connections came or went, or messages did, since the last sweep; the same for the second before it.
+    busy: bool,
+    was_busy: bool,
     log: LogLimit,
 }
 
@@ -175,6 +192,8 @@ impl<D: Driver> Gateway<D> {
             fired: Vec::new(),
             topics: Directory::default(),
             direct: Arena::new(DIRECT_SEGMENT_MIN, DIRECT_SEGMENT_MAX, &parts.shared.memory),
+            staged: None,
+            ping: ping(&parts.shared),
             scratch: Vec::new(),
             laps: VecDeque::new(),
             dispatches: Vec::new(),
@@ -185,6 +204,8 @@ impl<D: Driver> Gateway<D> {
             admission: Admission::new(&limits, now),
             drain: None,
             next_sweep: now,
+            busy: false,
+            was_busy: false,
             log: LogLimit::new(limits.log_lines_per_second, now),
             shared: parts.shared,
             limits,
@@ -380,22 +401,27 @@ impl<D: Driver> Gateway<D> {
         self.warm.retain(|&key| {
             let Some(topic) = topics.get_mut(key) else { return false };
             let quiet = now.since(topic.last_append).as_millis() as u64 >= SWEEP_MS;
-            let rested = quiet
-                && topic.log.rest()
-                && match &mut topic.role {
-                    topic::Role::Home(_) => true,
-                    topic::Role::Away(side) => side.uplink.rest(),
-                };
+            let rested = quiet && topic.rest();
             topic.warm = !rested;
             !rested
         });
         self.direct.rest();
+        if self.was_busy && !self.busy {
+            // It has gone quiet: what bursts have left behind in the heap is of no use for now.
+            sys::release_freed_memory();
+        }
+        self.was_busy = std::mem::take(&mut self.busy);
         self.retry_accept();
         self.summarise_log();
     }
 
     fn needs_sweep(&self) -> bool {
-        !self.warm.is_empty() || self.admission.is_waiting() || self.log.has_suppressed() || self.shared.is_over_memory()
+        self.busy
+            || self.was_busy
+            || !self.warm.is_empty()
+            || self.admission.is_waiting()
+            || self.log.has_suppressed()
+            || self.shared.is_over_memory()
     }
 
     fn id(&self, key: ConnKey) -> ConnId {

@@ -134,7 +134,7 @@ impl<D: Driver> Gateway<D> {
         side.key = Some(home);
         side.first_frame = frame;
         for conn in std::mem::take(&mut side.joining) {
-            self.enter(conn);
+            self.enter_waiting(conn);
         }
         self.free_if_unused(key);
     }
@@ -194,9 +194,10 @@ impl<D: Driver> Gateway<D> {
     fn publish_taken(&mut self, key: TopicKey) {
         let Some(topic) = self.topics.get_mut(key) else { return };
         let Role::Away(side) = &mut topic.role else { return };
-        side.under_way = false;
-        side.uplink_taken = side.uplink_sent;
-        if side.uplink_from.is_some() && !std::mem::replace(&mut topic.dispatching, true) {
+        let Some(uplink) = &mut side.uplink else { return };
+        uplink.under_way = false;
+        uplink.taken = uplink.sent;
+        if uplink.waiting.is_some() && !std::mem::replace(&mut topic.dispatching, true) {
             self.dispatches.push(key);
         }
         self.wake_publishers(key);
@@ -217,6 +218,7 @@ impl<D: Driver> Gateway<D> {
         topic.log.append_parcel(parcel);
         side.to_acknowledge = Some((topic.log.end(), upto));
         topic.last_append = self.now;
+        self.busy = true;
         if !std::mem::replace(&mut topic.warm, true) {
             self.warm.push(key);
         }
@@ -264,14 +266,14 @@ impl<D: Driver> Gateway<D> {
                     }
                 }
                 Role::Away(side) => {
-                    if side.under_way {
+                    let (Some(home), Some(uplink)) = (side.key, &mut side.uplink) else { continue };
+                    if uplink.under_way {
                         continue;
                     }
-                    let (Some(home), Some(from)) = (side.key, side.uplink_from.take()) else { continue };
-                    let Some((parcel, next)) = from.parcel(BATCH_BYTES_MAX) else { continue };
-                    side.under_way = true;
-                    side.uplink_sent = next.offset();
-                    side.uplink_from = (next.offset() < side.uplink.end()).then_some(next);
+                    let Some((parcel, next)) = uplink.waiting.take().and_then(|from| from.parcel(BATCH_BYTES_MAX)) else { continue };
+                    uplink.under_way = true;
+                    uplink.sent = next.offset();
+                    uplink.waiting = (next.offset() < uplink.log.end()).then_some(next);
                     self.mailbox.send(side.shard, ShardMessage::Publish { home, key, parcel });
                 }
             }

@@ -1,15 +1,16 @@
 //! Joining and leaving topics, and publishing to them.
 
-use super::Gateway;
 use super::close_cause::CloseCause;
 use super::counters::HandshakeResult;
 use super::endpoints::retry_later;
 use super::peers::ShardMessage;
 use super::session::State;
-use super::topic::{AwaySide, HomeSide, Role, Topic};
+use super::topic::{AwaySide, HomeSide, Role, Topic, Uplink};
+use super::{Gateway, Shared};
 use crate::engine::driver::Driver;
 use crate::engine::log::Log;
 use crate::ids::{ConnKey, TopicKey};
+use crate::limits::Limits;
 use crate::proto::http::Response;
 use crate::proto::topic::TopicName;
 use crate::proto::ws::OpCode;
@@ -26,27 +27,34 @@ impl<D: Driver> Gateway<D> {
         session.no_echo = no_echo;
         session.topic = Some(topic_key);
         session.state = State::Joining;
-        session.cold.get_or_insert_default().upgrade = upgrade;
         let topic = self.topics.get_mut(topic_key).expect("found or made above");
         match &mut topic.role {
-            Role::Away(side) if side.key.is_none() => side.joining.push(key),
-            _ => self.enter(key),
+            Role::Away(side) if side.key.is_none() => {
+                side.joining.push(key);
+                session.cold.get_or_insert_default().upgrade = upgrade;
+            }
+            _ => self.enter(key, &upgrade),
+        }
+    }
+
+    /// The home has answered a subscription: who waited for it comes in.
+    pub(super) fn enter_waiting(&mut self, key: ConnKey) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        if session.state == State::Joining {
+            let upgrade = session.cold.as_mut().map(|cold| std::mem::take(&mut cold.upgrade)).unwrap_or_default();
+            self.enter(key, &upgrade);
         }
     }
 
     /// The topic is ours to join: answer the upgrade and become a member, at the end of what was published so far.
-    pub(super) fn enter(&mut self, key: ConnKey) {
+    fn enter(&mut self, key: ConnKey, upgrade: &[u8]) {
         let Some(session) = self.sessions.get_mut(key) else { return };
-        if session.state != State::Joining {
-            return;
-        }
         let topic_key = session.topic.expect("a joining connection has a topic");
         let Some(topic) = self.topics.get_mut(topic_key) else { return };
         session.place = topic.members.join(key.slot);
         session.cursor = topic.log.end();
-        let upgrade = session.cold.as_mut().map(|cold| std::mem::take(&mut cold.upgrade)).unwrap_or_default();
         self.counters.handshakes.of(HandshakeResult::Upgraded).add(1);
-        self.upgraded(key, &upgrade);
+        self.upgraded(key, upgrade);
         self.opened(key, State::Room);
     }
 
@@ -91,20 +99,8 @@ impl<D: Driver> Gateway<D> {
         if home == self.shard {
             return self.make_home_topic(name);
         }
-        let uplink = self.new_log();
-        let side = AwaySide {
-            shard: home,
-            key: None,
-            first_frame: 0,
-            uplink,
-            uplink_from: None,
-            uplink_taken: 0,
-            uplink_sent: 0,
-            under_way: false,
-            to_acknowledge: None,
-            joining: Vec::new(),
-        };
-        let log = self.new_log();
+        let side = AwaySide { shard: home, key: None, first_frame: 0, uplink: None, to_acknowledge: None, joining: Vec::new() };
+        let log = new_log(&self.limits, &self.shared);
         let key = self.topics.insert(name.clone(), Topic::new(Role::Away(Box::new(side)), log));
         self.counters.topics.set(self.topics.len() as u64);
         self.mailbox.send(home, ShardMessage::Subscribe { name, key });
@@ -115,14 +111,10 @@ impl<D: Driver> Gateway<D> {
         if !self.shared.add_topic() {
             return None;
         }
-        let log = self.new_log();
+        let log = new_log(&self.limits, &self.shared);
         let key = self.topics.insert(name, Topic::new(Role::Home(HomeSide::default()), log));
         self.counters.topics.set(self.topics.len() as u64);
         Some(key)
-    }
-
-    fn new_log(&self) -> Log {
-        Log::new(self.limits.segment_bytes_min as usize, self.limits.segment_bytes_max as usize, &self.shared.memory)
     }
 
     /// Takes a connection out of its room.
@@ -165,10 +157,13 @@ impl<D: Driver> Gateway<D> {
         let (header, len) = server_header(opcode, payload.len());
         let header = &header[..len];
         if let Role::Away(side) = &mut topic.role {
-            if side.uplink_from.is_none() {
-                side.uplink_from = Some(side.uplink.pin());
+            let uplink = side.uplink.get_or_insert_with(|| {
+                Box::new(Uplink { log: new_log(&self.limits, &self.shared), waiting: None, taken: 0, sent: 0, under_way: false })
+            });
+            if uplink.waiting.is_none() {
+                uplink.waiting = Some(uplink.log.pin());
             }
-            side.uplink.append(sender, header, payload);
+            uplink.log.append(sender, header, payload);
             self.appended(topic_key);
         } else {
             self.append_at_home(topic_key, |log| log.append(sender, header, payload));
@@ -192,6 +187,7 @@ impl<D: Driver> Gateway<D> {
     pub(super) fn appended(&mut self, topic_key: TopicKey) {
         let topic = self.topics.get_mut(topic_key).expect("the caller has the topic");
         topic.last_append = self.now;
+        self.busy = true;
         if !std::mem::replace(&mut topic.warm, true) {
             self.warm.push(topic_key);
         }
@@ -235,4 +231,8 @@ impl<D: Driver> Gateway<D> {
             self.woken = woken;
         }
     }
+}
+
+fn new_log(limits: &Limits, shared: &Shared) -> Log {
+    Log::new(limits.segment_bytes_min as u32, limits.segment_bytes_max as u32, &shared.memory)
 }

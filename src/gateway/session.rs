@@ -1,10 +1,10 @@
 //! What the gateway knows of one connection. Small, because there are very many: nothing here outlives idleness but the struct itself.
 
 use std::collections::VecDeque;
+use std::num::NonZeroU32;
 
-use crate::engine::log::Pin;
+use crate::engine::log::{Anchor, Pin};
 use crate::engine::segment::Range;
-use crate::gateway::close_cause::CloseCause;
 use crate::ids::TopicKey;
 use crate::proto::ws::Decoder;
 use crate::time::Time;
@@ -51,26 +51,24 @@ pub(super) struct Cold {
     pub(super) upgrade: Vec<u8>,
 }
 
-/// Milliseconds that wrap after 49 days: differences are right up to half of that, and a connection has several.
+/// Odd milliseconds that wrap after 49 days: differences are right to a millisecond up to half of that. Never zero, so that an option takes no more room.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Stamp(u32);
+pub(super) struct Stamp(NonZeroU32);
 
 impl Stamp {
     pub(super) fn new(now: Time) -> Self {
-        Self(now.as_millis() as u32)
+        Self(NonZeroU32::MIN | now.as_millis() as u32)
     }
 
     /// Milliseconds from this to `now`.
     pub(super) fn age_ms(self, now: Time) -> u64 {
-        u64::from((now.as_millis() as u32).wrapping_sub(self.0))
+        u64::from((now.as_millis() as u32 | 1).wrapping_sub(self.0.get()))
     }
 }
 
 /// One connection.
 pub(super) struct Session {
     pub(super) state: State,
-    /// Why it ends, once that is decided.
-    pub(super) cause: Option<CloseCause>,
     /// Leaves its own messages out (`echo=0`).
     pub(super) no_echo: bool,
     /// It was answered a request before.
@@ -96,17 +94,16 @@ pub(super) struct Session {
     pub(super) stalled_at: u32,
     /// The shard's turn in which the last send was started.
     pub(super) sent_turn: u32,
-    /// Frames and bytes of the topic in the send in flight, and when the oldest of them was published, in wrapping microseconds.
+    /// Frames of the topic in the send in flight, and when the oldest of them was published, in wrapping microseconds.
     pub(super) in_flight_frames: u32,
-    pub(super) in_flight_bytes: u32,
     pub(super) born_us: u32,
     /// Where in the topic's members it is.
     pub(super) place: u32,
     pub(super) topic: Option<TopicKey>,
     /// The offset in the topic's log up to which everything was handed to the driver.
     pub(super) cursor: u64,
-    /// The position of `cursor`, kept only while frames behind it wait for a send in flight.
-    pub(super) behind: Option<Pin>,
+    /// Keeps what lies behind `cursor` alive, while it waits for a send in flight.
+    pub(super) behind: Option<Anchor>,
     /// Bytes that go before any frame of the topic: responses, pongs, echoes, the close frame.
     pub(super) direct: Option<Box<VecDeque<Range>>>,
     pub(super) decoder: Decoder,
@@ -117,7 +114,6 @@ impl Session {
     pub(super) fn new(now: Time, over_capacity: bool) -> Self {
         Self {
             state: State::Head,
-            cause: None,
             no_echo: false,
             served: false,
             upgraded: false,
@@ -132,7 +128,6 @@ impl Session {
             stalled_at: 0,
             sent_turn: 0,
             in_flight_frames: 0,
-            in_flight_bytes: 0,
             born_us: 0,
             place: 0,
             topic: None,
@@ -142,6 +137,17 @@ impl Session {
             decoder: Decoder::new(),
             cold: None,
         }
+    }
+
+    /// The position of `cursor`, while it is behind.
+    pub(super) fn behind(&self) -> Option<Pin> {
+        self.behind.as_ref().map(|anchor| anchor.at(self.cursor))
+    }
+
+    /// Moves the cursor to a position of its topic's log; what lies between it and `end` is kept.
+    pub(super) fn move_to(&mut self, position: Pin, end: u64) {
+        self.cursor = position.offset();
+        self.behind = (self.cursor < end).then(|| position.anchor());
     }
 
     /// Bytes in the direct queue.
@@ -184,7 +190,7 @@ mod tests {
 
     #[test]
     fn a_session_is_small() {
-        assert!(size_of::<Session>() <= 128, "{} bytes", size_of::<Session>());
+        assert!(size_of::<Session>() <= 88, "{} bytes", size_of::<Session>());
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Deadlines: one timer per connection, set to whichever is next, and looked at afresh when it fires.
 
+use std::rc::Rc;
 use std::time::Duration;
 
 use super::Gateway;
@@ -7,13 +8,15 @@ use super::close_cause::CloseCause;
 use super::session::{Session, Stamp, State};
 use crate::engine::driver::{CloseHow, Driver};
 use crate::ids::ConnKey;
-use crate::proto::ws::OpCode;
-use crate::proto::ws::frame::server_header;
+
+/// Pings in one step from which on their answers are worth gathering.
+const ANSWERS_MIN: u64 = 4;
 
 impl<D: Driver> Gateway<D> {
     pub(super) fn handle_timers(&mut self) {
         let mut fired = std::mem::take(&mut self.fired);
         self.timers.advance(self.now, &mut fired);
+        let pings = self.counters.pings.value();
         for slot in fired.drain(..) {
             let Some((key, session)) = self.sessions.at(slot) else { continue };
             match session.state {
@@ -27,6 +30,9 @@ impl<D: Driver> Gateway<D> {
             }
         }
         self.fired = fired;
+        if self.counters.pings.value() - pings >= ANSWERS_MIN {
+            self.driver.expect_answers();
+        }
     }
 
     fn rearm(&mut self, key: ConnKey, after: Duration) {
@@ -81,12 +87,15 @@ impl<D: Driver> Gateway<D> {
         if silent < interval / 2 {
             return self.rearm(key, Duration::from_millis(interval - silent));
         }
+        if unsent > 0 {
+            // A send is on its way: its progress, or the lack of it, says more than a ping behind it.
+            return self.rearm(key, Duration::from_millis(self.limits.write_stall_ms.min(interval)));
+        }
         session.pinged = Some(Stamp::new(now));
         self.counters.pings.add(1);
-        let (header, len) = server_header(OpCode::Ping, 0);
-        self.push_direct(key, &header[..len], &[]);
+        session.in_flight_frames = 0;
         self.rearm(key, Duration::from_millis(self.limits.pong_timeout_ms));
-        self.pump(key);
+        self.start_send(key, Rc::clone(&self.ping));
     }
 
     /// Sends of the last step that are still in flight wait for their peers: from now on their progress is watched.

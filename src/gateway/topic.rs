@@ -54,16 +54,31 @@ pub(super) struct AwaySide {
     pub(super) key: Option<TopicKey>,
     /// The home's count of frames where our log begins.
     pub(super) first_frame: u64,
-    /// Messages of our clients on their way to the home.
-    pub(super) uplink: Log,
-    pub(super) uplink_from: Option<Pin>,
-    pub(super) uplink_taken: u64,
-    pub(super) uplink_sent: u64,
-    pub(super) under_way: bool,
+    /// Messages of our clients on their way to the home; there while they publish.
+    pub(super) uplink: Option<Box<Uplink>>,
     /// To be acknowledged once everyone here was given what lies below the first number (ours); the second is the home's.
     pub(super) to_acknowledge: Option<(u64, u64)>,
     /// Upgrades that wait for the home's answer.
     pub(super) joining: Vec<ConnKey>,
+}
+
+/// Messages on their way to a topic's home.
+pub(super) struct Uplink {
+    pub(super) log: Log,
+    /// Where the next batch begins; none while nothing waits.
+    pub(super) waiting: Option<Pin>,
+    /// What the home has numbered.
+    pub(super) taken: u64,
+    /// What was sent to it.
+    pub(super) sent: u64,
+    /// A batch was sent and not yet numbered.
+    pub(super) under_way: bool,
+}
+
+impl Uplink {
+    fn is_idle(&self) -> bool {
+        self.waiting.is_none() && !self.under_way
+    }
 }
 
 pub(super) enum Role {
@@ -105,7 +120,7 @@ impl Topic {
         let here = self.lap.as_ref().map_or(0, |lap| end - lap.floor.offset());
         match &self.role {
             Role::Home(side) => here.max(side.home.lag(end)),
-            Role::Away(side) => side.uplink.end() - side.uplink_taken,
+            Role::Away(side) => side.uplink.as_ref().map_or(0, |uplink| uplink.log.end() - uplink.taken),
         }
     }
 
@@ -115,6 +130,18 @@ impl Topic {
             Role::Home(side) => side.held.is_empty() && self.lag() < limits.topic_lag_bytes_max,
             Role::Away(_) => self.lag() < limits.publish_bytes_max,
         }
+    }
+
+    /// Gives back the memory kept for frames to come, as far as nobody has a position in it. Whether all of it went.
+    pub(super) fn rest(&mut self) -> bool {
+        let uplink_rests = match &mut self.role {
+            Role::Away(side) => {
+                side.uplink.take_if(|uplink| uplink.is_idle());
+                side.uplink.is_none()
+            }
+            Role::Home(_) => true,
+        };
+        self.log.rest() && uplink_rests
     }
 
     /// Whether enough was worked off to begin taking messages again: half of the bound, so that publishers are not woken for one message each.
@@ -134,8 +161,7 @@ impl Topic {
                 Role::Away(side) => {
                     side.joining.is_empty()
                         && side.key.is_some()
-                        && side.uplink_from.is_none()
-                        && !side.under_way
+                        && side.uplink.as_ref().is_none_or(|uplink| uplink.is_idle())
                         && side.to_acknowledge.is_none()
                 }
             }

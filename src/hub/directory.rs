@@ -1,25 +1,29 @@
-//! Topics of one shard, by name and by key.
+//! Topics of one shard, by name and by key. The table grows in pages: a million topics are never copied.
 
 use std::collections::HashMap;
 use std::hash::Hash;
+use std::num::NonZeroU32;
 
 use crate::ids::TopicKey;
 
 struct Slot<N, T> {
-    generation: u32,
+    generation: NonZeroU32,
     entry: Option<(N, T)>,
 }
+
+const PAGE: usize = 64;
 
 /// A table of topics: names of type `N` (cheap to clone), values of type `T`.
 pub struct Directory<N, T> {
     by_name: HashMap<N, u32>,
-    slots: Vec<Slot<N, T>>,
+    pages: Vec<Box<[Slot<N, T>]>>,
+    used: u32,
     free: Vec<u32>,
 }
 
 impl<N, T> Default for Directory<N, T> {
     fn default() -> Self {
-        Self { by_name: HashMap::new(), slots: Vec::new(), free: Vec::new() }
+        Self { by_name: HashMap::new(), pages: Vec::new(), used: 0, free: Vec::new() }
     }
 }
 
@@ -36,7 +40,7 @@ impl<N: Hash + Eq + Clone, T> Directory<N, T> {
 
     /// The key of the topic called `name`.
     pub fn find(&self, name: &N) -> Option<TopicKey> {
-        self.by_name.get(name).map(|&slot| TopicKey { slot, generation: self.slots[slot as usize].generation })
+        self.by_name.get(name).map(|&slot| TopicKey { slot, generation: self.slot(slot).map_or(NonZeroU32::MIN, |place| place.generation) })
     }
 
     /// Adds a topic.
@@ -45,12 +49,16 @@ impl<N: Hash + Eq + Clone, T> Directory<N, T> {
     /// If the name is taken.
     pub fn insert(&mut self, name: N, value: T) -> TopicKey {
         let slot = self.free.pop().unwrap_or_else(|| {
-            self.slots.push(Slot { generation: 0, entry: None });
-            u32::try_from(self.slots.len() - 1).expect("fewer than 2^32 topics: limits.topics_max is below")
+            let slot = self.used;
+            self.used = slot.checked_add(1).expect("fewer than 2^32 topics: limits.topics_max is below");
+            if slot as usize / PAGE == self.pages.len() {
+                self.pages.push((0..PAGE).map(|_| Slot { generation: NonZeroU32::MIN, entry: None }).collect());
+            }
+            slot
         });
         let taken = self.by_name.insert(name.clone(), slot);
         assert!(taken.is_none(), "a topic is inserted once");
-        let place = &mut self.slots[slot as usize];
+        let place = self.slot_mut(slot).expect("a slot that was given out");
         place.entry = Some((name, value));
         TopicKey { slot, generation: place.generation }
     }
@@ -58,12 +66,12 @@ impl<N: Hash + Eq + Clone, T> Directory<N, T> {
     /// Removes a topic; its key finds nothing from now on.
     pub fn remove(&mut self, key: TopicKey) -> Option<T> {
         self.get(key)?;
-        let place = &mut self.slots[key.slot as usize];
-        place.generation = place.generation.wrapping_add(1);
+        let place = self.slot_mut(key.slot)?;
+        place.generation = place.generation.checked_add(1).unwrap_or(NonZeroU32::MIN);
         let (name, value) = place.entry.take()?;
         self.by_name.remove(&name);
         self.free.push(key.slot);
-        if self.by_name.is_empty() && self.slots.len() > 1024 {
+        if self.by_name.is_empty() && self.used > 1024 {
             self.by_name.shrink_to(1024);
         }
         Some(value)
@@ -71,20 +79,28 @@ impl<N: Hash + Eq + Clone, T> Directory<N, T> {
 
     /// The topic under a key.
     pub fn get(&self, key: TopicKey) -> Option<&T> {
-        let place = self.slots.get(key.slot as usize)?;
+        let place = self.slot(key.slot)?;
         if place.generation == key.generation { place.entry.as_ref().map(|(_, value)| value) } else { None }
     }
 
     /// The topic under a key.
     pub fn get_mut(&mut self, key: TopicKey) -> Option<&mut T> {
-        let place = self.slots.get_mut(key.slot as usize)?;
+        let place = self.slot_mut(key.slot)?;
         if place.generation == key.generation { place.entry.as_mut().map(|(_, value)| value) } else { None }
     }
 
     /// The name of the topic under a key.
     pub fn name(&self, key: TopicKey) -> Option<&N> {
-        let place = self.slots.get(key.slot as usize)?;
+        let place = self.slot(key.slot)?;
         if place.generation == key.generation { place.entry.as_ref().map(|(name, _)| name) } else { None }
+    }
+
+    fn slot(&self, slot: u32) -> Option<&Slot<N, T>> {
+        Some(&self.pages.get(slot as usize / PAGE)?[slot as usize % PAGE])
+    }
+
+    fn slot_mut(&mut self, slot: u32) -> Option<&mut Slot<N, T>> {
+        Some(&mut self.pages.get_mut(slot as usize / PAGE)?[slot as usize % PAGE])
     }
 }
 

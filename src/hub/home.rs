@@ -39,6 +39,8 @@ impl<P> Home<P> {
     /// Adds a shard; it gets what comes after `end`, the log's present end.
     pub fn subscribe(&mut self, shard: ShardId, key: TopicKey, end: u64) {
         debug_assert!(self.targets.iter().all(|target| target.shard != shard), "a shard subscribes once");
+        // Most topics have one or two: no room for four is taken.
+        self.targets.reserve_exact(1);
         self.targets.push(Target { shard, key, waiting: None, acknowledged: end, under_way: false });
     }
 
@@ -87,7 +89,7 @@ impl<P> Target<P> {
 mod tests {
     use super::*;
 
-    const KEY: TopicKey = TopicKey { slot: 7, generation: 0 };
+    const KEY: TopicKey = TopicKey { slot: 7, generation: std::num::NonZeroU32::MIN };
 
     #[test]
     fn one_batch_is_under_way_and_more_gathers_behind_it() {

@@ -11,11 +11,11 @@ pub struct Members {
     slots: Vec<u32>,
     holes: Vec<u32>,
     /// Where the next lap begins.
-    start: usize,
+    start: u32,
     /// The next place to visit, and how many places are left to visit; the lap goes around `lap_len` places.
-    next: usize,
-    left: usize,
-    lap_len: usize,
+    next: u32,
+    left: u32,
+    lap_len: u32,
     on_lap: bool,
 }
 
@@ -57,7 +57,7 @@ impl Members {
     pub fn begin_lap(&mut self) {
         assert!(!self.on_lap, "one lap at a time");
         self.on_lap = true;
-        self.lap_len = self.slots.len();
+        self.lap_len = self.slots.len() as u32;
         self.left = self.lap_len;
         self.next = if self.start < self.lap_len { self.start } else { 0 };
         self.start = self.next + 1;
@@ -66,7 +66,7 @@ impl Members {
     /// The next member of the lap; none when everyone was visited. Then [`end_lap`](Self::end_lap) must follow.
     pub fn visit(&mut self) -> Option<u32> {
         while self.left > 0 {
-            let slot = self.slots[self.next];
+            let slot = self.slots[self.next as usize];
             self.left -= 1;
             self.next = if self.next + 1 == self.lap_len { 0 } else { self.next + 1 };
             if slot != HOLE {

@@ -74,6 +74,7 @@ fn system(what: &'static str) -> impl FnOnce(io::Error) -> ServeError {
 pub fn serve(config: Config) -> Result<(), ServeError> {
     let clock = Clock::new();
     end_process_on_panic();
+    sys::disable_huge_pages();
     let nofile = sys::raise_nofile().map_err(system("raise the limit of file descriptors"))?;
     let allowed = sys::allowed_cpus();
     let shards = config.shards.unwrap_or_else(|| host::shards_by_default(&allowed));

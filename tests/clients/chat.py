@@ -7,8 +7,10 @@ import asyncio
 import base64
 import contextlib
 import json
+import os
 import pathlib
 import re
+import shlex
 import socket
 import sys
 import traceback
@@ -194,27 +196,48 @@ async def wscat_chats_from_the_command_line(gateway):
         assert await receive(python) == "I am in"
         wscat = await asyncio.create_subprocess_exec(
             "npx", "--no-install", "wscat", "-c", url, "-x", "hello from wscat", "-w", "1", cwd=HERE,
-            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,  # it leaves when its input ends
         )
         assert await receive(python) == "hello from wscat"
         output, _ = await asyncio.wait_for(wscat.communicate(), 2 * WAIT)
         assert b"hello from wscat" in output, output
 
 
-async def the_readme_s_python_tour_runs(gateway):
-    """Every ```python block of the README runs as it stands, with this gateway's port for 8080."""
+async def the_readme_s_tour_works(gateway):
+    """The section "tour" of the README, to the letter but for the ports: wscat and the Python program chat, and curl looks on."""
     readme = harness.ROOT / "README.md"
-    blocks = re.findall(r"^```python\n(.*?)^```", readme.read_text(), re.M | re.S) if readme.exists() else []
-    if not blocks:
-        raise Skip("README.md has no python block yet")
-    for block in blocks:
-        program = block.replace(":8080", f":{gateway.port}").replace(":9090", f":{gateway.admin}")
-        done = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", program, stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+    found = re.search(r"^## [^\n]*tour.*?(?=^## )", readme.read_text(), re.M | re.S | re.I) if readme.exists() else None
+    if not found:
+        raise Skip("README.md has no section with a tour")
+    tour = found[0].replace("localhost:8080", f"127.0.0.1:{gateway.port}").replace("127.0.0.1:9090", f"127.0.0.1:{gateway.admin}")
+    (program,) = re.findall(r"^```python\n(.*?)^```", tour, re.M | re.S)
+    commands = [line for block in re.findall(r"^```sh\n(.*?)^```", tour, re.M | re.S) for line in block.splitlines() if line.strip()]
+    (wscat_line,) = [line for line in commands if line.startswith("npx wscat")]
+
+    async def start(*command):
+        pipe = asyncio.subprocess.PIPE
+        return await asyncio.create_subprocess_exec(
+            *command, cwd=HERE, stdin=pipe, stdout=pipe, stderr=asyncio.subprocess.STDOUT, env={**os.environ, "PYTHONUNBUFFERED": "1"}
         )
-        output, _ = await asyncio.wait_for(done.communicate(), 3 * WAIT)
-        assert done.returncode == 0, f"exit code {done.returncode}:\n{output.decode()}\nof the block\n{program}"
+
+    # wscat shows what comes only on a terminal; `script` (package bsdutils, in every Debian) is one.
+    wscat = await start("script", "-qfec", wscat_line, "/dev/null")
+    try:
+        await asyncio.wait_for(wscat.stdout.readuntil(b"Connected"), 2 * WAIT)
+        python = await start(sys.executable, "-c", program)
+        await asyncio.wait_for(wscat.stdout.readuntil(b"hello from Python"), WAIT)
+        wscat.stdin.write(b"typed into wscat\n")
+        output, _ = await asyncio.wait_for(python.communicate(), 3 * WAIT)
+        assert python.returncode == 0, f"the Python program ended with {python.returncode}:\n{output.decode()}"
+        assert b"hello from Python" in output and b"typed into wscat" in output, output
+    finally:
+        wscat.stdin.close()
+        await asyncio.wait_for(wscat.wait(), WAIT)
+    for line in commands:
+        if line.startswith("curl"):
+            curl = await start(*shlex.split(line), "-sS", "--fail")
+            output, _ = await asyncio.wait_for(curl.communicate(), WAIT)
+            assert curl.returncode == 0 and output, f"{line}: exit code {curl.returncode}, {output}"
 
 
 CASES = [
@@ -227,7 +250,7 @@ CASES = [
     room_names_are_encoded_as_every_client_does_it,
     clients_come_back_after_a_restart,
     wscat_chats_from_the_command_line,
-    the_readme_s_python_tour_runs,
+    the_readme_s_tour_works,
 ]
 
 

@@ -121,6 +121,7 @@ impl Setup {
             .args(["serve", "--listen", &self.listen, "--admin", "127.0.0.1:0"])
             .args(["--shards", &self.shards.to_string(), "--driver", &self.driver])
             .args(&self.args)
+            .env("RUST_BACKTRACE", "1")
             .envs(self.env.iter().map(|(name, value)| (name, value)))
             .current_dir("/")
             .stdin(Stdio::null())
@@ -272,7 +273,7 @@ impl Gateway {
         let ports: Vec<u16> = line
             .split("http://")
             .skip(1)
-            .map(|rest| rest.split(|c: char| c == ' ' || c == ')' || c == ',').next().expect("split yields one"))
+            .map(|rest| rest.split([' ', ')', ',']).next().expect("split yields one"))
             .map(|address| address.rsplit(':').next().and_then(|port| port.parse().ok()).unwrap_or_else(|| panic!("no port in {line}")))
             .collect();
         match ports[..] {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::common::swarm::{State, Swarm};
-use crate::common::{eventually, gateway, now, raise_nofile};
+use crate::common::{Gateway, eventually, gateway, now, raise_nofile};
 use crate::{CLIENTS, kib, settled_pss};
 
 const CYCLES: usize = 5;
@@ -30,7 +30,7 @@ fn five_storms_of_ten_thousand_leave_nothing_behind() {
         let opened = begun.elapsed();
         assert_eq!(swarm.count(&State::Open), CLIENTS, "cycle {cycle}: {}", swarm.summary());
         gateway.wait_for_connections(CLIENTS as u64);
-        assert_eq!(gateway.descriptors(), descriptors + CLIENTS, "cycle {cycle}: descriptors with all clients in");
+        descriptors_become(&gateway, descriptors + CLIENTS, "with all clients in");
         open.push(settled_pss(&gateway, &mut swarm));
 
         let begun = now();
@@ -38,10 +38,7 @@ fn five_storms_of_ten_thousand_leave_nothing_behind() {
             swarm.drop_client(id, id % 2 == 0);
         }
         gateway.wait_for_connections(0);
-        eventually(Duration::from_secs(10), || match gateway.descriptors() {
-            after if after == descriptors => Ok(()),
-            after => Err(format!("cycle {cycle}: {after} descriptors are open, {descriptors} were at the start")),
-        });
+        descriptors_become(&gateway, descriptors, "when everybody is gone");
         let dropped = begun.elapsed();
         let metrics = gateway.metrics();
         for gauge in ["shardcast_outbound_bytes", "shardcast_topics"] {
@@ -63,4 +60,12 @@ fn five_storms_of_ten_thousand_leave_nothing_behind() {
         println!("  Pss {about}: cycle {CYCLES} against cycle 2 {growth:+.2} % (bound {GROWTH_PERCENT_MAX} %)");
         assert!(growth <= GROWTH_PERCENT_MAX, "Pss {about} grew by {growth:.2} % from cycle 2 to cycle {CYCLES}");
     }
+}
+
+/// Exactly so many, once the connection of the last scrape is gone too.
+fn descriptors_become(gateway: &Gateway, expected: usize, when: &str) {
+    eventually(Duration::from_secs(10), || match gateway.descriptors() {
+        open if open == expected => Ok(()),
+        open => Err(format!("{open} descriptors are open {when}, {expected} were expected")),
+    });
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::ring::{RingKernel, RingSize, build_ring};
 use crate::engine::driver::Wait;
-use crate::engine::kernel::{Completion, Kernel, Kind, Op, Token};
+use crate::engine::kernel::{Completion, GatherWait, Kernel, Kind, Op, Token};
 use crate::engine::recv_pool::RecvPool;
 use crate::engine::sys::{self, Socket};
 use crate::engine::wakers::Wakers;
@@ -108,7 +108,7 @@ fn exercise(mut kernel: RingKernel) -> Result<(), String> {
 fn next(kernel: &mut RingKernel) -> Result<Completion, String> {
     let mut completions = Vec::new();
     for _ in 0..100 {
-        kernel.enter(Wait::For(Duration::from_millis(10)), 1).map_err(|error| format!("io_uring_enter: {error}"))?;
+        kernel.enter(Wait::For(Duration::from_millis(10)), GatherWait::NONE).map_err(|error| format!("io_uring_enter: {error}"))?;
         kernel.reap_one(&mut completions);
         if let Some(completion) = completions.pop() {
             return Ok(completion);

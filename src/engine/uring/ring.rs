@@ -19,7 +19,7 @@ use io_uring::types::{BufRingEntry, CancelBuilder, Fd, SubmitArgs, Timespec};
 use io_uring::{EnterFlags, IoUring, cqueue, opcode, squeue};
 
 use crate::engine::driver::{CloseHow, Wait};
-use crate::engine::kernel::{Completion, Kernel, Kind, Op, Token};
+use crate::engine::kernel::{Completion, GatherWait, Kernel, Kind, Op, Token};
 use crate::engine::recv_pool::RecvPool;
 use crate::engine::segment::Gather;
 use crate::engine::sys::Socket;
@@ -30,9 +30,7 @@ use crate::ids::ShardId;
 const RECV_FLAGS: u16 = 1 << 0 | 1 << 1;
 const BUFFER_GROUP: u16 = 0;
 /// Completions handled in one turn; the rest waits for the next.
-const REAP_MAX: usize = 1024;
-/// How long a wait for several completions lasts at most once the first is there.
-const MIN_WAIT_USEC: u32 = 50;
+const REAP_MAX: usize = 512;
 
 /// Sizes of a ring.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -285,8 +283,10 @@ impl Kernel for RingKernel {
         }
     }
 
-    fn enter(&mut self, wait: Wait, want: u32) -> io::Result<()> {
-        let want = if self.min_wait { want } else { want.min(1) };
+    fn enter(&mut self, wait: Wait, gather: GatherWait) -> io::Result<()> {
+        // Without a minimum time, a wait for several would sleep on until there are as many.
+        let gather = if self.min_wait { gather } else { GatherWait::NONE };
+        let want = gather.want.max(1);
         let timeout;
         let mut args = SubmitArgs::new();
         let result = match wait {
@@ -295,15 +295,15 @@ impl Kernel for RingKernel {
                 timeout = Timespec::from(duration);
                 args = args.timespec(&timeout);
                 if want > 1 {
-                    args = args.min_wait_usec(MIN_WAIT_USEC);
+                    args = args.min_wait_usec(gather.micros);
                 }
-                self.ring.submitter().submit_with_args_and_flags(want.max(1) as usize, &args, self.enter_flags)
+                self.ring.submitter().submit_with_args_and_flags(want as usize, &args, self.enter_flags)
             }
             Wait::Forever => {
                 if want > 1 {
-                    args = args.min_wait_usec(MIN_WAIT_USEC);
+                    args = args.min_wait_usec(gather.micros);
                 }
-                self.ring.submitter().submit_with_args_and_flags(want.max(1) as usize, &args, self.enter_flags)
+                self.ring.submitter().submit_with_args_and_flags(want as usize, &args, self.enter_flags)
             }
         };
         if self.ring.submission().is_empty() {
