@@ -1,6 +1,7 @@
 //! Names of things inside one process: shards, connections, topics.
 //!
 //! Every id that is reused carries a generation, so that what was said of an old holder never reaches the new one.
+#![forbid(unsafe_code)]
 
 use std::fmt;
 use std::num::NonZeroU32;

@@ -2,6 +2,7 @@
 //!
 //! The table makes the struct, its defaults, the `[limits]` section of the configuration file, the `SHARDCAST_LIMITS_…`
 //! environment twins and what `shardcast config show` prints. A bound that is not here does not exist.
+#![forbid(unsafe_code)]
 
 /// What kind of number a bound is, for messages and for `config show`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -99,7 +100,7 @@ limits! {
     message_bytes_max: Bytes = 64 * KIB, 125 => GIB;
     /// Request line and headers together. Larger ones are answered 431.
     head_bytes_max: Bytes = 16 * KIB, 512 => MIB;
-    /// Time for the whole request head, from accept or from its first byte on a connection kept alive. Slower clients are closed with 408.
+    /// Time for the whole request head, from accept, or from its first bytes on a connection kept alive. Slower clients are answered 408.
     head_timeout_ms: Millis = 10_000, 100 => 600_000;
     /// How long an HTTP connection may wait for its next request.
     keepalive_ms: Millis = 30_000, 100 => 3_600_000;
@@ -113,19 +114,19 @@ limits! {
     queue_frames_max: Count = 16_384, 16 => 16_777_216;
     /// How long a send may wait for its peer without a byte of progress before the connection is ended with 4508.
     write_stall_ms: Millis = 10_000, 100 => 600_000;
-    /// After a close frame: how long to read and discard until the peer closes too; then the connection is reset.
+    /// From the decision to end a connection: how long its last bytes may take, and the peer to close too; then it is reset.
     linger_ms: Millis = 5_000, 10 => 60_000;
     /// Bytes handed to the kernel in one send; always whole frames, and at least two of them when two wait.
     send_bytes_max: Bytes = 64 * KIB, KIB => 16 * MIB;
     /// Answers of `/echo` queued for one connection before reading from it pauses.
     echo_bytes_max: Bytes = 64 * KIB, KIB => 64 * MIB;
-    /// Topics in the process. A new one beyond it is refused with 503 or 4503.
+    /// Topics in the process. Who asks for a new one beyond it is closed with 4503.
     topics_max: Count = 1_000_000, 1 => 1_000_000_000;
     /// Bytes by which a shard's fan-out of one topic may be behind before that topic's publishers pause.
     topic_lag_bytes_max: Bytes = MIB, 4 * KIB => GIB;
     /// Bytes of one topic on their way from a shard to the topic's home shard before that shard's publishers to it pause.
     publish_bytes_max: Bytes = 256 * KIB, 4 * KIB => GIB;
-    /// Bytes of all queued messages in the process, as allocated; 0 takes a quarter of the memory that the cgroup or the machine allows. Beyond it the connection that pins the oldest message is ended with 4508, and the next.
+    /// Bytes of all queued messages in the process, as allocated; 0 takes a quarter of the memory that the cgroup or the machine allows. Beyond it the connection with most queued is ended with 4508, on each shard, and the next.
     queued_bytes_max: Bytes = 0, 0 => 1024 * GIB;
     /// The second segment of a topic that wakes up; the first is as large as its message. Small, so that a slow reader of a quiet topic pins little.
     segment_bytes_min: Bytes = KIB, 256 => MIB;

@@ -1,4 +1,5 @@
 //! The `shardcast` command: words in, exit code out.
+#![forbid(unsafe_code)]
 
 use std::process::ExitCode;
 

@@ -1,4 +1,5 @@
 //! Time as a value. Only `server` reads the clock, once a turn; everything below is told.
+#![forbid(unsafe_code)]
 
 use std::ops::{Add, Sub};
 use std::time::Duration;

@@ -121,9 +121,11 @@ impl<T> IndexMut<ConnKey> for Slab<T> {
     }
 }
 
+type SidePage<T> = Box<[Option<(u32, T)>]>;
+
 /// Values beside a [`Slab`], by keys that it gave: what another layer keeps for the same connection.
 pub struct SideTable<T> {
-    pages: Vec<Box<[Option<(u32, T)>]>>,
+    pages: Vec<SidePage<T>>,
     len: usize,
 }
 

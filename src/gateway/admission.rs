@@ -110,7 +110,11 @@ impl<D: Driver> Gateway<D> {
 
     pub(super) fn accept_paused(&mut self, error: &io::Error) {
         self.counters.accept_paused.add(1);
-        self.counters.accepts.of(AcceptResult::FdExhausted).add(1);
+        let result = match error.raw_os_error() {
+            Some(libc::EMFILE | libc::ENFILE) => AcceptResult::FdExhausted,
+            _ => AcceptResult::Error,
+        };
+        self.counters.accepts.of(result).add(1);
         self.admission.retry_at = Some(self.now + RETRY);
         if self.log.allow(self.now) {
             tracing::warn!(shard = %self.shard, %error, connections = self.shared.connections(), "accepting paused: clients wait in the backlog until descriptors are free; raise the limit (ulimit -n, LimitNOFILE=) or lower limits.connections_max");

@@ -30,7 +30,7 @@ pub struct Counters {
     pub deliveries_bytes: Counter,
     /// Frames that were queued for a connection and will never be sent.
     pub drops: ByLabel<Counter, DropReason, { DropReason::COUNT }>,
-    /// Topics that live on this shard.
+    /// Topics whose home is this shard.
     pub topics: Gauge,
     /// Messages that wait in this shard's mailboxes.
     pub mailbox_depth: Gauge,
@@ -38,7 +38,7 @@ pub struct Counters {
     pub wakes: Counter,
     /// Times that reading from a publisher paused because a topic was behind.
     pub publishers_paused: Counter,
-    /// Turns in which reading waited for a free receive buffer.
+    /// Times a connection waited for a free receive buffer.
     pub recv_starved: Counter,
     /// Times that accepting paused because descriptors or memory ran out.
     pub accept_paused: Counter,
@@ -50,7 +50,7 @@ pub struct Counters {
     pub loop_turns: Counter,
     /// Time a turn took, without its wait.
     pub loop_seconds: Histogram,
-    /// From the arrival of a message to the completion of each of its sends.
+    /// From a message's entry into the subscriber's shard to the completion of its send.
     pub delivery_seconds: Histogram,
 }
 

@@ -64,7 +64,7 @@ impl<D: Driver> Gateway<D> {
                 // In the middle of a request: it will be answered 503.
                 State::Head if session.holds() => {}
                 State::Head => self.end(key, CloseCause::Shutdown),
-                State::Joining => self.end(key, CloseCause::Shutdown),
+                State::Joining => self.refuse_waiting(key, CloseCause::Shutdown, ""),
                 State::Room | State::Echo => {
                     session.goodbye = true;
                     self.pump(key);

@@ -48,23 +48,19 @@ pub(super) fn answer(head: &Head<'_, '_>, context: &Context<'_>) -> Answer {
     match head.path {
         "/ws" => socket(head, context, room),
         "/echo" => socket(head, context, |_, upgrade| Ok(Answer::Echo { upgrade })),
-        "/" => plain(head, context, |response| {
+        "/" if context.over_capacity || context.draining => unavailable(context),
+        "/" => plain(head, |response| {
             response.header("Cache-Control", "no-cache").body("text/html; charset=utf-8", context.pages.index.as_bytes())
         }),
-        "/healthz" => {
-            plain(head, context, |response| response.header("Cache-Control", "no-store").body("text/plain; charset=utf-8", b"ok\n"))
-        }
+        "/healthz" => plain(head, |response| response.header("Cache-Control", "no-store").body("text/plain; charset=utf-8", b"ok\n")),
         path => Answer::Respond(body_closes(head, Response::error(404, &format!("nothing at {path}; there is: {EXISTS}")))),
     }
 }
 
-fn plain(head: &Head<'_, '_>, context: &Context<'_>, fill: impl FnOnce(Response) -> Response) -> Answer {
+fn plain(head: &Head<'_, '_>, fill: impl FnOnce(Response) -> Response) -> Answer {
     if !matches!(head.method, "GET" | "HEAD") {
         let response = Response::error(405, &format!("{} is not possible here; use GET or HEAD", head.method)).header("Allow", "GET, HEAD");
         return Answer::Respond(body_closes(head, response));
-    }
-    if context.over_capacity || context.draining {
-        return unavailable(context);
     }
     let response = fill(Response::new(200));
     let response = if head.method == "HEAD" { response.head_only() } else { response };
@@ -85,7 +81,7 @@ fn unavailable(context: &Context<'_>) -> Answer {
     Answer::Refuse(retry_later(Response::error(503, message), context.retry_ms).close(), cause)
 }
 
-pub(super) fn retry_later(response: Response, retry_ms: u64) -> Response {
+fn retry_later(response: Response, retry_ms: u64) -> Response {
     response.header("Retry-After", retry_ms.div_ceil(1000).max(1).to_string())
 }
 

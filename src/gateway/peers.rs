@@ -16,6 +16,8 @@
 
 use super::Gateway;
 use super::MAILBOX_BUDGET;
+use super::close_cause::CloseCause;
+use super::rooms::TOPICS_FULL;
 use super::topic::{HeldParcel, Role};
 use crate::engine::driver::Driver;
 use crate::engine::log::Parcel;
@@ -141,12 +143,9 @@ impl<D: Driver> Gateway<D> {
 
     fn topic_refused(&mut self, key: TopicKey) {
         let Some(topic) = self.topics.remove(key) else { return };
-        self.counters.topics.set(self.topics.len() as u64);
         if let Role::Away(side) = topic.role {
             for conn in side.joining {
-                if self.sessions.get(conn).is_some_and(|session| session.topic == Some(key)) {
-                    self.refuse_topic(conn);
-                }
+                self.refuse_waiting(conn, CloseCause::OverCapacity, TOPICS_FULL);
             }
         }
     }

@@ -1,5 +1,7 @@
 //! Request heads: read as they come, answered by [`endpoints`](super::endpoints), and turned into upgrades.
 
+use std::time::Duration;
+
 use super::Gateway;
 use super::close_cause::CloseCause;
 use super::counters::{HandshakeResult, Transport};
@@ -17,6 +19,9 @@ impl<D: Driver> Gateway<D> {
         let scanned = session.cold.as_mut().map_or(0, |cold| std::mem::take(&mut cold.scanned));
         if head_end(bytes, scanned).is_none() && bytes.len() <= max {
             session.cold.get_or_insert_default().scanned = bytes.len();
+            if scanned == 0 && session.served {
+                self.timers.set(key.slot, self.now + Duration::from_millis(self.limits.head_timeout_ms));
+            }
             return 0;
         }
         let mut storage = HeadStorage::new();

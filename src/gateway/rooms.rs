@@ -2,7 +2,6 @@
 
 use super::close_cause::CloseCause;
 use super::counters::HandshakeResult;
-use super::endpoints::retry_later;
 use super::peers::ShardMessage;
 use super::session::State;
 use super::topic::{AwaySide, HomeSide, Role, Topic, Uplink};
@@ -11,17 +10,19 @@ use crate::engine::driver::Driver;
 use crate::engine::log::Log;
 use crate::ids::{ConnKey, TopicKey};
 use crate::limits::Limits;
-use crate::proto::http::Response;
 use crate::proto::topic::TopicName;
 use crate::proto::ws::OpCode;
 use crate::proto::ws::frame::server_header;
+
+/// The reason that goes with 4503 when it is topics that there are too many of.
+pub(super) const TOPICS_FULL: &str = "no room for another topic (limits.topics_max); an open one can be joined";
 
 impl<D: Driver> Gateway<D> {
     /// Makes a connection a member of a room: at once when this shard has the topic already, else when its home has answered. The upgrade is
     /// answered only then, so that a client that is connected is subscribed.
     pub(super) fn join(&mut self, key: ConnKey, name: TopicName, no_echo: bool, upgrade: Vec<u8>) {
         let Some(topic_key) = self.topics.find(&name).or_else(|| self.make_topic(name)) else {
-            return self.refuse_topic(key);
+            return self.refuse_join(key, &upgrade, CloseCause::OverCapacity, TOPICS_FULL);
         };
         let Some(session) = self.sessions.get_mut(key) else { return };
         session.no_echo = no_echo;
@@ -78,19 +79,20 @@ impl<D: Driver> Gateway<D> {
         }
     }
 
-    /// There is no room for another topic.
-    pub(super) fn refuse_topic(&mut self, key: ConnKey) {
-        if let Some(session) = self.sessions.get_mut(key) {
-            session.topic = None;
-            session.state = State::Head;
+    /// An upgrade that cannot be had after all: accepted and closed at once, so that a browser's page, too, learns why and when to come back.
+    pub(super) fn refuse_join(&mut self, key: ConnKey, upgrade: &[u8], cause: CloseCause, reason: &str) {
+        self.counters.handshakes.of(HandshakeResult::Refused).add(1);
+        self.upgraded(key, upgrade);
+        self.end_with(key, cause, None, reason);
+    }
+
+    /// The same for one that waited for its room's home.
+    pub(super) fn refuse_waiting(&mut self, key: ConnKey, cause: CloseCause, reason: &str) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        if session.state == State::Joining {
+            let upgrade = session.cold.as_mut().map(|cold| std::mem::take(&mut cold.upgrade)).unwrap_or_default();
+            self.refuse_join(key, &upgrade, cause, reason);
         }
-        let retry_ms = self.retry_ms();
-        let message = format!(
-            "{} topics are open, the limit (limits.topics_max); come back after Retry-After or use an open one",
-            self.limits.topics_max
-        );
-        self.respond(key, retry_later(Response::error(503, &message), retry_ms).close());
-        self.end(key, CloseCause::OverCapacity);
     }
 
     /// Adds a topic to this shard's table and, when its home is elsewhere, subscribes there. None when the process has as many as it may.
@@ -102,7 +104,6 @@ impl<D: Driver> Gateway<D> {
         let side = AwaySide { shard: home, key: None, first_frame: 0, uplink: None, to_acknowledge: None, joining: Vec::new() };
         let log = new_log(&self.limits, &self.shared);
         let key = self.topics.insert(name.clone(), Topic::new(Role::Away(Box::new(side)), log));
-        self.counters.topics.set(self.topics.len() as u64);
         self.mailbox.send(home, ShardMessage::Subscribe { name, key });
         Some(key)
     }
@@ -113,7 +114,7 @@ impl<D: Driver> Gateway<D> {
         }
         let log = new_log(&self.limits, &self.shared);
         let key = self.topics.insert(name, Topic::new(Role::Home(HomeSide::default()), log));
-        self.counters.topics.set(self.topics.len() as u64);
+        self.counters.topics.add(1);
         Some(key)
     }
 
@@ -138,9 +139,11 @@ impl<D: Driver> Gateway<D> {
             return;
         }
         let topic = self.topics.remove(key).expect("found above");
-        self.counters.topics.set(self.topics.len() as u64);
         match topic.role {
-            Role::Home(_) => self.shared.drop_topic(),
+            Role::Home(_) => {
+                self.counters.topics.sub(1);
+                self.shared.drop_topic();
+            }
             Role::Away(side) => {
                 if let Some(home) = side.key {
                     self.mailbox.send(side.shard, ShardMessage::Unsubscribe { home });

@@ -85,7 +85,9 @@ pub fn queued_bytes_allowed(limits: &Limits, memory_allowed: u64) -> u64 {
 
 /// How many shards run when nothing is configured: one for each CPU that this process may run on.
 pub fn shards_by_default(cpus: &[usize]) -> u16 {
-    u16::try_from(cpus.len()).unwrap_or(u16::MAX).clamp(1, SHARDS_MAX)
+    // The standard library also knows of cgroup quotas: a container limited to two CPUs gets two shards on a machine of 64.
+    let quota = std::thread::available_parallelism().map_or(cpus.len(), std::num::NonZeroUsize::get);
+    u16::try_from(cpus.len().min(quota)).unwrap_or(u16::MAX).clamp(1, SHARDS_MAX)
 }
 
 /// The most shards that can be configured; every pair of them has a mailbox.

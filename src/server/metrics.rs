@@ -98,9 +98,11 @@ impl Collector for Page {
             DropReason::VALUES,
             |shard| &shard.drops,
         )?;
-        page.histogram("shardcast_delivery_seconds", "From the arrival of a message to the completion of each of its sends.", |shard| {
-            &shard.delivery_seconds
-        })?;
+        page.histogram(
+            "shardcast_delivery_seconds",
+            "From a message's entry into its subscriber's shard to the completion of its send.",
+            |shard| &shard.delivery_seconds,
+        )?;
 
         page.gauge("shardcast_queued_bytes", "Memory of all queued messages, as allocated.", facts.segment_memory.bytes() as u64)?;
         page.gauge("shardcast_queued_bytes_max", "Memory of all queued messages at most.", facts.queued_bytes_max)?;
@@ -113,7 +115,7 @@ impl Collector for Page {
         page.counter("shardcast_publishers_paused", "Pauses of reading from a publisher whose topic was behind.", |shard| {
             &shard.publishers_paused
         })?;
-        page.counter("shardcast_recv_starved", "Turns in which reading waited for a free receive buffer.", |shard| &shard.recv_starved)?;
+        page.counter("shardcast_recv_starved", "Times a connection waited for a free receive buffer.", |shard| &shard.recv_starved)?;
         page.counter("shardcast_accept_paused", "Pauses of accepting because descriptors or memory ran out.", |shard| {
             &shard.accept_paused
         })?;

@@ -22,8 +22,8 @@ use crate::limits::Limits;
 /// Which driver every shard of the process runs on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum DriverKind {
-    /// io_uring.
-    Uring,
+    /// io_uring, with rings of this size.
+    Uring(RingSize),
     /// epoll.
     Epoll,
 }
@@ -32,7 +32,7 @@ impl DriverKind {
     /// The name for logs and metrics.
     pub const fn name(self) -> &'static str {
         match self {
-            Self::Uring => "uring",
+            Self::Uring(_) => "uring",
             Self::Epoll => "epoll",
         }
     }
@@ -54,8 +54,8 @@ pub struct Seat {
     pub clock: Clock,
 }
 
-/// What a shard says when it has begun to serve: the ring it got, if it runs on one.
-pub type Started = Result<Option<RingSize>, String>;
+/// What a shard says when it has begun to serve, or why it cannot.
+pub type Started = Result<(), String>;
 
 /// The body of a shard's thread: returns when the shard is drained.
 ///
@@ -72,9 +72,9 @@ pub fn run(seat: Seat, parts: Parts, started: &Sender<Started>) -> io::Result<()
     let limits = Arc::clone(&parts.limits);
     let pool = RecvPool::new(limits.recv_buffers as usize, limits.recv_buffer_bytes as usize);
     match seat.driver {
-        DriverKind::Uring => match uring(&seat.wakers, &limits, pool, &parts, seat.listener) {
-            Ok((driver, size)) => {
-                let _ = started.send(Ok(Some(size)));
+        DriverKind::Uring(size) => match uring(size, &seat.wakers, pool, &parts, seat.listener) {
+            Ok(driver) => {
+                let _ = started.send(Ok(()));
                 serve(driver, parts, seat.clock)
             }
             Err(error) => {
@@ -88,7 +88,7 @@ pub fn run(seat: Seat, parts: Parts, started: &Sender<Started>) -> io::Result<()
         },
         DriverKind::Epoll => match EpollDriver::new(parts.shard, seat.listener, seat.wakers, pool, limits.accepts_per_turn as usize) {
             Ok(driver) => {
-                let _ = started.send(Ok(None));
+                let _ = started.send(Ok(()));
                 serve(driver, parts, seat.clock)
             }
             Err(error) => {
@@ -100,15 +100,14 @@ pub fn run(seat: Seat, parts: Parts, started: &Sender<Started>) -> io::Result<()
 }
 
 fn uring(
+    size: RingSize,
     wakers: &Arc<Wakers>,
-    limits: &Limits,
     pool: Rc<RecvPool>,
     parts: &Parts,
     listener: OwnedFd,
-) -> io::Result<(UringDriver<RingKernel>, RingSize)> {
-    let (ring, size) = build_ring(ring_size(limits))?;
-    let kernel = RingKernel::new(ring, pool, parts.shard, Arc::clone(wakers), Some(listener))?;
-    Ok((UringDriver::new(kernel), size))
+) -> io::Result<UringDriver<RingKernel>> {
+    let kernel = RingKernel::new(build_ring(size)?, pool, parts.shard, Arc::clone(wakers), Some(listener))?;
+    Ok(UringDriver::new(kernel))
 }
 
 /// The ring that the limits ask for.

@@ -80,7 +80,7 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
     let shards = config.shards.unwrap_or_else(|| host::shards_by_default(&allowed));
     let cpus = seats(&config.cpus, shards, &allowed)?;
     let limits = Arc::new(config.limits.clone());
-    let driver = choose_driver(config.driver, &limits)?;
+    let driver = choose_driver(config.driver, &limits, shards)?;
     let shutdown = signals::register().map_err(system("catch signals"))?;
     let (address, listeners) = listeners(config.listen, shards, &limits)?;
     let admin = config.admin.map(Admin::bind).transpose()?;
@@ -163,12 +163,23 @@ fn seats(cpus: &Cpus, shards: u16, allowed: &[usize]) -> Result<Vec<Option<usize
     }
 }
 
-fn choose_driver(choice: DriverChoice, limits: &Limits) -> Result<DriverKind, ServeError> {
+fn choose_driver(choice: DriverChoice, limits: &Limits, shards: u16) -> Result<DriverKind, ServeError> {
     if choice == DriverChoice::Epoll {
         return Ok(DriverKind::Epoll);
     }
-    match probe(ring_size(limits)) {
-        Ok(_) => Ok(DriverKind::Uring),
+    let wanted = ring_size(limits);
+    match probe(wanted, shards, limits.recv_buffers as usize) {
+        Ok(features) => {
+            if features.size != wanted {
+                tracing::warn!(
+                    submissions = features.size.submissions,
+                    completions = features.size.completions,
+                    "rings are smaller than limits.ring_submissions and limits.ring_completions ask for: the memlock limit of {} bytes does not allow more for {shards} shards; raise it (ulimit -l, LimitMEMLOCK=)",
+                    sys::memlock_limit()
+                );
+            }
+            Ok(DriverKind::Uring(features.size))
+        }
         Err(blocked) if choice == DriverChoice::Uring => Err(ServeError::NoUring(blocked)),
         Err(blocked) => {
             tracing::warn!(
@@ -249,18 +260,8 @@ impl Plan<'_> {
             });
             crew.push((commands, thread.map_err(system("start a thread"))?));
         }
-        let mut smaller = None;
         for _ in 0..shards {
-            let size = starts.recv().expect("every shard says how its start went").map_err(ServeError::Shard)?;
-            smaller = smaller.or(size.filter(|&size| size != ring_size(&self.limits)));
-        }
-        if let Some(size) = smaller {
-            tracing::warn!(
-                submissions = size.submissions,
-                completions = size.completions,
-                "rings are smaller than limits.ring_submissions and limits.ring_completions ask for: the memlock limit of {} bytes does not allow more; raise it (ulimit -l, LimitMEMLOCK=)",
-                sys::memlock_limit()
-            );
+            starts.recv().expect("every shard says how its start went").map_err(ServeError::Shard)?;
         }
         Ok(crew)
     }

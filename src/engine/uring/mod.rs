@@ -447,7 +447,7 @@ mod tests {
         let options = ListenOptions { backlog: 64, notsent_bytes: 16 * 1024, shared: false };
         let listener = listen("127.0.0.1:0".parse().expect("an address"), options).expect("listens");
         let address = local_addr(&listener).expect("an address");
-        let (ring, _) = build_ring(RingSize { submissions: 64, completions: 256 }).expect("a ring");
+        let ring = build_ring(RingSize { submissions: 64, completions: 256 }).expect("a ring");
         let wakers = Wakers::new(1).expect("eventfds");
         let kernel = RingKernel::new(ring, RecvPool::new(16, 1024), ShardId(0), wakers, Some(listener)).expect("a buffer ring");
         (UringDriver::new(kernel), address)

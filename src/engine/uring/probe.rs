@@ -6,7 +6,7 @@ use std::os::fd::IntoRawFd;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use super::ring::{RingKernel, RingSize, build_ring};
+use super::ring::{RingKernel, RingSize, build_ring, fitting_size};
 use crate::engine::driver::Wait;
 use crate::engine::kernel::{Completion, GatherWait, Kernel, Kind, Op, Token};
 use crate::engine::recv_pool::RecvPool;
@@ -21,7 +21,7 @@ pub struct Features {
     pub min_wait: bool,
     /// Waiting is not accounted as iowait (Linux 6.15).
     pub no_iowait: bool,
-    /// The queue sizes that the memlock limit lets one ring have now.
+    /// The queue sizes that the memlock limit lets every ring have now.
     pub size: RingSize,
 }
 
@@ -42,12 +42,14 @@ impl fmt::Display for Blocked {
     }
 }
 
-/// Makes a ring on this thread and takes multishot receive through its life: data, exhausted buffers, data again, end of stream.
+/// Finds the size at which `rings` rings fit the memlock limit, and takes multishot receive on one of them through its life: data, exhausted
+/// buffers, data again, end of stream.
 ///
 /// # Errors
 /// What failed, why, and what to do.
-pub fn probe(size: RingSize) -> Result<Features, Blocked> {
-    let (ring, size) = build_ring(size).map_err(|error| explain("io_uring_setup", &error))?;
+pub fn probe(size: RingSize, rings: u16, recv_buffers: usize) -> Result<Features, Blocked> {
+    let size = fitting_size(size, rings, recv_buffers).map_err(|error| explain("io_uring_setup", &error))?;
+    let ring = build_ring(size).map_err(|error| explain("io_uring_setup", &error))?;
     let features = Features { min_wait: ring.params().is_feature_min_timeout(), no_iowait: ring.params().is_feature_no_iowait(), size };
     let wakers = Wakers::new(1).map_err(|error| explain("eventfd", &error))?;
     let kernel = RingKernel::new(ring, RecvPool::new(2, 64), ShardId(0), wakers, None)
@@ -151,7 +153,7 @@ mod tests {
 
     #[test]
     fn this_kernel_passes() {
-        let features = probe(RingSize { submissions: 64, completions: 128 }).expect("io_uring works where the tests run");
+        let features = probe(RingSize { submissions: 64, completions: 128 }, 2, 8).expect("io_uring works where the tests run");
         assert_eq!(features.size.submissions, 64);
     }
 

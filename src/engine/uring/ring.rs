@@ -14,6 +14,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::Duration;
 
 use io_uring::types::{BufRingEntry, CancelBuilder, Fd, SubmitArgs, Timespec};
 use io_uring::{EnterFlags, IoUring, cqueue, opcode, squeue};
@@ -51,11 +52,35 @@ impl RingSize {
     }
 }
 
-/// Makes a ring on this thread, halving its queues while the memlock limit refuses them. The sizes that were accepted come with it.
+/// The largest size, at most `size`, at which `rings` of them with their buffer rings fit the memlock limit together.
 ///
 /// # Errors
-/// As io_uring_setup(2): ENOSYS and EPERM when it is blocked, ENOMEM when even the smallest is over the memlock limit.
-pub fn build_ring(mut size: RingSize) -> io::Result<(IoUring, RingSize)> {
+/// As io_uring_setup(2): ENOSYS and EPERM when it is blocked, ENOMEM when even the smallest do not fit.
+pub fn fitting_size(mut size: RingSize, rings: u16, recv_buffers: usize) -> io::Result<RingSize> {
+    let all_at_once = |size| {
+        let mut held = Vec::new();
+        for _ in 0..rings {
+            let ring = build_ring(size)?;
+            let buffers = BufferRing::new(recv_buffers);
+            buffers.register(&ring)?;
+            held.push((ring, buffers));
+        }
+        Ok(())
+    };
+    loop {
+        match all_at_once(size) {
+            Err(error) if is_out_of_memory(&error) => size = size.halved().ok_or(error)?,
+            other => return other.map(|()| size),
+        }
+    }
+}
+
+/// Makes a ring on this thread. Memory of rings just closed is given back by the kernel a moment later, so ENOMEM is asked again for a while.
+///
+/// # Errors
+/// As io_uring_setup(2).
+pub fn build_ring(size: RingSize) -> io::Result<IoUring> {
+    let mut tries = 0;
     loop {
         let built = IoUring::builder()
             .setup_single_issuer()
@@ -67,11 +92,20 @@ pub fn build_ring(mut size: RingSize) -> io::Result<(IoUring, RingSize)> {
             .dontfork()
             .build(size.submissions);
         match built {
-            Ok(ring) => return Ok((ring, size)),
-            Err(error) if error.raw_os_error() == Some(libc::ENOMEM) => size = size.halved().ok_or(error)?,
-            Err(error) => return Err(error),
+            Err(error) if is_out_of_memory(&error) && tries < MEMLOCK_TRIES => {
+                tries += 1;
+                std::thread::park_timeout(MEMLOCK_WAIT);
+            }
+            other => return other,
         }
     }
+}
+
+const MEMLOCK_TRIES: u32 = 10;
+const MEMLOCK_WAIT: Duration = Duration::from_millis(5);
+
+fn is_out_of_memory(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::ENOMEM)
 }
 
 struct BufferRing {
@@ -94,6 +128,12 @@ impl BufferRing {
             handle_alloc_error(layout);
         }
         Self { entries, layout, mask: (buffers - 1) as u16, tail: 0 }
+    }
+
+    fn register(&self, ring: &IoUring) -> io::Result<()> {
+        let entries = self.mask + 1;
+        // SAFETY: the entries are page aligned, as many as announced, and whoever registers keeps them longer than the ring (invariant 1).
+        unsafe { ring.submitter().register_buf_ring_with_flags(self.entries as u64, entries, BUFFER_GROUP, 0) }
     }
 
     fn push(&mut self, id: u16, address: *mut u8, len: usize) {
@@ -151,8 +191,7 @@ impl RingKernel {
         let min_wait = params.is_feature_min_timeout();
         let headers = params.sq_entries() as usize;
         let buffers = BufferRing::new(pool.buffers());
-        // SAFETY: the ring's memory is page aligned, as large as announced, and outlives the ring (invariant 1).
-        unsafe { ring.submitter().register_buf_ring_with_flags(buffers.entries as u64, pool.buffers() as u16, BUFFER_GROUP, 0) }?;
+        buffers.register(&ring)?;
         wakers.set_ring(shard, Some(ring.as_raw_fd()));
         // SAFETY: all-zero bytes are a valid msghdr.
         let header: libc::msghdr = unsafe { std::mem::zeroed() };

@@ -1,3 +1,5 @@
+//! Tests of the configuration as a whole: layers, sources, messages. What one reader does is tested beside it.
+
 use super::*;
 
 fn with_file(text: &str) -> Layers {
