@@ -4,7 +4,7 @@
 //! per receive and per send and is kept plain: who wants speed runs the ring.
 //!
 //! - **Sends** are tried at the turn after the request; what the socket does not take waits for EPOLLOUT with its progress.
-//! - **Reads** take at most [`READS_MAX`] buffers per connection and turn. Without a free buffer the connection is starved: EPOLLIN is disarmed until
+//! - **Reads** take at most `READS_MAX` buffers per connection and turn. Without a free buffer the connection is starved: EPOLLIN is disarmed until
 //!   buffers have come back.
 //! - **EPOLLHUP and EPOLLERR cannot be masked.** A connection that has shown one of them is in the epoll set only while there is a read or a send to try, which
 //!   consumes the reason; otherwise it would be reported again and again.
