@@ -20,18 +20,21 @@ pub(super) struct Drain {
     /// The next slot to say goodbye to.
     next_slot: u32,
     forced: bool,
+    begun: bool,
 }
 
 impl<D: Driver> Gateway<D> {
     pub(super) fn begin_drain(&mut self, deadline: Time) {
         if self.drain.is_none() {
             self.driver.stop_accept();
-            self.drain = Some(Drain { settled: self.now + SETTLE, deadline, next_slot: 0, forced: false });
+            self.drain = Some(Drain { settled: self.now + SETTLE, deadline, next_slot: 0, forced: false, begun: false });
         }
     }
 
     pub(super) fn step_drain(&mut self) -> Progress {
         let Some(drain) = &mut self.drain else { return Progress::Continue };
+        // The driver closes the listener in the turn after the one that asked for it.
+        let listener_closed = std::mem::replace(&mut drain.begun, true);
         if self.now >= drain.deadline {
             if drain.forced {
                 return Progress::Finished;
@@ -43,7 +46,7 @@ impl<D: Driver> Gateway<D> {
         if self.now >= drain.settled {
             self.say_goodbyes();
         }
-        if self.shared.connections() == 0 { Progress::Finished } else { Progress::Continue }
+        if self.shared.connections() == 0 && listener_closed { Progress::Finished } else { Progress::Continue }
     }
 
     pub(super) fn drain_wait(&self) -> Option<Duration> {

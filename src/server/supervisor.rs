@@ -190,6 +190,9 @@ fn choose_driver(choice: DriverChoice, limits: &Limits, shards: u16) -> Result<D
     }
 }
 
+const ADDRESS_TRIES: u32 = 10;
+const ADDRESS_WAIT: Duration = Duration::from_millis(50);
+
 /// One listener for each shard, all on one address. The first bind is exclusive: with SO_REUSEPORT alone a second instance would
 /// silently take half of the clients.
 fn listeners(address: SocketAddr, shards: u16, limits: &Limits) -> Result<(SocketAddr, Vec<OwnedFd>), ServeError> {
@@ -198,7 +201,17 @@ fn listeners(address: SocketAddr, shards: u16, limits: &Limits) -> Result<(Socke
         io::ErrorKind::AddrInUse => ServeError::AddressInUse(address),
         _ => ServeError::Listen(address, error),
     };
-    let exclusive = sys::listen(address, ListenOptions { shared: false, ..options }).map_err(explain)?;
+    let mut tries = 0;
+    let exclusive = loop {
+        match sys::listen(address, ListenOptions { shared: false, ..options }) {
+            // The kernel takes the rings of a process that was just killed, and with them its listeners, down some time after it is gone.
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && tries < ADDRESS_TRIES => {
+                tries += 1;
+                thread::park_timeout(ADDRESS_WAIT);
+            }
+            other => break other.map_err(explain)?,
+        }
+    };
     let bound = sys::local_addr(&exclusive).map_err(explain)?;
     drop(exclusive);
     let listeners = (0..shards).map(|_| sys::listen(bound, options)).collect::<io::Result<_>>().map_err(explain)?;

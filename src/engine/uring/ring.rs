@@ -1,14 +1,15 @@
 //! The real kernel: one io_uring, made and used on its shard's thread alone.
 //!
 //! Invariants:
-//! 1. The buffer ring's memory and the receive pool live as long as the ring: fields drop in declaration order, the ring first, and a shard drops its ring
-//!    only with no connection left (otherwise the process ends by `sys::exit_now`).
+//! 1. What the kernel may still touch outlives the ring: it takes a ring down some time after it was closed, so dropping a `RingKernel` leaks the buffer
+//!    ring, the receive pool, the wake-up counter and what sends read. That happens at the end of the process, and in tests.
 //! 2. What a send reads stays alive in `sending[slot]` from submission to its completion; a connection has at most one send.
 //! 3. Message headers in `headers` are read by the kernel during submission only (IORING_FEAT_SUBMIT_STABLE), and are reused only when the submission queue is empty.
 //! 4. A buffer id is given to the kernel once, and again only after its completion was lent out and returned (recv_pool invariant 1).
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::io;
+use std::mem::ManuallyDrop;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::rc::Rc;
@@ -157,7 +158,7 @@ impl BufferRing {
 
 impl Drop for BufferRing {
     fn drop(&mut self) {
-        // SAFETY: allocated in `new` with this layout; the ring that knew the address is gone (invariant 1).
+        // SAFETY: allocated in `new` with this layout; no operation was ever submitted that could use it (a kernel's is leaked, invariant 1).
         unsafe { dealloc(self.entries.cast(), self.layout) };
     }
 }
@@ -165,7 +166,7 @@ impl Drop for BufferRing {
 /// One ring, its listener, its receive buffers.
 pub struct RingKernel {
     ring: IoUring,
-    buffers: BufferRing,
+    buffers: ManuallyDrop<BufferRing>,
     pool: Rc<RecvPool>,
     /// Buffers that the kernel has.
     posted: usize,
@@ -197,7 +198,7 @@ impl RingKernel {
         let header: libc::msghdr = unsafe { std::mem::zeroed() };
         let mut kernel = Self {
             ring,
-            buffers,
+            buffers: ManuallyDrop::new(buffers),
             posted: pool.buffers(),
             pool,
             sending: Vec::new(),
@@ -400,5 +401,6 @@ impl Kernel for RingKernel {
 impl Drop for RingKernel {
     fn drop(&mut self) {
         self.wakers.set_ring(self.shard, None);
+        std::mem::forget((std::mem::take(&mut self.wake_count), Rc::clone(&self.pool), std::mem::take(&mut self.sending)));
     }
 }
