@@ -92,7 +92,7 @@ const GIB: u64 = 1024 * MIB;
 limits! {
     /// Clients at once in the process; 0 takes what the file descriptor limit allows. Beyond it a client is told 4503 or 503 with a time to come back.
     connections_max: Count = 0, 0 => 16_000_000;
-    /// Connections over `connections_max` that a shard holds just to tell them so; beyond it clients wait in the kernel's backlog.
+    /// Connections over `connections_max` that a shard holds just to tell them so; beyond it those already accepted are dropped and the next ones wait in the kernel's backlog.
     refusals_max: Count = 256, 1 => 65_536;
     /// Connections that wait in the kernel for each shard's listener (also bounded by net.core.somaxconn).
     backlog: Count = 4096, 1 => 65_535;

@@ -34,6 +34,8 @@ struct Chunk {
     first_frame: u64,
     body: RefCell<Body>,
     next: OnceCell<Rc<Chunk>>,
+    /// Charged for the table of frames, which can be larger than the frames.
+    memory: Arc<SegmentMemory>,
 }
 
 #[derive(Default)]
@@ -56,6 +58,7 @@ impl Chunk {
 
 impl Drop for Chunk {
     fn drop(&mut self) {
+        self.memory.release(self.body.get_mut().frames.len() * size_of::<Frame>());
         // A long chain must not be freed by recursion: unlink one by one for as long as nobody else holds the next.
         let mut next = self.next.take();
         while let Some(mut chunk) = next.and_then(|chunk| Rc::try_unwrap(chunk).ok()) {
@@ -101,8 +104,10 @@ impl Log {
 
     /// The position at the end; what is appended from now on lies behind it.
     pub fn pin(&mut self) -> Pin {
-        let (start, first_frame) = (self.end, self.frames);
-        let chunk = self.tail.get_or_insert_with(|| Rc::new(Chunk { start, first_frame, body: RefCell::default(), next: OnceCell::new() }));
+        let (start, first_frame, memory) = (self.end, self.frames, self.arena.memory());
+        let chunk = self.tail.get_or_insert_with(|| {
+            Rc::new(Chunk { start, first_frame, body: RefCell::default(), next: OnceCell::new(), memory: Arc::clone(memory) })
+        });
         Pin { chunk: Rc::clone(chunk), offset: self.end }
     }
 
@@ -135,6 +140,7 @@ impl Log {
         debug_assert_eq!(frames.last().map(|frame| frame.end as usize), Some(range.len()));
         self.end += range.len() as u64;
         self.frames += frames.len() as u64;
+        self.arena.memory().charge(size_of_val(frames));
         if let Some(tail) = &self.tail {
             let mut body = tail.body.borrow_mut();
             let base = body.len();
@@ -155,6 +161,7 @@ impl Log {
             first_frame: self.frames - frames.len() as u64,
             body: RefCell::new(Body { range: Some(range), frames: frames.to_vec() }),
             next: OnceCell::new(),
+            memory: Arc::clone(self.arena.memory()),
         });
         if let Some(tail) = self.tail.replace(Rc::clone(&chunk)) {
             let linked = tail.next.set(chunk);
@@ -377,7 +384,7 @@ mod tests {
         assert_eq!(slow.seek(400_000).frame(), 50_000);
         assert!(!log.rest(), "a position keeps the log from resting");
         drop(slow);
-        assert!(memory.bytes() <= 32, "{} bytes", memory.bytes());
+        assert!(memory.bytes() <= 32 + 4 * size_of::<Frame>(), "{} bytes", memory.bytes());
         assert!(log.rest());
         assert_eq!(memory.bytes(), 0);
     }
@@ -392,7 +399,7 @@ mod tests {
         for _ in 0..1000 {
             log.append(sender(1), b"", b"12345678");
         }
-        assert!(memory.bytes() <= 8 + 32, "{} bytes", memory.bytes());
+        assert!(memory.bytes() <= 8 + 32 + 4 * size_of::<Frame>(), "{} bytes", memory.bytes());
         drop(in_flight);
     }
 

@@ -55,7 +55,10 @@ impl RecvPool {
     /// # Panics
     /// If there is no such buffer.
     pub fn address(&self, id: u16) -> *mut u8 {
-        self.memory[usize::from(id) * self.buffer_bytes].get()
+        let start = usize::from(id) * self.buffer_bytes;
+        assert!(start < self.memory.len(), "receive buffer {id} of {}", self.buffers());
+        // From the pointer to all of it: one to a single cell would be good for that cell alone.
+        self.memory.as_ptr().cast::<u8>().cast_mut().wrapping_add(start)
     }
 
     /// Lends the first `len` bytes of buffer `id`. For drivers only.

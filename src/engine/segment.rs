@@ -32,6 +32,16 @@ impl SegmentMemory {
     pub fn bytes(&self) -> usize {
         self.0.load(Ordering::Relaxed)
     }
+
+    /// Charges what belongs to queued messages besides their bytes.
+    pub(super) fn charge(&self, bytes: usize) {
+        self.0.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Takes a charge back.
+    pub(super) fn release(&self, bytes: usize) {
+        self.0.fetch_sub(bytes, Ordering::Relaxed);
+    }
 }
 
 struct Segment {
@@ -134,6 +144,11 @@ impl Arena {
         }
     }
 
+    /// What its segments are charged to.
+    pub(super) fn memory(&self) -> &Arc<SegmentMemory> {
+        &self.memory
+    }
+
     /// Lets go of the present segment and begins small again.
     pub fn rest(&mut self) {
         self.writer = None;
@@ -174,6 +189,11 @@ impl Range {
     pub fn slice(&self, skip: usize, len: usize) -> Self {
         assert!(skip + len <= self.len(), "slice {skip}+{len} of a range of {} bytes", self.len);
         Self { segment: Arc::clone(&self.segment), offset: self.offset + skip as u32, len: len as u32 }
+    }
+
+    /// The same bytes in a segment of their own size.
+    pub fn copy(&self, memory: &Arc<SegmentMemory>) -> Self {
+        SegmentWriter::new(self.len(), memory).append(self.as_slice(), &[])
     }
 
     /// Grows this range over `next` when that begins in the same segment where this ends.

@@ -58,6 +58,9 @@ impl<D: Driver> Gateway<D> {
             socket.close();
             return;
         }
+        if !self.shared.admit() {
+            return self.accepted_over_cap(socket);
+        }
         let target = self.shared.place(self.shard);
         self.shared.add_load(target);
         if target == self.shard {
@@ -67,31 +70,41 @@ impl<D: Driver> Gateway<D> {
         }
     }
 
-    /// Takes up a connection that is already counted for this shard.
+    /// Takes up a connection that was admitted and is counted for this shard.
     pub(super) fn adopt(&mut self, socket: Socket) {
-        let over = self.shared.connections() as u64 > self.shared.connections_max;
-        if self.drain.is_some() || (over && self.admission.refusing >= self.limits.refusals_max) {
-            self.counters.accepts.of(AcceptResult::Dropped).add(1);
+        if self.drain.is_some() {
+            self.shared.release();
             self.shared.drop_load(self.shard);
             socket.close();
-            if self.drain.is_none() && !self.admission.full {
-                self.admission.full = true;
-                self.driver.pause_accept();
-            }
             return;
         }
-        let result = if over { AcceptResult::OverCapacity } else { AcceptResult::Ok };
-        self.counters.accepts.of(result).add(1);
-        self.counters.connections.of(Transport::Http).add(1);
-        self.admission.refusing += u64::from(over);
-        self.busy = true;
-        let key = self.driver.adopt(socket);
-        self.sessions.insert(key, Session::new(self.now, over));
-        self.timers.set(key.slot, self.now + Duration::from_millis(self.limits.head_timeout_ms));
-        if over && self.admission.refusing >= self.limits.refusals_max && !self.admission.full {
+        self.counters.accepts.of(AcceptResult::Ok).add(1);
+        self.take_up(socket, false);
+    }
+
+    /// Beyond the cap a client is taken up just to be told so; beyond the bound of those too, it is dropped, and the next ones wait in the backlog.
+    fn accepted_over_cap(&mut self, socket: Socket) {
+        if self.admission.refusing < self.limits.refusals_max {
+            self.admission.refusing += 1;
+            self.counters.accepts.of(AcceptResult::OverCapacity).add(1);
+            self.shared.add_load(self.shard);
+            self.take_up(socket, true);
+        } else {
+            self.counters.accepts.of(AcceptResult::Dropped).add(1);
+            socket.close();
+        }
+        if self.admission.refusing >= self.limits.refusals_max && !self.admission.full {
             self.admission.full = true;
             self.driver.pause_accept();
         }
+    }
+
+    fn take_up(&mut self, socket: Socket, over_capacity: bool) {
+        self.busy = true;
+        self.counters.connections.of(Transport::Http).add(1);
+        let key = self.driver.adopt(socket);
+        self.sessions.insert(key, Session::new(self.now, over_capacity));
+        self.timers.set(key.slot, self.now + Duration::from_millis(self.limits.head_timeout_ms));
     }
 
     /// A connection is gone for good.
@@ -102,7 +115,11 @@ impl<D: Driver> Gateway<D> {
         let transport = if session.upgraded { Transport::Ws } else { Transport::Http };
         self.counters.connections.of(transport).sub(1);
         self.shared.drop_load(self.shard);
-        self.admission.refusing -= u64::from(session.over_capacity);
+        if session.over_capacity {
+            self.admission.refusing -= 1;
+        } else {
+            self.shared.release();
+        }
         if self.admission.full {
             self.reopen();
         }
@@ -133,8 +150,7 @@ impl<D: Driver> Gateway<D> {
     }
 
     fn reopen(&mut self) {
-        let below = (self.shared.connections() as u64) < self.shared.connections_max;
-        if below || self.admission.refusing < self.limits.refusals_max.div_ceil(2) {
+        if self.shared.has_room() || self.admission.refusing < self.limits.refusals_max.div_ceil(2) {
             self.admission.full = false;
             self.driver.resume_accept();
         }

@@ -13,13 +13,16 @@ const SETTLE: Duration = Duration::from_millis(100);
 /// How often a draining shard looks whether the others are done.
 const LOOK: Duration = Duration::from_millis(10);
 
+/// Turns after the deadline in which resets may leave.
+const RESET_TURNS: u32 = 10;
+
 /// A drain under way.
 pub(super) struct Drain {
     settled: Time,
     deadline: Time,
     /// The next slot to say goodbye to.
     next_slot: u32,
-    forced: bool,
+    forced: u32,
     begun: bool,
 }
 
@@ -27,7 +30,8 @@ impl<D: Driver> Gateway<D> {
     pub(super) fn begin_drain(&mut self, deadline: Time) {
         if self.drain.is_none() {
             self.driver.stop_accept();
-            self.drain = Some(Drain { settled: self.now + SETTLE, deadline, next_slot: 0, forced: false, begun: false });
+            self.shared.add_draining();
+            self.drain = Some(Drain { settled: self.now + SETTLE, deadline, next_slot: 0, forced: 0, begun: false });
         }
     }
 
@@ -36,17 +40,26 @@ impl<D: Driver> Gateway<D> {
         // The driver closes the listener in the turn after the one that asked for it.
         let listener_closed = std::mem::replace(&mut drain.begun, true);
         if self.now >= drain.deadline {
-            if drain.forced {
-                return Progress::Finished;
+            drain.forced += 1;
+            match drain.forced {
+                1 => self.reset_all(),
+                // The resets leave in the driver's next turns.
+                turns if self.driver.connections() == 0 || turns > RESET_TURNS => return Progress::Finished,
+                _ => {}
             }
-            drain.forced = true;
-            self.reset_all();
             return Progress::Continue;
         }
         if self.now >= drain.settled {
             self.say_goodbyes();
         }
-        if self.shared.connections() == 0 && listener_closed { Progress::Finished } else { Progress::Continue }
+        // A shard that has not begun may still hand a connection over.
+        let all = self.shared.all_draining() && self.shared.connections() == 0;
+        if all && listener_closed { Progress::Finished } else { Progress::Continue }
+    }
+
+    /// Whether messages are not taken any more.
+    pub(super) fn is_settled_drain(&self) -> bool {
+        self.drain.as_ref().is_some_and(|drain| self.now >= drain.settled)
     }
 
     pub(super) fn drain_wait(&self) -> Option<Duration> {

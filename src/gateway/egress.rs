@@ -30,9 +30,7 @@ impl<D: Driver> Gateway<D> {
             Some((staged, present)) => {
                 if *staged != key || !present.try_join(&range) {
                     self.unstage();
-                    if let Some(session) = self.sessions.get_mut(key) {
-                        session.push_direct(range);
-                    }
+                    self.queue(key, range);
                 }
             }
         }
@@ -40,11 +38,15 @@ impl<D: Driver> Gateway<D> {
 
     /// Moves staged bytes into their connection's queue.
     fn unstage(&mut self) {
-        if let Some((key, range)) = self.staged.take()
-            && let Some(session) = self.sessions.get_mut(key)
-        {
-            session.push_direct(range);
+        if let Some((key, range)) = self.staged.take() {
+            self.queue(key, range);
         }
+    }
+
+    /// Queues bytes for a connection whose send is in flight. It may wait for long: a few bytes do not keep a large segment from others.
+    fn queue(&mut self, key: ConnKey, range: Range) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        session.push_direct(if range.len() < range.segment_bytes() / 4 { range.copy(&self.shared.memory) } else { range });
     }
 
     /// Bytes that wait to go ahead of the topic's frames.
@@ -113,11 +115,15 @@ impl<D: Driver> Gateway<D> {
             session.last_in = Stamp::new(now);
         }
         self.pump(key);
-        if let Some(session) = self.sessions.get_mut(key)
-            && session.state == State::Echo
-            && session.paused
-            && (session.direct_bytes() as u64) < self.limits.echo_bytes_max.div_ceil(2)
-        {
+        let unsent = self.driver.unsent(key);
+        let Some(session) = self.sessions.get(key) else { return };
+        let goes_on = session.paused
+            && match session.state {
+                State::Head => unsent == 0 && session.direct.is_none(),
+                State::Echo => (session.direct_bytes() as u64) < self.limits.echo_bytes_max.div_ceil(2),
+                _ => false,
+            };
+        if goes_on {
             self.resume_reading(key);
         }
     }

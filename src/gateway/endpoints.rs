@@ -39,6 +39,17 @@ pub(super) enum Answer {
     Echo { upgrade: Vec<u8> },
 }
 
+impl Answer {
+    /// The same answer, to a HEAD if `head_only`: a body would be taken for the next response (RFC 9110 section 9.3.2).
+    pub(super) fn for_head(self, head_only: bool) -> Self {
+        match self {
+            Self::Respond(response) if head_only => Self::Respond(response.head_only()),
+            Self::Refuse(response, cause) if head_only => Self::Refuse(response.head_only(), cause),
+            other => other,
+        }
+    }
+}
+
 /// The subprotocol that raw clients may name.
 const RAW_PROTOCOL: &str = "shardcast.raw";
 
@@ -63,7 +74,6 @@ fn plain(head: &Head<'_, '_>, fill: impl FnOnce(Response) -> Response) -> Answer
         return Answer::Respond(body_closes(head, response));
     }
     let response = fill(Response::new(200));
-    let response = if head.method == "HEAD" { response.head_only() } else { response };
     Answer::Respond(body_closes(head, response))
 }
 

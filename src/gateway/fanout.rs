@@ -2,6 +2,10 @@
 //!
 //! Each visited member that is not waiting for its own send gets everything from its cursor to the log's end in one send. Who is waiting
 //! keeps its position and goes on when its send completes. So frames published during a lap merge, and a 10,000-way fan-out never holds the loop.
+//!
+//! A lap's floor is the position below which everybody was served, save those who are slow themselves. Who still has frames to get and whose send does
+//! not wait for the peer holds the floor: then *we* are behind, the topic's lag says so, and its publishers pause. A send that its peer
+//! does not take lets the floor pass; from then on that member's queue is its own affair, and over its bound it is ended.
 
 use std::rc::Rc;
 
@@ -31,14 +35,26 @@ impl<D: Driver> Gateway<D> {
         while budget > 0
             && let Some(topic_key) = self.laps.pop_front()
         {
+            if let Some(topic) = self.topics.get_mut(topic_key) {
+                topic.queued = false;
+            }
             let quantum = budget.min(QUANTUM);
-            budget -= self.run_lap(topic_key, quantum).max(1);
+            budget -= self.run_lap(topic_key, quantum).max(1).min(budget);
             if self.topics.get(topic_key).is_some_and(|topic| topic.lap.is_some()) {
-                self.laps.push_back(topic_key);
+                self.queue_lap(topic_key);
             }
         }
         while let Some(key) = self.slow.pop() {
             self.end(key, CloseCause::SlowConsumer);
+        }
+    }
+
+    /// Gives a topic on a lap its place in the row.
+    pub(super) fn queue_lap(&mut self, topic_key: TopicKey) {
+        if let Some(topic) = self.topics.get_mut(topic_key)
+            && !std::mem::replace(&mut topic.queued, true)
+        {
+            self.laps.push_back(topic_key);
         }
     }
 
@@ -100,14 +116,16 @@ impl<D: Driver> Gateway<D> {
         }
         let unsent = self.driver.unsent(key);
         if unsent > 0 || session.direct.is_some() {
-            let lap = topic.lap.as_ref().expect("on a lap");
+            let lap = topic.lap.as_mut().expect("on a lap");
             let behind = session.behind().unwrap_or_else(|| lap.floor.seek(session.cursor));
             // A send that was not done when its turn ended waits for the peer: only then is the reader slow, and not we.
             let waits = unsent > 0 && self.turn.wrapping_sub(session.sent_turn) >= 2;
             let queued = end - session.cursor + unsent as u64;
             let frames = topic.log.frames() - behind.frame();
-            session.behind.get_or_insert_with(|| behind.anchor());
-            if waits && (queued > self.limits.queue_bytes_max || frames > self.limits.queue_frames_max) {
+            session.behind.get_or_insert_with(|| behind.clone().anchor());
+            if !waits && behind.offset() >= lap.floor.offset() {
+                lap.hold(behind);
+            } else if queued > self.limits.queue_bytes_max || frames > self.limits.queue_frames_max {
                 self.slow.push(key);
             }
             return;
@@ -115,12 +133,18 @@ impl<D: Driver> Gateway<D> {
         let id = ConnId { shard: self.shard, key };
         let bytes_max = self.limits.send_bytes_max as usize;
         if let Some(portion) = next_portion(topic, session, bytes_max, id) {
+            let lap = topic.lap.as_mut().expect("on a lap");
+            if portion.next.offset() < end && session.cursor >= lap.floor.offset() {
+                // Too much for one send: the rest is still ours to deliver.
+                lap.hold(portion.next.clone());
+            }
             session.move_to(portion.next, end);
-            let born = topic.lap.as_ref().map_or(self.now, |lap| lap.born);
-            session.born_us = (born.as_nanos() / 1000) as u32;
+            session.born_us = (lap.born.as_nanos() / 1000) as u32;
             session.in_flight_frames = portion.frames as u32;
             self.counters.deliveries_bytes.add(portion.data.len() as u64);
             self.start_send(key, portion.data);
+        } else if session.goodbye {
+            self.pump(key);
         }
     }
 

@@ -58,7 +58,16 @@ impl<D: Driver> Gateway<D> {
     /// Whether this connection's next message must wait; then it is made to.
     fn must_pause(&mut self, key: ConnKey) -> bool {
         let Some(session) = self.sessions.get(key) else { return true };
+        if self.is_settled_drain() {
+            // What was said until now is delivered, and then goodbye.
+            self.pause_reading(key);
+            return true;
+        }
         match session.state {
+            State::Room if self.shared.is_over_memory() => {
+                self.wait_for_memory(key);
+                true
+            }
             State::Room => {
                 let topic = session.topic.expect("a member has a topic");
                 let takes = self.topics.get(topic).expect("a topic lives as long as its members").takes_messages(&self.limits);

@@ -36,6 +36,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crossbeam_channel::Receiver;
 
@@ -115,6 +116,8 @@ pub struct Parts {
 
 /// Messages from other shards that one step handles.
 const MAILBOX_BUDGET: usize = 1024;
+/// How often a shard looks whether another one's queue has room again, or memory is free again.
+const POLL: Duration = Duration::from_millis(1);
 /// How often memory kept for frames to come is looked through.
 const SWEEP_MS: u64 = 1000;
 /// Segments of the direct arena: responses, pongs, echoes.
@@ -157,6 +160,9 @@ pub struct Gateway<D> {
     warm: Vec<TopicKey>,
     /// Publishers whose topic takes messages again.
     woken: Vec<ConnKey>,
+    /// Publishers to wake when queued messages take less memory.
+    memory_waiters: Vec<ConnKey>,
+    next_relief: Time,
     /// Sends started in this step: those still in flight at the next one wait for their peers.
     recent_sends: Vec<ConnKey>,
     /// Connections found too slow while their topic was borrowed.
@@ -199,6 +205,8 @@ impl<D: Driver> Gateway<D> {
             dispatches: Vec::new(),
             warm: Vec::new(),
             woken: Vec::new(),
+            memory_waiters: Vec::new(),
+            next_relief: now,
             recent_sends: Vec::new(),
             slow: Vec::new(),
             admission: Admission::new(&limits, now),
@@ -256,11 +264,12 @@ impl<D: Driver> Gateway<D> {
     }
 
     fn next_wait(&self) -> Wait {
-        if !self.laps.is_empty() || !self.dispatches.is_empty() || !self.woken.is_empty() || self.mailbox.overflow() > 0 {
+        if !self.laps.is_empty() || !self.dispatches.is_empty() || !self.woken.is_empty() {
             return Wait::No;
         }
+        let poll = (self.mailbox.overflow() > 0 || !self.memory_waiters.is_empty()).then_some(POLL);
         let sweep = self.needs_sweep().then(|| self.next_sweep.since(self.now));
-        let wait = [self.timers.next_wait(self.now), sweep, self.drain_wait(), self.watch_wait()].into_iter().flatten().min();
+        let wait = [self.timers.next_wait(self.now), sweep, self.drain_wait(), self.watch_wait(), poll].into_iter().flatten().min();
         match wait {
             Some(wait) if wait.is_zero() => Wait::No,
             Some(wait) => Wait::For(wait),
@@ -321,6 +330,7 @@ impl<D: Driver> Gateway<D> {
             held.drain(..used);
             session.cold.get_or_insert_default().input = held;
         }
+        self.end_if_gone(key);
     }
 
     /// Handles bytes in order; how many. The rest must be kept for when there is more, or when the connection goes on.
@@ -371,11 +381,25 @@ impl<D: Driver> Gateway<D> {
         let Some(session) = self.sessions.get_mut(key) else { return };
         session.peer_closed = true;
         match session.state {
-            State::Head => self.end(key, CloseCause::HttpDone),
-            State::Joining | State::Room | State::Echo => self.end(key, CloseCause::ClientGone),
+            // What it sent before is handled first; then it ends.
+            State::Head | State::Joining | State::Room | State::Echo => self.end_if_gone(key),
             State::Finishing => {}
             State::Lingering => self.take_down(key, crate::engine::driver::CloseHow::Close),
             State::Closed => {}
+        }
+    }
+
+    /// Ends a connection whose peer has shut its side, once everything that it sent was handled.
+    pub(super) fn end_if_gone(&mut self, key: ConnKey) {
+        let Some(session) = self.sessions.get(key) else { return };
+        let waits = session.holds() && (session.paused || session.state == State::Joining);
+        if !session.peer_closed || waits {
+            return;
+        }
+        match session.state {
+            State::Head => self.end(key, CloseCause::HttpDone),
+            State::Room | State::Echo => self.end(key, CloseCause::ClientGone),
+            _ => {}
         }
     }
 
@@ -395,7 +419,7 @@ impl<D: Driver> Gateway<D> {
         if self.now < self.next_sweep {
             return;
         }
-        self.next_sweep = self.now + std::time::Duration::from_millis(SWEEP_MS);
+        self.next_sweep = self.now + Duration::from_millis(SWEEP_MS);
         let now = self.now;
         let topics = &mut self.topics;
         self.warm.retain(|&key| {

@@ -135,7 +135,10 @@ impl<D: Driver> Gateway<D> {
         let Role::Away(side) = &mut topic.role else { return };
         side.key = Some(home);
         side.first_frame = frame;
-        for conn in std::mem::take(&mut side.joining) {
+        // All of them are members before the first one's input is handled: what it says may free a topic that has nobody.
+        let mut joined = std::mem::take(&mut side.joining);
+        joined.retain(|&conn| self.take_seat(conn, key));
+        for conn in joined {
             self.enter_waiting(conn);
         }
         self.free_if_unused(key);
@@ -205,9 +208,7 @@ impl<D: Driver> Gateway<D> {
 
     fn deliver(&mut self, key: TopicKey, frame: u64, upto: u64, parcel: Parcel) {
         let Some(topic) = self.topics.get_mut(key) else { return };
-        if topic.want_lap(self.now) {
-            self.laps.push_back(key);
-        }
+        let on_lap = topic.want_lap(self.now);
         let Role::Away(side) = &mut topic.role else { return };
         assert!(
             frame == side.first_frame + topic.log.frames(),
@@ -221,7 +222,9 @@ impl<D: Driver> Gateway<D> {
         if !std::mem::replace(&mut topic.warm, true) {
             self.warm.push(key);
         }
-        if topic.lap.is_none() {
+        if on_lap {
+            self.queue_lap(key);
+        } else if topic.lap.is_none() {
             self.everyone_was_served(key);
         }
     }

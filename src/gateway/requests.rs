@@ -14,6 +14,11 @@ use crate::proto::http::{HeadError, HeadStorage, Response, head_end, parse_head}
 impl<D: Driver> Gateway<D> {
     /// Handles one request head at the front of `bytes`; how many bytes it took. 0 when it is not complete.
     pub(super) fn read_request(&mut self, key: ConnKey, bytes: &[u8]) -> usize {
+        if self.direct_bytes(key) > 0 || self.driver.unsent(key) > 0 {
+            // One answer at a time: whoever pipelines reads the last one first.
+            self.pause_reading(key);
+            return 0;
+        }
         let max = self.limits.head_bytes_max as usize;
         let Some(session) = self.sessions.get_mut(key) else { return bytes.len() };
         let scanned = session.cold.as_mut().map_or(0, |cold| std::mem::take(&mut cold.scanned));
@@ -33,8 +38,9 @@ impl<D: Driver> Gateway<D> {
                 let context =
                     Context { origins: &self.origins, pages: self.pages, over_capacity, draining: self.drain.is_some(), retry_ms };
                 let answer = answer(&head, &context);
-                let keep = head.keep_alive();
-                self.carry_out(key, answer, keep);
+                let keep = head.keep_alive() && self.drain.is_none();
+                let head_only = head.method == "HEAD";
+                self.carry_out(key, answer.for_head(head_only), keep);
                 len
             }
             Ok(None) => 0,

@@ -34,26 +34,35 @@ impl<D: Driver> Gateway<D> {
                 side.joining.push(key);
                 session.cold.get_or_insert_default().upgrade = upgrade;
             }
-            _ => self.enter(key, &upgrade),
+            _ => {
+                self.take_seat(key, topic_key);
+                self.enter(key, &upgrade);
+            }
         }
     }
 
-    /// The home has answered a subscription: who waited for it comes in.
-    pub(super) fn enter_waiting(&mut self, key: ConnKey) {
-        let Some(session) = self.sessions.get_mut(key) else { return };
-        if session.state == State::Joining {
-            let upgrade = session.cold.as_mut().map(|cold| std::mem::take(&mut cold.upgrade)).unwrap_or_default();
-            self.enter(key, &upgrade);
+    /// Makes a connection that waits to join a member, at the end of what was published so far. Whether it still waited.
+    pub(super) fn take_seat(&mut self, key: ConnKey, topic_key: TopicKey) -> bool {
+        let Some(session) = self.sessions.get_mut(key) else { return false };
+        let Some(topic) = self.topics.get_mut(topic_key) else { return false };
+        if session.state != State::Joining || session.topic != Some(topic_key) {
+            return false;
         }
-    }
-
-    /// The topic is ours to join: answer the upgrade and become a member, at the end of what was published so far.
-    fn enter(&mut self, key: ConnKey, upgrade: &[u8]) {
-        let Some(session) = self.sessions.get_mut(key) else { return };
-        let topic_key = session.topic.expect("a joining connection has a topic");
-        let Some(topic) = self.topics.get_mut(topic_key) else { return };
         session.place = topic.members.join(key.slot);
         session.cursor = topic.log.end();
+        session.state = State::Room;
+        true
+    }
+
+    /// Lets in one that waited for the home's answer and has its seat.
+    pub(super) fn enter_waiting(&mut self, key: ConnKey) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        let upgrade = session.cold.as_mut().map(|cold| std::mem::take(&mut cold.upgrade)).unwrap_or_default();
+        self.enter(key, &upgrade);
+    }
+
+    /// Answers the upgrade of one that has its seat.
+    fn enter(&mut self, key: ConnKey, upgrade: &[u8]) {
         self.counters.handshakes.of(HandshakeResult::Upgraded).add(1);
         self.upgraded(key, upgrade);
         self.opened(key, State::Room);
@@ -62,14 +71,13 @@ impl<D: Driver> Gateway<D> {
     /// A WebSocket is open; what came behind its request is handled, and reading goes on.
     pub(super) fn opened(&mut self, key: ConnKey, state: State) {
         let Some(session) = self.sessions.get_mut(key) else { return };
-        let joined = session.state == State::Joining;
         session.state = state;
         self.first_ping(key);
         self.pump(key);
         let Some(session) = self.sessions.get_mut(key) else { return };
         if session.paused {
             self.resume_reading(key);
-        } else if joined && session.holds() {
+        } else if session.holds() {
             self.feed_held(key);
         }
         if let Some(session) = self.sessions.get_mut(key)
@@ -77,6 +85,7 @@ impl<D: Driver> Gateway<D> {
         {
             session.cold = None;
         }
+        self.end_if_gone(key);
     }
 
     /// An upgrade that cannot be had after all: accepted and closed at once, so that a browser's page, too, learns why and when to come back.
@@ -124,7 +133,11 @@ impl<D: Driver> Gateway<D> {
         let Some(topic_key) = session.topic.take() else { return };
         session.behind = None;
         let (place, was_member) = (session.place, session.state == State::Room);
+        let waited = std::mem::take(&mut session.waiting);
         let Some(topic) = self.topics.get_mut(topic_key) else { return };
+        if waited {
+            topic.waiters.retain(|&waiter| waiter != key);
+        }
         if was_member && let Some(moved) = topic.members.leave(place) {
             let (_, moved) = self.sessions.at(moved).expect("a member is a live connection");
             moved.place = place;
@@ -176,13 +189,14 @@ impl<D: Driver> Gateway<D> {
     /// Appends to a topic at its home: this is where messages get their order.
     pub(super) fn append_at_home(&mut self, topic_key: TopicKey, append: impl FnOnce(&mut Log)) {
         let topic = self.topics.get_mut(topic_key).expect("the caller has the topic");
-        if topic.want_lap(self.now) {
-            self.laps.push_back(topic_key);
-        }
+        let on_lap = topic.want_lap(self.now);
         if let Role::Home(side) = &mut topic.role {
             side.home.appending(|| topic.log.pin());
         }
         append(&mut topic.log);
+        if on_lap {
+            self.queue_lap(topic_key);
+        }
         self.appended(topic_key);
     }
 
@@ -214,6 +228,13 @@ impl<D: Driver> Gateway<D> {
         }
     }
 
+    /// Pauses a publisher until queued messages take less memory.
+    pub(super) fn wait_for_memory(&mut self, key: ConnKey) {
+        self.pause_reading(key);
+        self.counters.publishers_paused.add(1);
+        self.memory_waiters.push(key);
+    }
+
     /// Lets the publishers of a topic go on, if enough was worked off.
     pub(super) fn wake_publishers(&mut self, topic_key: TopicKey) {
         let Some(topic) = self.topics.get_mut(topic_key) else { return };
@@ -223,6 +244,9 @@ impl<D: Driver> Gateway<D> {
     }
 
     pub(super) fn resume_publishers(&mut self) {
+        if !self.memory_waiters.is_empty() && !self.shared.is_over_memory() {
+            self.woken.append(&mut self.memory_waiters);
+        }
         let mut woken = std::mem::take(&mut self.woken);
         for key in woken.drain(..) {
             if let Some(session) = self.sessions.get_mut(key) {

@@ -24,6 +24,9 @@ pub struct Shared {
     pub topics_max: u64,
     loads: Vec<Load>,
     topics: AtomicU64,
+    /// Connections within the cap.
+    admitted: AtomicU64,
+    draining: AtomicUsize,
 }
 
 impl Shared {
@@ -36,6 +39,8 @@ impl Shared {
             topics_max,
             loads: (0..shards).map(|_| Load::default()).collect(),
             topics: AtomicU64::new(0),
+            admitted: AtomicU64::new(0),
+            draining: AtomicUsize::new(0),
         })
     }
 
@@ -72,9 +77,34 @@ impl Shared {
         debug_assert!(before > 0, "a connection is counted down once");
     }
 
+    /// Counts a connection in, if the cap allows one more.
+    pub fn admit(&self) -> bool {
+        add_below(&self.admitted, self.connections_max)
+    }
+
+    /// Counts one that was admitted out.
+    pub fn release(&self) {
+        self.admitted.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Whether the cap allows one more connection.
+    pub fn has_room(&self) -> bool {
+        self.admitted.load(Ordering::Relaxed) < self.connections_max
+    }
+
+    /// A shard has begun to drain.
+    pub fn add_draining(&self) {
+        self.draining.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Whether every shard has.
+    pub fn all_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed) == self.loads.len()
+    }
+
     /// Counts a topic in, if there is room.
     pub fn add_topic(&self) -> bool {
-        self.topics.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |topics| (topics < self.topics_max).then_some(topics + 1)).is_ok()
+        add_below(&self.topics, self.topics_max)
     }
 
     /// Counts a topic out.
@@ -86,6 +116,10 @@ impl Shared {
     pub fn is_over_memory(&self) -> bool {
         self.memory.bytes() as u64 > self.queued_bytes_max
     }
+}
+
+fn add_below(count: &AtomicU64, max: u64) -> bool {
+    count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| (count < max).then_some(count + 1)).is_ok()
 }
 
 #[cfg(test)]

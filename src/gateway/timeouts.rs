@@ -9,6 +9,11 @@ use super::session::{Session, Stamp, State};
 use crate::engine::driver::{CloseHow, Driver};
 use crate::ids::ConnKey;
 
+/// How long the end of one connection may take to free its memory before the next one's turn comes.
+const RELIEF: Duration = Duration::from_millis(10);
+/// Who has less queued than this is not the one to end for memory.
+const RELIEF_BYTES_MIN: u64 = 64 * 1024;
+
 /// Pings in one step from which on their answers are worth gathering.
 const ANSWERS_MIN: u64 = 4;
 
@@ -20,10 +25,12 @@ impl<D: Driver> Gateway<D> {
         for slot in fired.drain(..) {
             let Some((key, session)) = self.sessions.at(slot) else { continue };
             match session.state {
-                State::Head if session.holds() => self.head_timed_out(key),
+                State::Head if session.watched => self.stall_timer(key),
+                State::Head if self.driver.unsent(key) > 0 => self.watch(key),
+                State::Head if session.holds() && !session.paused => self.head_timed_out(key),
                 State::Head if session.served => self.end(key, CloseCause::HttpDone),
                 State::Head => self.end(key, CloseCause::HeadTimeout),
-                State::Joining => self.rearm(key, Duration::from_millis(self.limits.head_timeout_ms)),
+                State::Joining => self.refuse_waiting(key, CloseCause::OverCapacity, "the room's shard did not answer in time"),
                 State::Room | State::Echo => self.open_timer(key),
                 State::Finishing | State::Lingering => self.take_down(key, CloseHow::Reset),
                 State::Closed => {}
@@ -57,17 +64,10 @@ impl<D: Driver> Gateway<D> {
     /// An open connection's timer: a send without progress, a ping without an answer, or a silence to be broken.
     fn open_timer(&mut self, key: ConnKey) {
         let now = self.now;
-        let unsent = self.driver.unsent(key) as u32;
-        let Some(session) = self.sessions.get_mut(key) else { return };
-        if session.watched && unsent > 0 {
-            if unsent >= session.stalled_at {
-                let reason = format!("no byte taken in {} ms", self.limits.write_stall_ms);
-                return self.end_with(key, CloseCause::SlowConsumer, None, &reason);
-            }
-            session.stalled_at = unsent;
-            session.last_in = Stamp::new(now);
-            return self.rearm(key, Duration::from_millis(self.limits.write_stall_ms));
+        if self.driver.unsent(key) > 0 {
+            return if self.sessions.get(key).is_some_and(|session| session.watched) { self.stall_timer(key) } else { self.watch(key) };
         }
+        let Some(session) = self.sessions.get_mut(key) else { return };
         session.watched = false;
         let silent = session.last_in.age_ms(now);
         let interval = self.limits.ping_interval_ms;
@@ -87,10 +87,6 @@ impl<D: Driver> Gateway<D> {
         if silent < interval / 2 {
             return self.rearm(key, Duration::from_millis(interval - silent));
         }
-        if unsent > 0 {
-            // A send is on its way: its progress, or the lack of it, says more than a ping behind it.
-            return self.rearm(key, Duration::from_millis(self.limits.write_stall_ms.min(interval)));
-        }
         session.pinged = Some(Stamp::new(now));
         self.counters.pings.add(1);
         session.in_flight_frames = 0;
@@ -98,21 +94,44 @@ impl<D: Driver> Gateway<D> {
         self.start_send(key, Rc::clone(&self.ping));
     }
 
+    /// A watched send's time is up: it has moved, or its connection ends.
+    fn stall_timer(&mut self, key: ConnKey) {
+        let now = self.now;
+        let unsent = self.driver.unsent(key) as u32;
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        if unsent >= session.stalled_at {
+            let reason = format!("no byte taken in {} ms", self.limits.write_stall_ms);
+            return self.end_with(key, CloseCause::SlowConsumer, None, &reason);
+        }
+        session.stalled_at = unsent;
+        session.last_in = Stamp::new(now);
+        self.rearm(key, Duration::from_millis(self.limits.write_stall_ms));
+    }
+
+    /// Watches the progress of the send in flight.
+    fn watch(&mut self, key: ConnKey) {
+        let unsent = self.driver.unsent(key) as u32;
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        session.watched = true;
+        session.stalled_at = unsent;
+        self.rearm(key, Duration::from_millis(self.limits.write_stall_ms));
+    }
+
     /// Sends of the last step that are still in flight wait for their peers: from now on their progress is watched.
     pub(super) fn watch_sends(&mut self) {
         let mut sends = std::mem::take(&mut self.recent_sends);
-        for key in sends.drain(..) {
-            let unsent = self.driver.unsent(key);
-            if unsent == 0 {
-                continue;
+        sends.retain(|&key| {
+            let Some(session) = self.sessions.get(key) else { return false };
+            if self.driver.unsent(key) == 0 || session.watched || session.state.is_over() {
+                return false;
             }
-            let Some(session) = self.sessions.get_mut(key) else { continue };
-            if session.state.is_open() && !session.watched && session.sent_turn != self.turn {
-                session.watched = true;
-                session.stalled_at = unsent as u32;
-                self.timers.set(key.slot, self.now + Duration::from_millis(self.limits.write_stall_ms));
+            let fresh = session.sent_turn == self.turn;
+            if !fresh {
+                self.watch(key);
             }
-        }
+            fresh
+        });
+        sends.append(&mut self.recent_sends);
         self.recent_sends = sends;
     }
 
@@ -130,11 +149,13 @@ impl<D: Driver> Gateway<D> {
         behind + session.direct_bytes() as u64
     }
 
-    /// Over the process's bound of queued memory, whoever of this shard has most queued is ended; once a step, until it is enough.
+    /// Over the process's bound of queued memory nobody publishes (see `must_pause`), and whoever of this shard has most queued is ended, one after
+    /// the other, until it is enough. Who has little queued is left alone: it would free nothing.
     pub(super) fn relieve_memory(&mut self) {
-        if !self.shared.is_over_memory() {
+        if !self.shared.is_over_memory() || self.now < self.next_relief {
             return;
         }
+        self.next_relief = self.now + RELIEF;
         let mut worst: Option<(u64, ConnKey)> = None;
         for slot in 0..self.driver.slots() {
             let Some((key, session)) = self.sessions.at(slot) else { continue };
@@ -143,7 +164,7 @@ impl<D: Driver> Gateway<D> {
             }
             let Some(session) = self.sessions.get(key) else { continue };
             let queued = self.queued_bytes(session);
-            if worst.is_none_or(|(most, _)| queued > most) {
+            if queued >= RELIEF_BYTES_MIN && worst.is_none_or(|(most, _)| queued > most) {
                 worst = Some((queued, key));
             }
         }

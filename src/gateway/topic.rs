@@ -24,6 +24,15 @@ pub(super) struct Lap {
     pub(super) last: Option<LastSend>,
 }
 
+impl Lap {
+    /// Somebody at this position has not been given everything yet.
+    pub(super) fn hold(&mut self, position: Pin) {
+        if self.next_floor.as_ref().is_some_and(|floor| position.offset() < floor.offset()) {
+            self.next_floor = Some(position);
+        }
+    }
+}
+
 /// A send that the next member can share.
 pub(super) struct LastSend {
     pub(super) from: u64,
@@ -93,6 +102,8 @@ pub(super) struct Topic {
     pub(super) role: Role,
     /// Publishers to be woken when the topic takes messages again.
     pub(super) waiters: Vec<ConnKey>,
+    /// In the row of topics on a lap.
+    pub(super) queued: bool,
     /// In the list of topics that may have something for another shard.
     pub(super) dispatching: bool,
     /// In the list of topics that may hold memory for frames to come.
@@ -108,6 +119,7 @@ impl Topic {
             lap: None,
             role,
             waiters: Vec::new(),
+            queued: false,
             dispatching: false,
             warm: false,
             last_append: Time::ZERO,

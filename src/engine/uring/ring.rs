@@ -279,8 +279,7 @@ impl RingKernel {
             match self.ring.submit() {
                 Ok(_) => {}
                 Err(error) if is_transient(&error) => std::thread::yield_now(),
-                // A broken ring is reported by the next `enter`; here the entries simply stay.
-                Err(_) => return,
+                Err(error) => panic!("shard {} cannot submit to its ring: {error}", self.shard),
             }
         }
         self.headers_used = 0;
