@@ -112,6 +112,8 @@ limits! {
     queue_bytes_max: Bytes = MIB, 4 * KIB => GIB;
     /// Frames queued for one connection, while a send waits for its peer, before it is ended with 4508.
     queue_frames_max: Count = 16_384, 16 => 16_777_216;
+    /// How long a reader's send may take before the reader no longer holds back the publishers of its topic; from then on its queue is its own affair.
+    reader_hold_ms: Millis = 50, 0 => 60_000;
     /// How long a send may wait for its peer without a byte of progress before the connection is ended with 4508.
     write_stall_ms: Millis = 10_000, 100 => 600_000;
     /// From the decision to end a connection: how long its last bytes may take, and the peer to close too; then it is reset.

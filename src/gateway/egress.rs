@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::Gateway;
 use super::close_cause::{CloseCause, Fault};
 use super::counters::DropReason;
-use super::session::{Stamp, State};
+use super::session::{Stamp, State, micros};
 use crate::engine::driver::{CloseHow, Driver};
 use crate::engine::segment::{Gather, Range, Ranges};
 use crate::ids::ConnKey;
@@ -93,7 +93,7 @@ impl<D: Driver> Gateway<D> {
 
     pub(super) fn start_send(&mut self, key: ConnKey, data: Rc<Gather>) {
         if let Some(session) = self.sessions.get_mut(key) {
-            session.sent_turn = self.turn;
+            session.sent_us = micros(self.now);
             self.recent_sends.push(key);
             self.driver.send(key, data);
         }
@@ -104,7 +104,7 @@ impl<D: Driver> Gateway<D> {
         let now = self.now;
         let Some(session) = self.sessions.get_mut(key) else { return };
         if session.in_flight_frames > 0 {
-            let age = ((now.as_nanos() / 1000) as u32).wrapping_sub(session.born_us);
+            let age = micros(now).wrapping_sub(session.born_us);
             self.counters.deliveries.add(u64::from(session.in_flight_frames));
             self.counters.delivery_seconds.record_many(Duration::from_micros(u64::from(age)), u64::from(session.in_flight_frames));
             session.in_flight_frames = 0;

@@ -5,13 +5,15 @@
 //!
 //! A lap's floor is the position below which everybody was served, save those who are slow themselves. Who still has frames to get and whose send does
 //! not wait for the peer holds the floor: then *we* are behind, the topic's lag says so, and its publishers pause. A send that its peer
-//! does not take lets the floor pass; from then on that member's queue is its own affair, and over its bound it is ended.
+//! has not taken within `limits.reader_hold_ms` lets the floor pass; from then on that member's queue is its own affair, and over its bound it is
+//! ended. A lap that ends with the floor held is parked until somebody has caught up, more is published, or a moment has passed.
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use super::Gateway;
 use super::close_cause::CloseCause;
-use super::session::{Session, State};
+use super::session::{Session, State, micros};
 use super::topic::{LastSend, Role, Topic};
 use crate::engine::driver::Driver;
 use crate::engine::log::Pin;
@@ -20,6 +22,9 @@ use crate::ids::{ConnId, ConnKey, TopicKey};
 
 /// Members that one topic's lap visits before the next topic's has its turn.
 const QUANTUM: u64 = 64;
+
+/// How long a parked lap waits for another turn by itself.
+pub(super) const UNPARK: Duration = Duration::from_millis(5);
 
 /// Bytes to send, the position after them, and how many frames they are.
 struct Portion {
@@ -40,12 +45,35 @@ impl<D: Driver> Gateway<D> {
             }
             let quantum = budget.min(QUANTUM);
             budget -= self.run_lap(topic_key, quantum).max(1).min(budget);
-            if self.topics.get(topic_key).is_some_and(|topic| topic.lap.is_some()) {
-                self.queue_lap(topic_key);
+            let Some(topic) = self.topics.get_mut(topic_key) else { continue };
+            match &mut topic.lap {
+                Some(lap) if lap.is_parked() => {
+                    if !std::mem::replace(&mut topic.parked, true) {
+                        self.parked.push(topic_key);
+                    }
+                }
+                Some(_) => self.queue_lap(topic_key),
+                None => {}
             }
         }
         while let Some(key) = self.slow.pop() {
             self.end(key, CloseCause::SlowConsumer);
+        }
+    }
+
+    /// Gives parked laps another turn.
+    pub(super) fn unpark_laps(&mut self) {
+        if self.parked.is_empty() || self.now < self.next_unpark {
+            return;
+        }
+        self.next_unpark = self.now + UNPARK;
+        for topic_key in std::mem::take(&mut self.parked) {
+            if let Some(topic) = self.topics.get_mut(topic_key) {
+                topic.parked = false;
+                if topic.lap.is_some() {
+                    self.queue_lap(topic_key);
+                }
+            }
         }
     }
 
@@ -67,6 +95,7 @@ impl<D: Driver> Gateway<D> {
             if lap.next_floor.is_none() {
                 lap.next_floor = Some(topic.log.pin());
                 lap.next_born = self.now;
+                lap.held = false;
                 topic.members.begin_lap();
             }
             match topic.members.visit() {
@@ -74,7 +103,12 @@ impl<D: Driver> Gateway<D> {
                     visits += 1;
                     self.visit(topic_key, slot);
                 }
-                None => self.finish_lap(topic_key),
+                None => {
+                    self.finish_lap(topic_key);
+                    if self.topics.get(topic_key).and_then(|topic| topic.lap.as_ref()).is_some_and(|lap| lap.is_parked()) {
+                        return visits;
+                    }
+                }
             }
         }
         visits
@@ -118,8 +152,8 @@ impl<D: Driver> Gateway<D> {
         if unsent > 0 || session.direct.is_some() {
             let lap = topic.lap.as_mut().expect("on a lap");
             let behind = session.behind().unwrap_or_else(|| lap.floor.seek(session.cursor));
-            // A send that was not done when its turn ended waits for the peer: only then is the reader slow, and not we.
-            let waits = unsent > 0 && self.turn.wrapping_sub(session.sent_turn) >= 2;
+            // Only a send that its peer does not take makes the reader slow, and not us.
+            let waits = unsent > 0 && u64::from(micros(self.now).wrapping_sub(session.sent_us)) >= self.limits.reader_hold_ms * 1000;
             let queued = end - session.cursor + unsent as u64;
             let frames = topic.log.frames() - behind.frame();
             session.behind.get_or_insert_with(|| behind.clone().anchor());
@@ -139,7 +173,7 @@ impl<D: Driver> Gateway<D> {
                 lap.hold(portion.next.clone());
             }
             session.move_to(portion.next, end);
-            session.born_us = (lap.born.as_nanos() / 1000) as u32;
+            session.born_us = micros(lap.born);
             session.in_flight_frames = portion.frames as u32;
             self.counters.deliveries_bytes.add(portion.data.len() as u64);
             self.start_send(key, portion.data);
@@ -160,6 +194,11 @@ impl<D: Driver> Gateway<D> {
         };
         let frames = gathered.next.frame() - behind.frame();
         session.move_to(gathered.next, topic.log.end());
+        if topic.parked && session.behind.is_none() {
+            let topic_key = session.topic.expect("a member has a topic");
+            self.queue_lap(topic_key);
+        }
+        let Some(session) = self.sessions.get_mut(key) else { return false };
         let Some(data) = gathered.data else { return false };
         session.in_flight_frames = frames as u32;
         self.counters.deliveries_bytes.add(data.len() as u64);

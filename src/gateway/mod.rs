@@ -139,7 +139,6 @@ pub struct Gateway<D> {
     random: fastrand::Rng,
 
     now: Time,
-    turn: u32,
     events: Vec<Event>,
     sessions: SideTable<Session>,
     timers: TimerWheel,
@@ -154,6 +153,9 @@ pub struct Gateway<D> {
 
     /// Topics on a lap, in the order of their turns.
     laps: VecDeque<TopicKey>,
+    /// Topics whose lap waits for somebody, and when they have another turn anyway.
+    parked: Vec<TopicKey>,
+    next_unpark: Time,
     /// Topics that may have something for another shard.
     dispatches: Vec<TopicKey>,
     /// Topics that may hold memory for frames to come.
@@ -191,7 +193,6 @@ impl<D: Driver> Gateway<D> {
             commands: parts.commands,
             random: fastrand::Rng::with_seed(parts.seed),
             now,
-            turn: 0,
             events: Vec::new(),
             sessions: SideTable::default(),
             timers: TimerWheel::new(TICK, now),
@@ -202,6 +203,8 @@ impl<D: Driver> Gateway<D> {
             ping: ping(&parts.shared),
             scratch: Vec::new(),
             laps: VecDeque::new(),
+            parked: Vec::new(),
+            next_unpark: now,
             dispatches: Vec::new(),
             warm: Vec::new(),
             woken: Vec::new(),
@@ -237,7 +240,6 @@ impl<D: Driver> Gateway<D> {
     /// Handles what happened and works off what is due. `now` is the one clock reading of the step.
     pub fn step(&mut self, now: Time) -> Progress {
         self.now = now;
-        self.turn = self.turn.wrapping_add(1);
         self.receive_messages();
         self.handle_events();
         while let Ok(command) = self.commands.try_recv() {
@@ -248,6 +250,7 @@ impl<D: Driver> Gateway<D> {
         self.handle_timers();
         self.resume_publishers();
         self.watch_sends();
+        self.unpark_laps();
         self.run_laps();
         self.dispatch();
         self.relieve_memory();
@@ -268,8 +271,9 @@ impl<D: Driver> Gateway<D> {
             return Wait::No;
         }
         let poll = (self.mailbox.overflow() > 0 || !self.memory_waiters.is_empty()).then_some(POLL);
+        let parked = (!self.parked.is_empty()).then(|| self.next_unpark.since(self.now));
         let sweep = self.needs_sweep().then(|| self.next_sweep.since(self.now));
-        let wait = [self.timers.next_wait(self.now), sweep, self.drain_wait(), self.watch_wait(), poll].into_iter().flatten().min();
+        let wait = [self.timers.next_wait(self.now), sweep, self.drain_wait(), self.watch_wait(), poll, parked].into_iter().flatten().min();
         match wait {
             Some(wait) if wait.is_zero() => Wait::No,
             Some(wait) => Wait::For(wait),

@@ -66,6 +66,11 @@ impl Stamp {
     }
 }
 
+/// Microseconds that wrap after 71 minutes, for what lasts seconds.
+pub(super) fn micros(now: Time) -> u32 {
+    (now.as_nanos() / 1000) as u32
+}
+
 /// One connection.
 pub(super) struct Session {
     pub(super) state: State,
@@ -92,8 +97,8 @@ pub(super) struct Session {
     /// When bytes last came in.
     pub(super) last_in: Stamp,
     pub(super) stalled_at: u32,
-    /// The shard's turn in which the last send was started.
-    pub(super) sent_turn: u32,
+    /// The step in which the last send was started, in wrapping microseconds.
+    pub(super) sent_us: u32,
     /// Frames of the topic in the send in flight, and when the oldest of them was published, in wrapping microseconds.
     pub(super) in_flight_frames: u32,
     pub(super) born_us: u32,
@@ -127,7 +132,7 @@ impl Session {
             goodbye: false,
             last_in: Stamp::new(now),
             stalled_at: 0,
-            sent_turn: 0,
+            sent_us: 0,
             in_flight_frames: 0,
             born_us: 0,
             place: 0,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::Gateway;
 use super::close_cause::CloseCause;
-use super::session::{Session, Stamp, State};
+use super::session::{Session, Stamp, State, micros};
 use crate::engine::driver::{CloseHow, Driver};
 use crate::ids::ConnKey;
 
@@ -125,7 +125,7 @@ impl<D: Driver> Gateway<D> {
             if self.driver.unsent(key) == 0 || session.watched || session.state.is_over() {
                 return false;
             }
-            let fresh = session.sent_turn == self.turn;
+            let fresh = session.sent_us == micros(self.now);
             if !fresh {
                 self.watch(key);
             }

@@ -20,6 +20,8 @@ pub(super) struct Lap {
     pub(super) born: Time,
     /// The same for the frames behind the next floor.
     pub(super) next_born: Time,
+    /// Somebody holds the floor.
+    pub(super) held: bool,
     /// What the last visited member was sent; most members are at the same position and get the same.
     pub(super) last: Option<LastSend>,
 }
@@ -29,7 +31,13 @@ impl Lap {
     pub(super) fn hold(&mut self, position: Pin) {
         if self.next_floor.as_ref().is_some_and(|floor| position.offset() < floor.offset()) {
             self.next_floor = Some(position);
+            self.held = true;
         }
+    }
+
+    /// Whether another lap would find the same holding the floor.
+    pub(super) fn is_parked(&self) -> bool {
+        self.held && self.next_floor.is_none()
     }
 }
 
@@ -104,6 +112,8 @@ pub(super) struct Topic {
     pub(super) waiters: Vec<ConnKey>,
     /// In the row of topics on a lap.
     pub(super) queued: bool,
+    /// In the list of topics whose lap waits for somebody.
+    pub(super) parked: bool,
     /// In the list of topics that may have something for another shard.
     pub(super) dispatching: bool,
     /// In the list of topics that may hold memory for frames to come.
@@ -120,6 +130,7 @@ impl Topic {
             role,
             waiters: Vec::new(),
             queued: false,
+            parked: false,
             dispatching: false,
             warm: false,
             last_append: Time::ZERO,
@@ -179,12 +190,15 @@ impl Topic {
             }
     }
 
-    /// Asks for a lap for frames about to be appended, unless one is under way or nobody would get them. Whether it did; then the lap's turn must come.
+    /// Asks for a lap for frames about to be appended, unless nobody would get them. Whether there is one; then its turn must come.
     pub(super) fn want_lap(&mut self, now: Time) -> bool {
-        if self.lap.is_some() || self.members.is_empty() {
+        if self.lap.is_some() {
+            return true;
+        }
+        if self.members.is_empty() {
             return false;
         }
-        self.lap = Some(Box::new(Lap { floor: self.log.pin(), next_floor: None, born: now, next_born: now, last: None }));
+        self.lap = Some(Box::new(Lap { floor: self.log.pin(), next_floor: None, born: now, next_born: now, held: false, last: None }));
         true
     }
 }
