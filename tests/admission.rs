@@ -156,3 +156,38 @@ fn a_full_gateway_uses_no_cpu_for_those_who_wait() {
     let busy = gateway.cpu() - cpu;
     assert!(busy < Duration::from_millis(200), "{busy:?} of CPU in {:?}", begun.elapsed());
 }
+
+/// Clients over the cap count while they are being told so, and each client was judged by the count at the moment it was taken up: in a burst over two
+/// shards the refused ones took the places of those who would have fitted, and places that became free were not given away.
+#[test]
+fn a_burst_of_60_for_10_places_fills_exactly_10() {
+    let gateway = gateway().limit("connections_max", 10).start();
+    // All of them at once.
+    let burst = gateway.stopped(|| {
+        let mut burst: Vec<Raw> = (0..60).map(|_| Raw::connect(gateway.port)).collect();
+        burst.iter_mut().for_each(|raw| raw.write(raw::upgrade("/ws?room=lobby", "").as_bytes()));
+        burst
+    });
+    let mut inside = Vec::new();
+    let mut statuses = Vec::new();
+    for mut raw in burst {
+        let response = raw.response();
+        statuses.push(response.status);
+        match response.status {
+            101 => inside.push(raw),
+            503 => assert!(response.header("retry-after").is_some(), "{response:?}"),
+            other => panic!("answered {other}: {response:?}"),
+        }
+    }
+    assert_eq!(inside.len(), 10, "{statuses:?}");
+    gateway.wait_for_connections(10);
+
+    inside.drain(5..).for_each(|raw| raw.close(1000));
+    gateway.wait_for_connections(5);
+    inside.extend((0..5).map(|_| raw::ws(&gateway, "/ws?room=lobby")));
+    assert_eq!(raw::http(gateway.port, raw::upgrade("/ws?room=lobby", "").as_bytes()).status, 503);
+    for (number, raw) in inside.iter_mut().enumerate() {
+        raw.send_text(&number.to_string());
+        while raw.frame().payload != number.to_string().as_bytes() {}
+    }
+}

@@ -3,7 +3,7 @@
 mod common;
 
 use common::raw::{self, End, Raw};
-use common::{SOON, gateway, sleep_ms};
+use common::{SLOW_CONSUMER, SOON, gateway, sleep_ms};
 use std::time::Duration;
 
 const GET_HEALTHZ: &[u8] = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n";
@@ -154,4 +154,102 @@ fn a_client_that_leaves_in_the_middle_of_its_head_costs_nothing() {
         after => Err(format!("{after} descriptors are open, {before} were before")),
     });
     assert_eq!(raw::http(gateway.port, GET_HEALTHZ).status, 200);
+}
+
+/// Requests of 1 KiB, so that what the kernel holds is few of them; every second one asks for a path that its answer names.
+const REQUEST_BYTES: usize = 1024;
+
+fn numbered_request(number: usize) -> Vec<u8> {
+    let path = if number.is_multiple_of(2) { "/".to_owned() } else { format!("/n-{number}") };
+    let mut request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nX-Pad: ").into_bytes();
+    request.resize(REQUEST_BYTES - 4, b'x');
+    request.extend_from_slice(b"\r\n\r\n");
+    request
+}
+
+/// One client pipelined requests and read no answer. Each answer was queued in memory and the next request read: 400 MiB for 3 MiB of
+/// requests, until the process's mark of queued bytes cut others, who had done nothing.
+#[test]
+fn pipelined_requests_whose_answers_nobody_reads_are_not_read() {
+    const OFFERED: usize = 16 << 20;
+    let gateway = gateway().start();
+    let mut raw = Raw::connect_with_small_buffers(gateway.port);
+    let before = gateway.pss_bytes();
+    let taken = raw.write_until_blocked((0..).map(numbered_request), Duration::from_millis(700), OFFERED);
+    let grown = gateway.pss_bytes().saturating_sub(before);
+    assert!(taken < OFFERED / 2, "{taken} bytes of requests were taken from a client that reads no answer");
+    assert!(grown < 6 << 20, "{grown} bytes for one client that reads no answer to {taken} bytes of requests");
+
+    // It reads, and finds every answer, in order; the request that was cut off is finished, and one more is answered as ever.
+    let (whole, cut_off) = (taken / REQUEST_BYTES, taken % REQUEST_BYTES);
+    for number in 0..=whole {
+        if number == whole {
+            raw.write(&numbered_request(number)[cut_off..]);
+        }
+        let response = raw.response();
+        if number.is_multiple_of(2) {
+            assert_eq!(response.status, 200, "answer {number} of {whole}");
+        } else {
+            assert_eq!(response.status, 404, "answer {number} of {whole}");
+            assert!(response.text().contains(&format!("nothing at /n-{number};")), "answer {number} is {}", response.text());
+        }
+    }
+    raw.write(GET_HEALTHZ);
+    assert_eq!(raw.response().text(), "ok\n");
+}
+
+/// The same client, and it never read again. HTTP connections had no stall timer: it kept its place and its memory until keepalive_ms, and with
+/// one more request now and then for ever.
+#[test]
+fn a_client_that_never_reads_its_answers_is_cut_after_write_stall_ms() {
+    let gateway = gateway().limit("write_stall_ms", 500).limit("linger_ms", 300).start();
+    let before = gateway.descriptors();
+    let mut raw = Raw::connect_with_small_buffers(gateway.port);
+    raw.write_until_blocked((0..).map(numbered_request), Duration::from_millis(700), 4 << 20);
+    gateway.wait_for_closes(SLOW_CONSUMER, 1);
+    common::eventually(SOON, || match gateway.descriptors() {
+        after if after <= before => Ok(()),
+        after => Err(format!("{after} descriptors are open, {before} were before the client")),
+    });
+}
+
+/// Error answers to HEAD carried their JSON body. A client that kept the connection took it for the head of its next answer.
+#[test]
+fn errors_answered_to_head_have_a_length_and_no_body() {
+    let gateway = gateway().start();
+    let upgrade = raw::upgrade("/ws?room=a&room=b", "").replacen("GET", "HEAD", 1);
+    let cases = [
+        ("HEAD /nope HTTP/1.1\r\nHost: localhost\r\n\r\n", &[404][..]),
+        ("HEAD /ws HTTP/1.1\r\nHost: localhost\r\n\r\n", &[405, 426]),
+        ("HEAD /echo HTTP/1.1\r\nHost: localhost\r\n\r\n", &[405, 426]),
+        (&upgrade, &[400, 405]),
+    ];
+    for (request, statuses) in cases {
+        let mut raw = Raw::connect(gateway.port);
+        raw.write(&[request.as_bytes(), GET_HEALTHZ].concat());
+        let head = raw.response_to("HEAD");
+        assert!(statuses.contains(&head.status), "{request}: {head:?}");
+        let length: usize = head.header("content-length").and_then(|length| length.parse().ok()).expect("a length");
+        assert!(length > 0, "the length is that of the body which GET would get: {head:?}");
+        assert_eq!(raw.response().text(), "ok\n", "{request}: what follows is the next answer");
+    }
+    // The length is the one that GET is told.
+    let mut raw = Raw::connect(gateway.port);
+    raw.write(b"HEAD /nope HTTP/1.1\r\nHost: localhost\r\n\r\nGET /nope HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    let (head, get) = (raw.response_to("HEAD"), raw.response());
+    assert_eq!(head.header("content-length"), get.header("content-length"));
+    assert_eq!(get.header("content-length"), Some(get.body.len().to_string().as_str()));
+}
+
+/// A HEAD without Host is answered 400 before it is anybody's request; its body went out too.
+#[test]
+fn a_malformed_head_request_is_answered_400_without_a_body() {
+    let gateway = gateway().start();
+    let mut raw = Raw::connect(gateway.port);
+    raw.write(b"HEAD / HTTP/1.1\r\n\r\n");
+    let head = raw.response_to("HEAD");
+    assert_eq!(head.status, 400, "{head:?}");
+    assert!(head.header("content-length").is_some_and(|length| length != "0"), "{head:?}");
+    assert_eq!(raw.end_within(SOON), End::Eof);
+    assert!(raw.unread().is_empty(), "a body came: {:?}", String::from_utf8_lossy(raw.unread()));
 }

@@ -2,9 +2,12 @@
 
 mod common;
 
+use common::frame::{self, FIN};
 use common::raw::{self, Raw};
+use common::swarm::{End, Event, State, Swarm};
 use common::{Gateway, SOON, foreign, gateway, now, sleep_ms};
 use std::io::Write;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 fn says_to_come_back(client: &mut foreign::Client) {
@@ -211,4 +214,155 @@ fn everything_is_given_back_when_clients_go() {
             after => Err(format!("{after} descriptors are open, {before} were at the start")),
         });
     }
+}
+
+/// Goodbye was said to whoever had nothing queued, while publishers were still read from: in a room that is written faster than it is read that is never.
+/// Hundreds of MiB were queued, members were cut with 4508 instead, and the drain ended in resets.
+#[test]
+fn a_room_that_is_flooded_is_told_1012_too() {
+    for shards in [1, 2] {
+        // 64 MiB, so that nobody is cut for being slow.
+        let mut gateway = gateway()
+            .shards(shards)
+            .limit("drain_ms", 20_000)
+            .limit("queue_bytes_max", 64 << 20)
+            .limit("queue_frames_max", 1 << 20)
+            .start();
+        let members: Vec<Raw> = (0..3).map(|_| raw::ws(&gateway, "/ws?room=flood")).collect();
+        let flooded = AtomicU64::new(0);
+        let (ends, took) = std::thread::scope(|scope| {
+            let mut readers = Vec::new();
+            for (number, mut raw) in members.into_iter().enumerate() {
+                let mut writer = Raw::over(raw.stream.try_clone().expect("a descriptor"));
+                let flooded = &flooded;
+                if number < 2 {
+                    scope.spawn(move || {
+                        let batch = frame::masked(FIN | frame::BINARY, &[b'z'; 1000]).repeat(8);
+                        while writer.try_write(&batch) {
+                            flooded.fetch_add(batch.len() as u64, Ordering::Relaxed);
+                        }
+                    });
+                }
+                readers.push(scope.spawn(move || {
+                    let end = raw.last_close(2 * SOON);
+                    let _ = raw.stream.shutdown(std::net::Shutdown::Both);
+                    end
+                }));
+            }
+            sleep_ms(600);
+            let begun = now();
+            gateway.signal(libc::SIGTERM);
+            let ends: Vec<Option<u16>> = readers.into_iter().map(|reader| reader.join().expect("no panic")).collect();
+            (ends, begun.elapsed())
+        });
+        assert!(flooded.into_inner() > 1 << 20, "no flood");
+        assert_eq!(ends, [Some(1012); 3], "{shards} shards, after {took:?}");
+        assert!(took < Duration::from_secs(8), "{shards} shards: drain_ms is 20,000; the last was told after {took:?}");
+        assert_eq!(gateway.exit_within(SOON).code(), Some(0));
+    }
+}
+
+/// A member with echo=0 is never sent its own messages. One whose last messages had not come round when the drain began was passed over and not looked at
+/// again: nothing was left to send it, so nothing told it goodbye, and the exit waited for it until drain_ms.
+#[test]
+fn a_member_that_hears_only_itself_with_echo_0_is_told_1012_too() {
+    for shards in [1, 2] {
+        // Few sends in a turn: a message needs many turns to come round.
+        let mut gateway = gateway().shards(shards).limit("drain_ms", 20_000).limit("fanout_sends_per_turn", 4).start();
+        let mut swarm = Swarm::new(gateway.port);
+        let nothing = &mut |_, _: Event<'_>| {};
+        for _ in 0..200 {
+            swarm.connect("/ws?room=lobby&echo=0");
+        }
+        swarm.run(SOON, "200 members", nothing, |swarm| swarm.count(&State::Open) == 200);
+        let begun = now();
+        let mut signalled = None;
+        while swarm.count(&State::Gone) < 200 {
+            assert!(begun.elapsed() < Duration::from_secs(9), "{shards} shards: not all are gone: {}", swarm.summary());
+            if signalled.is_none() && begun.elapsed() > Duration::from_millis(400) {
+                gateway.signal(libc::SIGTERM);
+                signalled = Some(now());
+            }
+            // The first one writes on until it is told.
+            if *swarm.client(0).state() == State::Open && swarm.client(0).unsent() == 0 {
+                swarm.send_binary(0, &[b'm'; 100]);
+            }
+            swarm.turn(Duration::from_millis(1), nothing);
+        }
+        let told = (0..200).filter(|id| swarm.client(*id).end() == Some(&End::Closed(Some(1012)))).count();
+        assert_eq!(told, 200, "{shards} shards: {}", swarm.summary());
+        assert_eq!(gateway.exit_within(SOON).code(), Some(0));
+    }
+}
+
+/// A request that was half sent when the gateway began to stop was answered and its connection kept: it then waited for another request, and the exit with
+/// it for keepalive_ms or drain_ms.
+#[test]
+fn a_request_that_ends_during_the_drain_is_the_last_of_its_connection() {
+    let cases = [("/healthz", "GET"), ("/nope", "GET"), ("/nope", "HEAD"), ("/ws", "GET")];
+    let mut gateway = gateway().limit("drain_ms", 20_000).limit("keepalive_ms", 60_000).start();
+    let mut clients: Vec<Raw> = cases
+        .iter()
+        .map(|(path, method)| {
+            let mut raw = Raw::connect(gateway.port);
+            raw.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n");
+            let response = raw.response();
+            assert_eq!(response.status, 200);
+            assert_ne!(response.header("connection"), Some("close"), "{response:?}");
+            raw.write(format!("{method} {path} HTTP/1.1\r\nHo").as_bytes());
+            raw
+        })
+        .collect();
+    // Another one has nothing to ask: it must not hold the exit either.
+    let mut idle = Raw::connect(gateway.port);
+    idle.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    assert_eq!(idle.response().status, 200);
+    sleep_ms(100);
+    let begun = now();
+    gateway.signal(libc::SIGTERM);
+    sleep_ms(400);
+    for ((path, method), raw) in cases.iter().zip(&mut clients) {
+        raw.write(b"st: localhost\r\n\r\n");
+        let response = raw.response_to(method);
+        let closes = |(name, value): &(String, String)| name.eq_ignore_ascii_case("connection") && value.eq_ignore_ascii_case("close");
+        assert!(response.headers.iter().any(closes), "{method} {path}: {response:?}");
+        assert_eq!(raw.end_within(SOON), raw::End::Eof, "{method} {path}");
+    }
+    assert_eq!(idle.end_within(SOON), raw::End::Eof);
+    drop((clients, idle));
+    assert_eq!(gateway.exit_within(SOON).code(), Some(0));
+    assert!(begun.elapsed() < Duration::from_secs(8), "drain_ms is 20,000; it took {:?}", begun.elapsed());
+}
+
+/// A client that was accepted while the signal came could be handed to a shard that was done already: still counted, it held the exit until drain_ms.
+/// A race of a few turns, which 20 rounds may or may not meet.
+#[test]
+fn clients_that_come_and_go_do_not_delay_the_exit() {
+    let mut slowest = Duration::ZERO;
+    for round in 0..20_u64 {
+        let mut gateway = gateway().limit("drain_ms", 6_000).start();
+        let port = gateway.port;
+        let stop = AtomicBool::new(false);
+        let took = std::thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    while !stop.load(Ordering::Relaxed) {
+                        drop(std::net::TcpStream::connect(("127.0.0.1", port)));
+                    }
+                });
+            }
+            sleep_ms(30 + round * 7 % 40);
+            let begun = now();
+            gateway.signal(libc::SIGTERM);
+            while gateway.alive() && begun.elapsed() < 2 * SOON {
+                sleep_ms(2);
+            }
+            stop.store(true, Ordering::Relaxed);
+            begun.elapsed()
+        });
+        assert_eq!(gateway.exit_within(SOON).code(), Some(0), "round {round}");
+        assert!(took < Duration::from_secs(3), "round {round}: the exit took {took:?}");
+        slowest = slowest.max(took);
+    }
+    println!("the slowest of 20 exits took {slowest:?}");
 }

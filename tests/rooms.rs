@@ -2,9 +2,9 @@
 
 mod common;
 
-use common::frame::{CONTINUATION, FIN, PING, PONG, TEXT};
-use common::raw::{self, Frame};
-use common::{Gateway, foreign, gateway};
+use common::frame::{self, BINARY, CLOSE, CONTINUATION, FIN, PING, PONG, TEXT, masked};
+use common::raw::{self, Frame, Raw};
+use common::{Gateway, SOON, foreign, gateway, sleep_ms};
 use tungstenite::Message;
 
 /// A member for sure: it has heard itself. (Membership of a room whose home is another shard takes a moment.)
@@ -217,4 +217,121 @@ fn messages_and_deliveries_are_counted() {
             (messages, deliveries) => Err(format!("{messages} messages and {deliveries} deliveries were counted, 10 and 20 were expected")),
         }
     });
+}
+
+/// 40 upgrades into 4 new rooms that the gateway sees all at once: every second client closes right behind its upgrade, every second has said something
+/// by then. `(closes, socket)` of each.
+fn join_at_once(gateway: &Gateway) -> Vec<(bool, Raw)> {
+    let mut clients: Vec<(bool, Raw)> = (0..40).map(|number| (number % 4 < 2, Raw::connect(gateway.port))).collect();
+    sleep_ms(100);
+    gateway.stopped(|| {
+        for (number, (closes, raw)) in clients.iter_mut().enumerate() {
+            let mut bytes = raw::upgrade(&format!("/ws?room=new-{}", number / 4 % 4), "").into_bytes();
+            if number % 2 == 1 {
+                bytes.extend(masked(FIN | TEXT, b"early"));
+            }
+            if *closes {
+                bytes.extend(masked(FIN | CLOSE, &frame::close_payload(1000, b"")));
+            }
+            raw.write(&bytes);
+        }
+    });
+    clients
+}
+
+/// A Close frame pipelined behind an upgrade, while the room's home shard was asked for the room, freed the topic under others who waited for it too:
+/// they were never answered, and their connections and the topic stayed for ever.
+#[test]
+fn a_client_that_closes_while_it_joins_takes_nobody_with_it() {
+    for _ in 0..3 {
+        let gateway = gateway().start();
+        let mut rooms: Vec<Vec<Raw>> = (0..4).map(|_| Vec::new()).collect();
+        for (number, (closes, mut raw)) in join_at_once(&gateway).into_iter().enumerate() {
+            if closes {
+                raw.expect_end(SOON);
+            } else {
+                raw.expect_upgraded();
+                rooms[number / 4 % 4].push(raw);
+            }
+        }
+        gateway.wait_for_connections(20);
+        for (room, members) in rooms.iter_mut().enumerate() {
+            let last = members.len() - 1;
+            for speaker in [0, last] {
+                let mark = format!("{speaker} in {room}");
+                members[speaker].send_text(&mark);
+                for member in members.iter_mut() {
+                    loop {
+                        let said = member.frame();
+                        if said.payload == mark.as_bytes() {
+                            break;
+                        }
+                        assert_eq!(said, Frame::new(FIN | TEXT, *b"early"));
+                    }
+                }
+            }
+        }
+        rooms.into_iter().flatten().for_each(|raw| raw.close(1000));
+        gateway.wait_for_connections(0);
+        gateway.wait_for_no_topics();
+    }
+}
+
+/// The same crowd, and everybody hangs up before the answers are read.
+#[test]
+fn clients_that_hang_up_while_they_join_leave_nothing_behind() {
+    for _ in 0..3 {
+        let gateway = gateway().start();
+        let before = gateway.descriptors();
+        drop(join_at_once(&gateway));
+        gateway.wait_for_connections(0);
+        gateway.wait_for_no_topics();
+        common::eventually(SOON, || match gateway.descriptors() {
+            after if after <= before => Ok(()),
+            after => Err(format!("{after} descriptors are open, {before} were before the clients")),
+        });
+        // The rooms are like new.
+        for room in 0..4 {
+            join(&gateway, &format!("/ws?room=new-{room}")).leave();
+        }
+    }
+}
+
+/// A publisher sent 1500 messages, its Close frame and FIN, and was paused because its topic was behind. FIN was told at once while its last messages
+/// were still held back: they were dropped and the client counted as gone.
+#[test]
+fn what_a_client_says_before_its_close_arrives_although_it_was_paused() {
+    const MESSAGES: u32 = 1500;
+    // Room in the reader's queue for all of it: the reader is not what this is about.
+    let gateway = gateway().limit("topic_lag_bytes_max", 4096).limit("publish_bytes_max", 4096).limit("queue_bytes_max", 16 << 20).start();
+    for round in 1..=4 {
+        let mut reader = raw::ws(&gateway, "/ws?room=lobby");
+        reader.send_text("in");
+        reader.expect_text("in");
+        let mut leaver = raw::ws(&gateway, "/ws?room=lobby&echo=0");
+        let mut bytes = Vec::new();
+        for number in 0..MESSAGES {
+            let mut payload = [b'd'; 1000];
+            payload[..4].copy_from_slice(&number.to_be_bytes());
+            frame::append_masked(&mut bytes, FIN | BINARY, &payload);
+        }
+        frame::append_masked(&mut bytes, FIN | CLOSE, &frame::close_payload(1000, b""));
+        let leaving = std::thread::spawn(move || {
+            leaver.write(&bytes);
+            leaver.shutdown_write();
+            assert_eq!(leaver.close_frame().0, Some(1000));
+            leaver.expect_end(SOON);
+        });
+        for number in 0..MESSAGES {
+            let heard = reader.frame();
+            assert_eq!((heard.first, heard.payload.len()), (FIN | BINARY, 1000));
+            assert_eq!(heard.payload[..4], number.to_be_bytes(), "round {round}");
+        }
+        leaving.join().expect("the leaver is answered");
+        reader.close(1000);
+        gateway.wait_for_connections(0);
+        gateway.wait_for_closes("client_closed", 2 * round);
+        assert_eq!(gateway.closes("client_gone"), 0);
+    }
+    assert!(gateway.metrics().sum("shardcast_publishers_paused_total", &[]) > 0.0, "nobody was paused: this test tests nothing");
 }

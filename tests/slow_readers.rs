@@ -227,3 +227,119 @@ fn over_the_mark_of_the_process_the_reader_that_pins_most_goes_first() {
     });
     publishers.iter_mut().for_each(Publisher::publish);
 }
+
+/// A reader took a little, stopped for good, and messages went on slowly. Only a send that began with an empty queue was watched for progress; the
+/// one that was to catch up was not, and the reader stayed for as long as its queue had room.
+#[test]
+fn a_reader_that_stops_for_good_is_cut_after_write_stall_ms_while_messages_go_on() {
+    for read_first in [0, 20, 60] {
+        let gateway = gateway().limit("write_stall_ms", 500).limit("ping_interval_ms", 2000).limit("linger_ms", 300).start();
+        let mut slow = slow_member(&gateway, "/ws?room=busy");
+        let mut publisher = Publisher::join(&gateway, "/ws?room=busy");
+        for _ in 0..80 {
+            publisher.publish();
+        }
+        for next in 0..read_first {
+            assert_eq!(slow.frame().payload[..8], u64::to_be_bytes(next));
+            sleep_ms(2);
+        }
+        // At most 180 messages wait for it, 720 KiB: below the 1 MiB of its queue, so it is its silence that ends it.
+        let stopped = now();
+        while gateway.closes(SLOW_CONSUMER) == 0 {
+            assert!(publisher.sent < 180, "it read {read_first} messages, stopped {:?} ago and is not cut", stopped.elapsed());
+            publisher.publish();
+            sleep_ms(50);
+        }
+        gateway.wait_for_connections(1);
+        publisher.publish();
+    }
+}
+
+/// An echo client that never read was paused, and paused clients were neither pinged nor watched: it stayed for ever.
+#[test]
+fn an_echo_client_that_never_reads_is_cut_after_write_stall_ms() {
+    let gateway = gateway().limit("write_stall_ms", 500).limit("linger_ms", 300).start();
+    let before = gateway.descriptors();
+    let mut raw = Raw::connect_with_small_buffers(gateway.port);
+    raw.write(raw::upgrade("/echo", "").as_bytes());
+    raw.expect_upgraded();
+    let echoes = std::iter::repeat_with(|| frame::masked(FIN | BINARY, &[7; 4000]));
+    raw.write_until_blocked(echoes, Duration::from_millis(700), 32 << 20);
+    gateway.wait_for_closes(SLOW_CONSUMER, 1);
+    gateway.wait_for_connections(0);
+    eventually(SOON, || match gateway.descriptors() {
+        after if after <= before => Ok(()),
+        after => Err(format!("{after} descriptors are open, {before} were before the client")),
+    });
+}
+
+/// Reads as fast as it can until the connection ends, and counts the bytes.
+fn read_fast(mut raw: Raw, heard: &std::sync::atomic::AtomicU64) {
+    use std::io::Read;
+    let mut chunk = vec![0; 1 << 20];
+    while let Ok(count @ 1..) = raw.stream.read(&mut chunk) {
+        heard.fetch_add(count as u64, std::sync::atomic::Ordering::Relaxed);
+    }
+}
+
+/// One publisher, faster than anything, and one reader, as fast as it can. Nothing bounded what lay between what was read from the one and what
+/// the other was sent: half a GiB in seconds, with default limits.
+#[test]
+fn a_flood_between_one_publisher_and_one_reader_is_bounded() {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    const MESSAGE: usize = 1000;
+    const FRAME_OUT: u64 = 4 + MESSAGE as u64;
+    const ROOM: u64 = 64 << 20;
+    for shards in [1, 2] {
+        for echo in ["&echo=0", ""] {
+            let gateway = gateway().shards(shards).start();
+            let path = format!("/ws?room=flood{echo}");
+            let reader = raw::ws(&gateway, "/ws?room=flood&echo=0");
+            let mut publisher = raw::ws(&gateway, &path);
+            // It has come round once: both are members.
+            publisher.send(FIN | BINARY, &[0; MESSAGE]);
+            let own = Raw::over(publisher.stream.try_clone().expect("a descriptor"));
+            let (heard, own_heard, sent) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(1));
+            let (before, mut most, mut queued) = (gateway.pss_bytes(), 0, 0.0_f64);
+            std::thread::scope(|scope| {
+                let hang_up = [reader.stream.try_clone().expect("a descriptor"), publisher.stream.try_clone().expect("a descriptor")];
+                let (heard, own_heard, sent) = (&heard, &own_heard, &sent);
+                scope.spawn(move || read_fast(reader, heard));
+                scope.spawn(move || read_fast(own, own_heard));
+                let stop = now() + Duration::from_millis(1500);
+                let flood = scope.spawn(move || {
+                    let batch = frame::masked(FIN | BINARY, &[b'z'; MESSAGE]).repeat(64);
+                    while now() < stop && publisher.try_write(&batch) {
+                        sent.fetch_add(64, Ordering::Relaxed);
+                    }
+                });
+                while now() < stop && most < 4 * ROOM {
+                    most = most.max(gateway.pss_bytes().saturating_sub(before));
+                    queued = queued.max(gateway.metrics().sum("shardcast_queued_bytes", &[]));
+                    sleep_ms(20);
+                }
+                if most >= ROOM {
+                    hang_up.iter().for_each(|stream| drop(stream.shutdown(std::net::Shutdown::Both)));
+                }
+                let _ = flood.join();
+                // Whoever was not cut hears everything.
+                if most < ROOM && gateway.closes(SLOW_CONSUMER) == 0 {
+                    let all = sent.load(Ordering::Relaxed) * FRAME_OUT;
+                    eventually(3 * SOON, || match heard.load(Ordering::Relaxed) {
+                        bytes if bytes >= all => Ok(()),
+                        bytes => Err(format!("{bytes} of {all} bytes came")),
+                    });
+                }
+                hang_up.iter().for_each(|stream| drop(stream.shutdown(std::net::Shutdown::Both)));
+            });
+            println!("{shards} shards, {path}: {} MiB sent, at most {} KiB more", sent.load(Ordering::Relaxed) / 1024, most >> 10);
+            assert!(
+                most < ROOM,
+                "{shards} shards, {path}: {most} bytes more under a flood that default limits should bound; {queued} queued"
+            );
+            gateway.wait_for_connections(0);
+            let mut after = Publisher::join(&gateway, "/ws?room=flood");
+            after.publish();
+        }
+    }
+}

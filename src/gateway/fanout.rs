@@ -124,6 +124,8 @@ impl<D: Driver> Gateway<D> {
         let lap = topic.lap.as_mut().expect("the lap that ends");
         lap.floor = lap.next_floor.take().expect("a lap has begun before it ends");
         lap.born = lap.next_born;
+        // It holds a position: kept on, it would keep all that follows.
+        lap.last = None;
         if lap.floor.offset() == topic.log.end() || topic.members.is_empty() {
             topic.lap = None;
         }

@@ -45,7 +45,7 @@ impl<D: Driver> Gateway<D> {
             }
             Ok(None) => 0,
             Err(error) => {
-                self.refuse_head(key, &error);
+                self.refuse_head(key, &error, bytes.starts_with(b"HEAD "));
                 bytes.len()
             }
         }
@@ -58,15 +58,17 @@ impl<D: Driver> Gateway<D> {
         self.end(key, CloseCause::HeadTimeout);
     }
 
-    fn refuse_head(&mut self, key: ConnKey, error: &HeadError) {
+    fn refuse_head(&mut self, key: ConnKey, error: &HeadError, head_only: bool) {
         tracing::debug!(conn = %self.id(key), %error, "request refused");
-        self.respond(key, Response::error(error.status(), &error.to_string()).close());
+        let response = Response::error(error.status(), &error.to_string()).close();
+        self.respond(key, if head_only { response.head_only() } else { response });
         self.end(key, CloseCause::BadRequest);
     }
 
     fn carry_out(&mut self, key: ConnKey, answer: Answer, keep: bool) {
         match answer {
             Answer::Respond(response) => {
+                let response = if keep { response } else { response.close() };
                 let failed = response.status() >= 400;
                 let closes = !keep || response.closes();
                 self.respond(key, response);

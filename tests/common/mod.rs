@@ -295,6 +295,22 @@ impl Gateway {
         assert_eq!(done, 0, "the gateway is gone");
     }
 
+    /// The whole process stands still while `during` runs: what clients do meanwhile comes to it all at once.
+    pub fn stopped<T>(&self, during: impl FnOnce() -> T) -> T {
+        self.signal(libc::SIGSTOP);
+        let done = during();
+        self.signal(libc::SIGCONT);
+        done
+    }
+
+    /// Waits until no topic is left: neither members nor memory of it.
+    pub fn wait_for_no_topics(&self) {
+        eventually(SOON, || match self.metrics().sum("shardcast_topics", &[]) {
+            0.0 => Ok(()),
+            topics => Err(format!("{topics} topics are left")),
+        });
+    }
+
     /// Waits for its end.
     pub fn exit_within(&mut self, limit: Duration) -> ExitStatus {
         let deadline = Instant::now() + limit;

@@ -93,7 +93,15 @@ impl Raw {
         Self::over(super::swarm::connect_blocking(port, 4096))
     }
 
-    fn over(stream: TcpStream) -> Self {
+    /// Small in both directions: what the other side does not read soon stops our writes too.
+    pub fn connect_with_small_buffers(port: u16) -> Self {
+        let raw = Self::connect_with_small_buffer(port);
+        super::swarm::set_send_buffer(&raw.stream, 16 << 10);
+        raw
+    }
+
+    /// Over a socket that is open already.
+    pub fn over(stream: TcpStream) -> Self {
         stream.set_nodelay(true).expect("a TCP socket");
         stream.set_read_timeout(Some(SOON)).expect("a timeout above zero");
         stream.set_write_timeout(Some(SOON)).expect("a timeout above zero");
@@ -102,6 +110,27 @@ impl Raw {
 
     pub fn write(&mut self, bytes: &[u8]) {
         self.stream.write_all(bytes).expect("the gateway reads");
+    }
+
+    /// Writes one message after the other until the other side has taken nothing for `patience`, has ended the connection, or has taken `most` bytes:
+    /// how many bytes it took. The last message may be cut off.
+    pub fn write_until_blocked(&mut self, messages: impl IntoIterator<Item = Vec<u8>>, patience: Duration, most: usize) -> usize {
+        self.stream.set_write_timeout(Some(patience)).expect("a timeout above zero");
+        let mut taken = 0;
+        'messages: for message in messages {
+            let mut rest: &[u8] = &message;
+            while !rest.is_empty() {
+                if taken >= most {
+                    break 'messages;
+                }
+                match self.stream.write(rest) {
+                    Ok(count) => (taken, rest) = (taken + count, &rest[count..]),
+                    Err(_) => break 'messages,
+                }
+            }
+        }
+        self.stream.set_write_timeout(Some(SOON)).expect("a timeout above zero");
+        taken
     }
 
     /// Writes where the gateway may have closed already.
@@ -233,6 +262,24 @@ impl Raw {
         assert_eq!(has, Some(code), "close reason: {reason}");
         self.expect_end(SOON);
         reason
+    }
+
+    /// Reads as fast as it can, without a look at messages, until the connection or `limit` ends: the code of the close frame at the end of what came.
+    /// For messages without a byte 0x88; a close frame is told by its length, which leaves nothing behind it.
+    pub fn last_close(&mut self, limit: Duration) -> Option<u16> {
+        let deadline = now() + limit;
+        let mut chunk = vec![0; 1 << 20];
+        let mut tail = std::mem::take(&mut self.buffer);
+        while now() < deadline {
+            match self.stream.read(&mut chunk) {
+                Ok(count @ 1..) => tail.extend_from_slice(&chunk[..count]),
+                Ok(0) | Err(_) => break,
+            }
+            tail.drain(..tail.len().saturating_sub(256));
+        }
+        let at = tail.iter().rposition(|byte| *byte == FIN | CLOSE)?;
+        let found = frame::parse(&tail[at..]).filter(|found| at + found.end == tail.len())?;
+        frame::close_code(&tail[at + found.payload_start..]).0
     }
 
     /// Answers the close and takes the connection down as a client should.

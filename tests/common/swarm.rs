@@ -400,6 +400,11 @@ pub fn connect_blocking(port: u16, recv_buffer_bytes: i32) -> TcpStream {
     TcpStream::from(socket)
 }
 
+/// What is written and not yet taken by the other side is bounded by about this.
+pub fn set_send_buffer(stream: &TcpStream, bytes: i32) {
+    set_option(stream, libc::SOL_SOCKET, libc::SO_SNDBUF, bytes);
+}
+
 /// Closing this socket sends RST.
 pub fn reset_on_close(stream: &TcpStream) {
     let linger = libc::linger { l_onoff: 1, l_linger: 0 };
@@ -425,7 +430,7 @@ fn tcp_socket(nonblocking: bool) -> OwnedFd {
     unsafe { OwnedFd::from_raw_fd(socket) }
 }
 
-fn set_option(socket: &OwnedFd, level: i32, name: i32, value: i32) {
+fn set_option(socket: &impl AsRawFd, level: i32, name: i32, value: i32) {
     // SAFETY: the socket is open; `value` is live and of the size given.
     let done = unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, (&raw const value).cast(), size_of::<i32>() as libc::socklen_t) };
     assert_eq!(done, 0, "setsockopt {name}: {}", io::Error::last_os_error());
