@@ -104,8 +104,8 @@ limits! {
     head_timeout_ms: Millis = 10_000, 100 => 600_000;
     /// How long an HTTP connection may wait for its next request.
     keepalive_ms: Millis = 30_000, 100 => 3_600_000;
-    /// A WebSocket that has said nothing for this long is sent a ping.
-    ping_interval_ms: Millis = 25_000, 100 => 3_600_000;
+    /// A WebSocket that has said nothing for this long is sent a ping. Below the 60 s after which proxies commonly give an idle connection up.
+    ping_interval_ms: Millis = 45_000, 100 => 3_600_000;
     /// How long after a ping something must come in before the connection is ended with 4504.
     pong_timeout_ms: Millis = 10_000, 100 => 600_000;
     /// Bytes queued for one connection, while a send waits for its peer, before it is ended with 4508.

@@ -108,9 +108,6 @@ pub trait Driver {
     /// Closes the listener for good.
     fn stop_accept(&mut self);
 
-    /// Says that many small answers are about to come in: the next few waits may take a little longer to gather them. A hint.
-    fn expect_answers(&mut self) {}
-
     /// Wakes another shard that sleeps in its turn.
     fn wake(&mut self, shard: ShardId);
 

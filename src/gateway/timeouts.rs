@@ -14,14 +14,10 @@ const RELIEF: Duration = Duration::from_millis(10);
 /// Who has less queued than this is not the one to end for memory.
 const RELIEF_BYTES_MIN: u64 = 64 * 1024;
 
-/// Pings in one step from which on their answers are worth gathering.
-const ANSWERS_MIN: u64 = 4;
-
 impl<D: Driver> Gateway<D> {
     pub(super) fn handle_timers(&mut self) {
         let mut fired = std::mem::take(&mut self.fired);
         self.timers.advance(self.now, &mut fired);
-        let pings = self.counters.pings.value();
         for slot in fired.drain(..) {
             let Some((key, session)) = self.sessions.at(slot) else { continue };
             match session.state {
@@ -37,9 +33,6 @@ impl<D: Driver> Gateway<D> {
             }
         }
         self.fired = fired;
-        if self.counters.pings.value() - pings >= ANSWERS_MIN {
-            self.driver.expect_answers();
-        }
     }
 
     fn rearm(&mut self, key: ConnKey, after: Duration) {

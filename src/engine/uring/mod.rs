@@ -26,9 +26,6 @@ const WANT_MAX: usize = 128;
 const WANT_FROM: usize = 16;
 /// How long a wait goes on for as many completions as the last turn had.
 const WANT_MICROS: u32 = 50;
-/// How long, and in how many waits, answers to many pings are gathered: 1 to 2 ms in all, in which a message may come that much later.
-const ANSWERS_MICROS: u32 = 250;
-const ANSWERS_WAITS: u32 = 6;
 /// After this many accepts in a row that failed for no known reason, accepting pauses as if descriptors had run out.
 const ACCEPT_FAILURES_MAX: u32 = 16;
 
@@ -71,7 +68,6 @@ pub struct UringDriver<K> {
     reported: Vec<ConnKey>,
     completions: Vec<Completion>,
     last_reaped: usize,
-    answers_waits: u32,
     accepting: Accepting,
     accept_in_flight: bool,
     accept_failures: u32,
@@ -96,7 +92,6 @@ impl<K: Kernel> UringDriver<K> {
             reported: Vec::new(),
             completions: Vec::new(),
             last_reaped: 0,
-            answers_waits: 0,
             accepting: Accepting::On,
             accept_in_flight: false,
             accept_failures: 0,
@@ -107,11 +102,7 @@ impl<K: Kernel> UringDriver<K> {
     }
 
     /// Whether to wait for several completions: each wake-up of a sleeping core costs more than what a small completion does.
-    fn gather(&mut self) -> GatherWait {
-        if self.answers_waits > 0 {
-            self.answers_waits -= 1;
-            return GatherWait { want: WANT_MAX as u32, micros: ANSWERS_MICROS };
-        }
+    fn gather(&self) -> GatherWait {
         match self.last_reaped {
             reaped if reaped >= WANT_FROM => GatherWait { want: reaped.min(WANT_MAX) as u32, micros: WANT_MICROS },
             _ => GatherWait::NONE,
@@ -414,10 +405,6 @@ impl<K: Kernel> Driver for UringDriver<K> {
         } else {
             self.kernel.close_listener();
         }
-    }
-
-    fn expect_answers(&mut self) {
-        self.answers_waits = ANSWERS_WAITS;
     }
 
     fn wake(&mut self, shard: ShardId) {
