@@ -46,14 +46,11 @@ impl<D: Driver> Gateway<D> {
             let quantum = budget.min(QUANTUM);
             budget -= self.run_lap(topic_key, quantum).max(1).min(budget);
             let Some(topic) = self.topics.get_mut(topic_key) else { continue };
-            match &mut topic.lap {
-                Some(lap) if lap.is_parked() => {
-                    if !std::mem::replace(&mut topic.parked, true) {
-                        self.parked.push(topic_key);
-                    }
-                }
-                Some(_) => self.queue_lap(topic_key),
-                None => {}
+            let Some(lap) = &topic.lap else { continue };
+            if !lap.is_parked() {
+                self.queue_lap(topic_key);
+            } else if !std::mem::replace(&mut topic.parked, true) {
+                self.parked.push(topic_key);
             }
         }
         while let Some(key) = self.slow.pop() {
