@@ -144,7 +144,7 @@ limits! {
     ring_completions: Count = 8192, 128 => 65_536;
     /// Sends that fan-out starts in one turn of a shard's loop, over all topics, before completions are looked at again.
     fanout_sends_per_turn: Count = 256, 1 => 65_536;
-    /// Accepted connections that a shard takes up in one turn.
+    /// Connections that a shard accepts in one turn of the epoll driver; on the ring the completions of a turn bound them, at 512.
     accepts_per_turn: Count = 256, 1 => 65_536;
     /// Connections that a shard starts to close in one turn while it drains.
     closes_per_turn: Count = 256, 1 => 65_536;
