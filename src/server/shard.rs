@@ -1,7 +1,6 @@
 //! One shard's thread: pin, make the driver here, loop.
 
 use std::io;
-use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -46,8 +45,6 @@ pub struct Seat {
     pub driver: DriverKind,
     /// This shard's listener.
     pub listener: OwnedFd,
-    /// Its address, for messages.
-    pub address: SocketAddr,
     /// How shards are woken.
     pub wakers: Arc<Wakers>,
     /// The process's clock.

@@ -107,7 +107,7 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
     }
 
     let wakers = Wakers::new(shards).map_err(system("make eventfds"))?;
-    let plan = Plan { config: &config, limits, driver, cpus, clock, shared, counters, wakers: Arc::clone(&wakers), address };
+    let plan = Plan { config: &config, limits, driver, cpus, clock, shared, counters, wakers: Arc::clone(&wakers) };
     let crew = plan.start(listeners)?;
     readiness.set(Phase::Serving);
     let admin_text = admin_address.map_or_else(|| "admin off".to_owned(), |address| format!("admin http://{address}"));
@@ -228,7 +228,6 @@ struct Plan<'a> {
     shared: Arc<Shared>,
     counters: Vec<Arc<Counters>>,
     wakers: Arc<Wakers>,
-    address: SocketAddr,
 }
 
 type Crew = Vec<(Sender<Command>, JoinHandle<()>)>;
@@ -260,7 +259,6 @@ impl Plan<'_> {
                 cpu: self.cpus[index],
                 driver: self.driver,
                 listener,
-                address: self.address,
                 wakers: Arc::clone(&self.wakers),
                 clock: self.clock,
             };
