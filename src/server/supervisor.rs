@@ -255,13 +255,7 @@ impl Plan<'_> {
                 commands: commands_in,
                 seed: random(),
             };
-            let seat = Seat {
-                cpu: self.cpus[index],
-                driver: self.driver,
-                listener,
-                wakers: Arc::clone(&self.wakers),
-                clock: self.clock,
-            };
+            let seat = Seat { cpu: self.cpus[index], driver: self.driver, listener, wakers: Arc::clone(&self.wakers), clock: self.clock };
             let started = started.clone();
             let thread = thread::Builder::new().name(format!("shard-{index}")).spawn(move || {
                 if let Err(error) = run(seat, parts, &started) {
