@@ -12,5 +12,7 @@ pub mod ids;
 pub mod limits;
 pub mod proto;
 pub mod server;
+#[cfg(feature = "sim")]
+pub mod sim;
 pub mod time;
 pub mod web;

@@ -17,6 +17,8 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("bus", &["ids", "limits", "time", "sync", "proto", "hub"]),
     ("web", &[]),
     ("server", &["ids", "limits", "time", "sync", "proto", "engine", "hub", "gateway", "bus", "web"]),
+    ("sim", &["ids", "limits", "time", "sync", "proto", "engine", "hub", "gateway", "bus"]),
+    ("bin", &["time", "engine", "gateway", "server", "sim"]),
     ("events", &["ids", "limits", "time", "bus"]),
     ("client", &["ids", "limits", "time", "proto"]),
     ("load", &["ids", "limits", "time", "client"]),

@@ -1,7 +1,8 @@
 //! The upper seam: sockets as events and requests.
 //!
 //! A driver owns the sockets of one shard. The shard calls [`Driver::turn`] in a loop and gets [`Event`]s; between turns it asks for
-//! sends, pauses and closes. Nothing is ever delivered inside a request: what a request causes comes as an event of a later turn. Flags of completions,
+//! sends, pauses and closes. A turn has two halves, [`Driver::enter`] and [`Driver::collect`]: the real drivers wait inside the first, a simulation
+//! between the two, while other shards have their turns. Nothing is ever delivered inside a request: what a request causes comes as an event of a later turn. Flags of completions,
 //! exhausted buffers, short sends and descriptors in use stay below this line.
 //!
 //! Implemented by [`uring::UringDriver`](super::uring::UringDriver) and [`epoll::EpollDriver`](super::epoll::EpollDriver).
@@ -39,7 +40,7 @@ pub enum CloseHow {
 /// What happened.
 #[derive(Debug)]
 pub enum Event {
-    /// A client connected. The socket belongs to whoever handles this: [`Driver::adopt`] it here, on another shard, or close it.
+    /// A client connected. The socket belongs to whoever handles this: [`Driver::adopt`] it here, on another shard, or [`Driver::discard`] it.
     Accepted(Socket),
     /// Accepting stopped because the process or the system ran out of something (EMFILE, ENFILE, ENOBUFS, ENOMEM). The driver does not try again by itself:
     /// call [`Driver::resume_accept`] when there may be room.
@@ -64,10 +65,26 @@ pub trait Driver {
     ///
     /// # Errors
     /// Only what means that this shard cannot go on.
-    fn turn(&mut self, wait: Wait, events: &mut Vec<Event>) -> io::Result<()>;
+    fn turn(&mut self, wait: Wait, events: &mut Vec<Event>) -> io::Result<()> {
+        self.enter(wait)?;
+        self.collect(events);
+        Ok(())
+    }
+
+    /// The first half of a turn: hands over what was asked for since the last one and waits as told.
+    ///
+    /// # Errors
+    /// Only what means that this shard cannot go on.
+    fn enter(&mut self, wait: Wait) -> io::Result<()>;
+
+    /// The second half: appends what happened to `events`.
+    fn collect(&mut self, events: &mut Vec<Event>);
 
     /// Takes a connected socket in and begins to read from it.
     fn adopt(&mut self, socket: Socket) -> ConnKey;
+
+    /// Closes a connected socket that nobody takes in.
+    fn discard(&mut self, socket: Socket);
 
     /// Sends `data`; [`Event::Sent`] follows when the kernel has all of it.
     ///

@@ -119,6 +119,10 @@ pub struct EpollDriver {
     shard: ShardId,
     set: EpollSet,
     ready: Box<[epoll_event; READY_MAX]>,
+    /// How many of `ready` the wait of this turn has filled.
+    ready_count: usize,
+    /// What happened before the wait of this turn.
+    told: Vec<Event>,
     listener: Option<Listener>,
     accepts_per_turn: usize,
     wakers: Arc<Wakers>,
@@ -154,6 +158,8 @@ impl EpollDriver {
             shard,
             set,
             ready: Box::new([epoll_event { events: 0, u64: 0 }; READY_MAX]),
+            ready_count: 0,
+            told: Vec::new(),
             listener: Some(Listener { fd: listener, armed: true }),
             accepts_per_turn,
             wakers,
@@ -338,21 +344,28 @@ impl EpollDriver {
 }
 
 impl Driver for EpollDriver {
-    fn turn(&mut self, wait: Wait, events: &mut Vec<Event>) -> io::Result<()> {
-        self.finish_closes(events);
+    fn enter(&mut self, wait: Wait) -> io::Result<()> {
+        let mut events = std::mem::take(&mut self.told);
+        self.finish_closes(&mut events);
         for (key, error) in std::mem::take(&mut self.refused) {
-            self.fail(key, error, events);
+            self.fail(key, error, &mut events);
         }
         self.feed_starved();
         for index in 0..self.sends.len() {
-            self.continue_send(self.sends[index], events);
+            self.continue_send(self.sends[index], &mut events);
         }
         self.sends.clear();
+        self.told = events;
 
-        let wait = if events.is_empty() && self.refused.is_empty() { wait } else { Wait::No };
-        let count = self.set.wait(&mut self.ready[..], wait)?;
+        let wait = if self.told.is_empty() && self.refused.is_empty() { wait } else { Wait::No };
+        self.ready_count = self.set.wait(&mut self.ready[..], wait)?;
+        Ok(())
+    }
+
+    fn collect(&mut self, events: &mut Vec<Event>) {
+        events.append(&mut self.told);
         let starved = self.starved.len();
-        for index in 0..count {
+        for index in 0..std::mem::take(&mut self.ready_count) {
             let epoll_event { events: ready, u64: data } = self.ready[index];
             match data {
                 LISTENER => self.accept(events),
@@ -364,13 +377,16 @@ impl Driver for EpollDriver {
             }
         }
         self.starved_turns += u64::from(self.starved.len() > starved);
-        Ok(())
     }
 
     fn adopt(&mut self, socket: Socket) -> ConnKey {
         let key = self.conns.insert(Conn::new(socket));
         self.rearm(key);
         key
+    }
+
+    fn discard(&mut self, socket: Socket) {
+        socket.close();
     }
 
     fn send(&mut self, conn: ConnKey, data: Rc<Gather>) {

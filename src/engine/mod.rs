@@ -15,6 +15,8 @@ pub mod log;
 pub mod mailbox;
 pub mod recv_pool;
 pub mod segment;
+#[cfg(any(test, feature = "sim"))]
+pub mod sim;
 pub mod slab;
 pub mod sys;
 pub mod timers;

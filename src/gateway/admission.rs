@@ -55,7 +55,7 @@ impl Admission {
 impl<D: Driver> Gateway<D> {
     pub(super) fn accepted(&mut self, socket: Socket) {
         if self.drain.is_some() {
-            socket.close();
+            self.driver.discard(socket);
             return;
         }
         if !self.shared.admit() {
@@ -75,7 +75,7 @@ impl<D: Driver> Gateway<D> {
         if self.drain.is_some() {
             self.shared.release();
             self.shared.drop_load(self.shard);
-            socket.close();
+            self.driver.discard(socket);
             return;
         }
         self.counters.accepts.of(AcceptResult::Ok).add(1);
@@ -91,7 +91,7 @@ impl<D: Driver> Gateway<D> {
             self.take_up(socket, true);
         } else {
             self.counters.accepts.of(AcceptResult::Dropped).add(1);
-            socket.close();
+            self.driver.discard(socket);
         }
         if self.admission.refusing >= self.limits.refusals_max && !self.admission.full {
             self.admission.full = true;

@@ -114,6 +114,25 @@ pub struct Parts {
     pub seed: u64,
 }
 
+/// Counts of what a shard holds for its clients.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Holdings {
+    /// Connections of the driver, closing ones included.
+    pub connections: usize,
+    /// Connections of the gateway.
+    pub sessions: usize,
+    /// Deadlines set.
+    pub timers: usize,
+    /// Topics, those that live on other shards included.
+    pub topics: usize,
+    /// Topics whose fan-out is under way.
+    pub laps: usize,
+    /// Publishers that wait for their turn or for memory.
+    pub waiting_publishers: usize,
+    /// Messages to and from other shards that are on their way.
+    pub mail: usize,
+}
+
 /// Messages from other shards that one step handles.
 const MAILBOX_BUDGET: usize = 1024;
 /// How often a shard looks whether another one's queue has room again, or memory is free again.
@@ -228,13 +247,40 @@ impl<D: Driver> Gateway<D> {
     /// # Errors
     /// What means that this shard cannot go on.
     pub fn wait(&mut self) -> io::Result<()> {
+        self.begin_wait()?;
+        self.end_wait();
+        Ok(())
+    }
+
+    /// The first half of [`wait`](Self::wait): hands over requests and, where the driver blocks, waits. Other shards must wake this one until the second half.
+    ///
+    /// # Errors
+    /// What means that this shard cannot go on.
+    pub fn begin_wait(&mut self) -> io::Result<()> {
         let mut wait = self.next_wait();
         if wait != Wait::No && !self.mailbox.try_sleep() {
             wait = Wait::No;
         }
-        let result = self.driver.turn(wait, &mut self.events);
+        self.driver.enter(wait)
+    }
+
+    /// The second half of [`wait`](Self::wait): takes in what happened.
+    pub fn end_wait(&mut self) {
+        self.driver.collect(&mut self.events);
         self.mailbox.awake();
-        result
+    }
+
+    /// What this shard holds now; a shard without clients holds nothing.
+    pub fn holdings(&self) -> Holdings {
+        Holdings {
+            connections: self.driver.connections(),
+            sessions: self.sessions.len(),
+            timers: self.timers.len(),
+            topics: self.topics.len(),
+            laps: self.laps.len() + self.parked.len(),
+            waiting_publishers: self.woken.len() + self.memory_waiters.len(),
+            mail: self.mailbox.depth() + self.mailbox.overflow(),
+        }
     }
 
     /// Handles what happened and works off what is due. `now` is the one clock reading of the step.

@@ -286,14 +286,17 @@ impl<K: Kernel> UringDriver<K> {
 }
 
 impl<K: Kernel> Driver for UringDriver<K> {
-    fn turn(&mut self, wait: Wait, events: &mut Vec<Event>) -> io::Result<()> {
+    fn enter(&mut self, wait: Wait) -> io::Result<()> {
         for key in self.reported.drain(..) {
             self.conns.remove(key);
         }
         self.feed_starved();
         let wait = if self.closed.is_empty() { wait } else { Wait::No };
         let gather = self.gather();
-        self.kernel.enter(wait, gather)?;
+        self.kernel.enter(wait, gather)
+    }
+
+    fn collect(&mut self, events: &mut Vec<Event>) {
         let mut completions = std::mem::take(&mut self.completions);
         self.kernel.reap(&mut completions);
         self.last_reaped = completions.len();
@@ -303,7 +306,6 @@ impl<K: Kernel> Driver for UringDriver<K> {
         self.completions = completions;
         std::mem::swap(&mut self.reported, &mut self.closed);
         events.extend(self.reported.iter().map(|&key| Event::Closed(key)));
-        Ok(())
     }
 
     fn adopt(&mut self, socket: Socket) -> ConnKey {
@@ -319,6 +321,10 @@ impl<K: Kernel> Driver for UringDriver<K> {
         });
         self.arm_recv(key);
         key
+    }
+
+    fn discard(&mut self, socket: Socket) {
+        self.kernel.close(socket, CloseHow::Close);
     }
 
     fn send(&mut self, conn: ConnKey, data: Rc<Gather>) {

@@ -1,0 +1,147 @@
+//! `simulate`: runs whole gateways over a kernel in memory, one simulation for each seed, and tells which seeds break a rule.
+#![forbid(unsafe_code)]
+
+use std::cell::RefCell;
+use std::io::IsTerminal;
+use std::panic;
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use clap::Parser;
+use crossbeam_channel::unbounded;
+use shardcast::engine::sim::Choices;
+use shardcast::gateway::close_cause::CloseCause;
+use shardcast::server::clock::{Clock, unix_time};
+use shardcast::sim::{Plan, Report, run};
+use shardcast::time::Time;
+
+/// Runs simulated gateways, one for each seed, and tells which seeds break a rule. A seed always gives the same run.
+#[derive(Parser)]
+#[command(version)]
+struct Args {
+    /// How many seeds to run.
+    #[arg(long, default_value_t = 1000)]
+    seeds: u64,
+    /// The first seed.
+    #[arg(long, default_value_t = 0)]
+    first: u64,
+    /// Begin at a seed that nobody has tried: it depends on the time.
+    #[arg(long, conflicts_with = "first")]
+    fresh: bool,
+    /// Run this seed alone, tell what it consists of and what the gateway logs (RUST_LOG=debug for more).
+    #[arg(long, conflicts_with_all = ["seeds", "first", "fresh"])]
+    seed: Option<u64>,
+    /// Simulations at a time; as many as there are processors if not given.
+    #[arg(long)]
+    jobs: Option<usize>,
+    /// Stop at the first seed that breaks a rule.
+    #[arg(long)]
+    first_finding: bool,
+}
+
+thread_local! {
+    /// What the last panic of this thread said, and where.
+    static PANIC: RefCell<String> = const { RefCell::new(String::new()) };
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let alone = args.seed.is_some();
+    panic::set_hook(Box::new(move |info| {
+        let text = info.payload_as_str().unwrap_or("a panic without a message");
+        let place = info.location().map(ToString::to_string).unwrap_or_default();
+        let backtrace = alone.then(std::backtrace::Backtrace::force_capture).map(|trace| format!("\n{trace}"));
+        PANIC.set(format!("{text} ({place}){}", backtrace.unwrap_or_default()));
+    }));
+    match args.seed {
+        Some(seed) => one(seed),
+        None => many(&args),
+    }
+}
+
+/// Runs one seed; the report, or what was found.
+fn simulate(seed: u64) -> Result<Report, String> {
+    panic::catch_unwind(|| run(Choices::seeded(seed))).map_err(|_| PANIC.take())
+}
+
+fn one(seed: u64) -> ExitCode {
+    let filter = tracing_subscriber::EnvFilter::from_default_env();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().init();
+    println!("{:#?}", Plan::draw(&mut Choices::seeded(seed)));
+    match simulate(seed) {
+        Ok(report) => {
+            println!("{report:#?}\nseed {seed}: every rule holds");
+            ExitCode::SUCCESS
+        }
+        Err(finding) => {
+            println!("seed {seed}: {finding}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn many(args: &Args) -> ExitCode {
+    let clock = Clock::new();
+    let first = if args.fresh { unix_time().as_micros() as u64 } else { args.first };
+    let jobs = args.jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    let (next, stop) = (AtomicU64::new(0), AtomicBool::new(false));
+    let (results, done) = unbounded();
+    let (mut total, mut run, mut found) = (Report::default(), 0_u64, 0_u64);
+    std::thread::scope(|scope| {
+        for _ in 0..jobs {
+            let (results, next, stop) = (results.clone(), &next, &stop);
+            scope.spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    let index = next.fetch_add(1, Ordering::Relaxed);
+                    if index >= args.seeds {
+                        break;
+                    }
+                    let seed = first.wrapping_add(index);
+                    let _ = results.send((seed, simulate(seed)));
+                }
+            });
+        }
+        drop(results);
+        let watched = std::io::stderr().is_terminal();
+        for (seed, result) in done {
+            run += 1;
+            match result {
+                Ok(report) => total.add(&report),
+                Err(finding) => {
+                    found += 1;
+                    println!("seed {seed}: {finding}\n  again: cargo run --profile sim --features sim --bin simulate -- --seed {seed}");
+                    stop.fetch_or(args.first_finding, Ordering::Relaxed);
+                }
+            }
+            if watched && run.is_multiple_of(64) {
+                eprint!("\r{run} of {} seeds, {found} findings ", args.seeds);
+            }
+        }
+        if watched {
+            eprint!("\r");
+        }
+    });
+    summarise(&total, run, first, clock.now().since(Time::ZERO));
+    println!("{} passed, {found} failed", run - found);
+    if found == 0 && run > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// What the simulations went through: a rule that was never put to the test proves nothing.
+fn summarise(total: &Report, run: u64, first: u64, took: Duration) {
+    println!(
+        "{run} seeds from {first} in {:.1} s: {:.0} s simulated, {} steps, {} messages said, {} heard, {} wake-ups, {} waits for buffers, {} pauses of accepting, {} of publishers",
+        took.as_secs_f64(),
+        total.nanos as f64 / 1e9,
+        total.steps,
+        total.said,
+        total.heard,
+        total.wakes,
+        total.starved,
+        total.accept_paused,
+        total.publishers_paused
+    );
+    let closes = CloseCause::ALL.iter().zip(&total.closes).filter(|(_, count)| **count > 0);
+    let closes: Vec<String> = closes.map(|(cause, count)| format!("{} {count}", cause.label())).collect();
+    println!("connections ended: {}", closes.join(", "));
+}

@@ -1,0 +1,325 @@
+//! A simulated client: tungstenite over a byte stream in memory, with a will and habits of its own.
+
+use std::cell::RefCell;
+use std::io::ErrorKind;
+use std::rc::Rc;
+use std::time::Duration;
+
+use tungstenite::handshake::client::ClientHandshake;
+use tungstenite::handshake::{HandshakeError, MidHandshake};
+use tungstenite::protocol::WebSocketConfig;
+use tungstenite::protocol::frame::coding::{CloseCode, Data, OpCode};
+use tungstenite::protocol::frame::{CloseFrame, Frame};
+use tungstenite::{Error, Message, WebSocket};
+
+use super::ledger::{Account, Ledger, Said};
+use super::plan::{ClientPlan, Leaving, Reading, Wish};
+use super::stream::SimStream;
+use crate::engine::sim::{LinkId, World};
+use crate::time::Time;
+
+/// Any sixteen bytes in base64 will do (RFC 6455 section 4.1); always the same ones, so that a seed is a run.
+const KEY: &str = "c2ltdWxhdGVkIGNsaWVudA==";
+
+enum Wire {
+    Waiting,
+    Shaking(Box<MidHandshake<ClientHandshake<SimStream>>>),
+    Open(Box<WebSocket<SimStream>>),
+    Over,
+}
+
+/// How a connection ended, from its client's point of view.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Ended {
+    /// With close frames; the code that the server sent.
+    Closed(Option<u16>),
+    /// The upgrade was answered with a status.
+    Refused(u16),
+    /// The stream ended or broke without a word.
+    Broken(&'static str),
+    /// The client itself broke it off.
+    Left,
+}
+
+/// One client.
+pub(super) struct Client {
+    pub(super) plan: ClientPlan,
+    id: usize,
+    link: Option<LinkId>,
+    wire: Wire,
+    /// When it does something next.
+    pub(super) next_at: Time,
+    pub(super) ended: Option<Ended>,
+    /// It has begun the close handshake.
+    closing: bool,
+    left: bool,
+    /// Messages of `/echo` that have come back.
+    echoed: usize,
+}
+
+impl Client {
+    pub(super) fn new(id: usize, plan: ClientPlan, ledger: &mut Ledger) -> Self {
+        let room = if let Wish::Room(room) = plan.wish { Some(room) } else { None };
+        ledger.accounts.push(Account::new(room, plan.no_echo));
+        Self { plan, id, link: None, wire: Wire::Waiting, next_at: Time::ZERO, ended: None, closing: false, left: false, echoed: 0 }
+    }
+
+    /// Whether it is connected and speaks WebSocket.
+    pub(super) fn is_open(&self) -> bool {
+        matches!(self.wire, Wire::Open(_))
+    }
+
+    /// Whether it has nothing more to do, now or ever.
+    pub(super) fn is_over(&self) -> bool {
+        matches!(self.wire, Wire::Over)
+    }
+
+    /// Whether it has said everything, and done what it does then.
+    pub(super) fn is_done(&self, ledger: &Ledger) -> bool {
+        self.is_over() || (self.is_open() && ledger.accounts[self.id].said.len() >= self.plan.messages && self.has_left())
+    }
+
+    fn has_left(&self) -> bool {
+        self.plan.leaving == Leaving::Stays || self.left
+    }
+
+    /// Whether the server may end it without having been asked: it does not read, it breaks off, or its connection may break.
+    pub(super) fn is_excused(&self) -> bool {
+        self.left || self.plan.link.fragile || self.plan.reading != Reading::Greedy
+    }
+
+    /// Does the next thing; then `next_at` says when to come again.
+    pub(super) fn act(&mut self, world: &Rc<RefCell<World>>, ledger: &mut Ledger) {
+        let pause = self.pause(&mut world.borrow_mut());
+        self.next_at = world.borrow().now + pause;
+        match std::mem::replace(&mut self.wire, Wire::Over) {
+            Wire::Waiting => self.connect(world, ledger),
+            Wire::Shaking(mid) => self.shaken(mid.handshake(), world, ledger),
+            Wire::Open(socket) => {
+                self.wire = Wire::Open(socket);
+                self.talk(world, ledger);
+            }
+            Wire::Over => {}
+        }
+        let account = &mut ledger.accounts[self.id];
+        let whole = self.is_open() && !self.left && !self.closing;
+        account.listens = whole && self.plan.reading == Reading::Greedy;
+        account.stays = account.listens && self.flushed();
+    }
+
+    fn flushed(&mut self) -> bool {
+        match &mut self.wire {
+            Wire::Open(socket) => socket.flush().is_ok(),
+            _ => false,
+        }
+    }
+
+    fn pause(&self, world: &mut World) -> Duration {
+        let micros = match self.plan.reading {
+            Reading::Slow => world.choices.within(5_000..=60_000),
+            _ => world.choices.within(0..=1500),
+        };
+        Duration::from_micros(micros as u64)
+    }
+
+    fn connect(&mut self, world: &Rc<RefCell<World>>, ledger: &mut Ledger) {
+        let Ok(link) = world.borrow_mut().connect(self.plan.shard, self.plan.link) else {
+            self.ended = Some(Ended::Broken("connection refused"));
+            return;
+        };
+        self.link = Some(link);
+        let path = match self.plan.wish {
+            Wish::Room(room) => format!("/ws?room=room-{room}{}", if self.plan.no_echo { "&echo=0" } else { "" }),
+            _ => "/echo".to_owned(),
+        };
+        let request = tungstenite::http::Request::builder()
+            .uri(format!("ws://gateway{path}"))
+            .header("Host", "gateway")
+            .header("Connection", "Upgrade")
+            .header("Upgrade", "websocket")
+            .header("Sec-WebSocket-Version", "13")
+            .header("Sec-WebSocket-Key", KEY)
+            .body(())
+            .expect("a request");
+        let config = WebSocketConfig::default().read_buffer_size(2048).write_buffer_size(0);
+        let stream = SimStream::new(world, link);
+        self.shaken(tungstenite::client::client_with_config(request, stream, Some(config)), world, ledger);
+    }
+
+    fn shaken(
+        &mut self,
+        result: Result<(WebSocket<SimStream>, tungstenite::handshake::client::Response), HandshakeError<ClientHandshake<SimStream>>>,
+        world: &Rc<RefCell<World>>,
+        ledger: &mut Ledger,
+    ) {
+        match result {
+            Ok((socket, _)) => {
+                ledger.let_in(self.id);
+                self.wire = Wire::Open(Box::new(socket));
+            }
+            Err(HandshakeError::Interrupted(mid)) => self.wire = Wire::Shaking(Box::new(mid)),
+            Err(HandshakeError::Failure(error)) => self.end(
+                match error {
+                    Error::Http(response) => Ended::Refused(response.status().as_u16()),
+                    Error::Io(_) | Error::Protocol(_) | Error::ConnectionClosed => Ended::Broken("during the handshake"),
+                    other => panic!("client {}: the handshake's answer is wrong: {other}", self.id),
+                },
+                world,
+            ),
+        }
+    }
+
+    fn end(&mut self, ended: Ended, world: &Rc<RefCell<World>>) {
+        self.ended.get_or_insert(ended);
+        self.wire = Wire::Over;
+        if let Some(link) = self.link.take() {
+            world.borrow_mut().client_close(link);
+        }
+    }
+
+    fn talk(&mut self, world: &Rc<RefCell<World>>, ledger: &mut Ledger) {
+        self.listen(world, ledger);
+        if let Wire::Open(socket) = &mut self.wire {
+            // What the stream did not take before.
+            let _ = socket.flush();
+        }
+        if !self.is_open() || self.closing {
+            return;
+        }
+        let said = ledger.accounts[self.id].said.len();
+        if said < self.plan.messages {
+            let speaks = world.borrow_mut().choices.chance(400);
+            let count = world.borrow_mut().choices.of(&[1, 1, 1, 4, 25]).min(self.plan.messages - said);
+            for _ in 0..if speaks { count } else { 0 } {
+                self.speak(world, ledger);
+            }
+        } else if !self.has_left() && world.borrow_mut().choices.chance(100) {
+            self.leave(world);
+        }
+    }
+
+    fn speak(&mut self, world: &Rc<RefCell<World>>, ledger: &mut Ledger) {
+        let (bytes, text, fragments) = {
+            let choices = &mut world.borrow_mut().choices;
+            (choices.within(0..=self.plan.bytes_max), choices.chance(500), choices.of(&[1, 1, 1, 1, 2, 5]))
+        };
+        let said = ledger.say(self.id, bytes, text);
+        let Wire::Open(socket) = &mut self.wire else { return };
+        for message in messages(&said, fragments) {
+            // What the stream does not take now stays with the codec, in order.
+            match socket.send(message) {
+                Ok(()) => {}
+                Err(Error::Io(error)) if error.kind() == ErrorKind::WouldBlock => {}
+                Err(_) => return,
+            }
+        }
+    }
+
+    fn leave(&mut self, world: &Rc<RefCell<World>>) {
+        let (Wire::Open(socket), Some(link)) = (&mut self.wire, self.link) else { return };
+        if !matches!(self.plan.leaving, Leaving::Closes) && socket.flush().is_err() && world.borrow_mut().choices.chance(500) {
+            return;
+        }
+        match self.plan.leaving {
+            Leaving::Stays => {}
+            Leaving::Closes => return self.close(),
+            Leaving::Shuts => world.borrow_mut().client_shut(link),
+            Leaving::Resets => {
+                world.borrow_mut().client_reset(link);
+                self.end(Ended::Left, world);
+            }
+            Leaving::Vanishes => self.end(Ended::Left, world),
+        }
+        self.left = true;
+    }
+
+    /// Begins the close handshake.
+    pub(super) fn close(&mut self) {
+        if let Wire::Open(socket) = &mut self.wire
+            && !std::mem::replace(&mut self.closing, true)
+        {
+            self.left = true;
+            self.plan.reading = Reading::Greedy;
+            let _ = socket.close(Some(CloseFrame { code: CloseCode::Normal, reason: "".into() }));
+        }
+    }
+
+    /// Gives up what cannot be closed in good order: a client that is not open, or does not read.
+    pub(super) fn give_up(&mut self, world: &Rc<RefCell<World>>) {
+        if !self.is_over() {
+            self.left = true;
+            self.end(Ended::Left, world);
+        }
+    }
+
+    fn listen(&mut self, world: &Rc<RefCell<World>>, ledger: &mut Ledger) {
+        let most = match self.plan.reading {
+            Reading::Greedy => usize::MAX,
+            Reading::Slow => 2,
+            Reading::DeafAfter(count) => count.saturating_sub(ledger.accounts[self.id].heard.len() + self.echoed),
+        };
+        for _ in 0..most {
+            let Wire::Open(socket) = &mut self.wire else { return };
+            match socket.read() {
+                Ok(Message::Text(text)) => self.hear(ledger, true, text.as_bytes()),
+                Ok(Message::Binary(bytes)) => self.hear(ledger, false, &bytes),
+                Ok(Message::Close(frame)) => {
+                    self.closing = true;
+                    self.ended = Some(Ended::Closed(frame.map(|frame| frame.code.into())));
+                }
+                Ok(_) => {}
+                Err(Error::Io(error)) if error.kind() == ErrorKind::WouldBlock => return,
+                Err(Error::ConnectionClosed | Error::AlreadyClosed) => return self.end(Ended::Closed(None), world),
+                Err(Error::Io(_)) => return self.end(Ended::Broken("reset"), world),
+                Err(Error::Protocol(tungstenite::error::ProtocolError::ResetWithoutClosingHandshake)) => {
+                    return self.end(Ended::Broken("end of stream without a close frame"), world);
+                }
+                Err(error) => panic!("client {}: the server's bytes are wrong: {error}", self.id),
+            }
+        }
+    }
+
+    fn hear(&mut self, ledger: &mut Ledger, text: bool, payload: &[u8]) {
+        if let Wish::Room(_) = self.plan.wish {
+            return ledger.hear(self.id, text, payload);
+        }
+        let said = ledger.accounts[self.id].said.get(self.echoed);
+        assert!(
+            said.is_some_and(|said| said.text == text && said.payload == payload),
+            "client {}: echo {} is not what was said",
+            self.id,
+            self.echoed
+        );
+        self.echoed += 1;
+    }
+
+    /// Whether all its echoes have come back, if it waits for some.
+    pub(super) fn is_answered(&self, ledger: &Ledger) -> bool {
+        let account = &ledger.accounts[self.id];
+        self.plan.wish != Wish::Echo || !account.listens || !account.stays || self.echoed == account.said.len()
+    }
+}
+
+/// A message as frames: whole, or in fragments (RFC 6455 section 5.4).
+fn messages(said: &Said, fragments: usize) -> Vec<Message> {
+    let whole = if said.text {
+        Message::text(String::from_utf8(said.payload.clone()).expect("text is made of characters"))
+    } else {
+        Message::binary(said.payload.clone())
+    };
+    if fragments == 1 {
+        return vec![whole];
+    }
+    let piece = said.payload.len().div_ceil(fragments).max(1);
+    let pieces: Vec<&[u8]> = said.payload.chunks(piece).collect();
+    let last = pieces.len() - 1;
+    let kind = if said.text { Data::Text } else { Data::Binary };
+    pieces
+        .iter()
+        .enumerate()
+        .map(|(at, bytes)| {
+            let opcode = OpCode::Data(if at == 0 { kind } else { Data::Continue });
+            Message::Frame(Frame::message(bytes.to_vec(), opcode, at == last))
+        })
+        .collect()
+}

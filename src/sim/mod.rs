@@ -1,0 +1,364 @@
+//! Whole gateways from a seed: real shards over a kernel in memory, clients with a foreign codec, and an oracle.
+//!
+//! [`run`] draws a [`Plan`] (bounds, faults, rooms, clients), runs it, and checks what everybody heard and what is left at the end. It
+//! panics where a rule is broken, whoever notices it: the oracle, the simulated kernel, an assertion of the gateway. The same choices give the same run.
+//!
+//! | file | what it holds |
+//! |---|---|
+//! | `plan` | what a simulation consists of |
+//! | `shards` | gateways over simulated kernels |
+//! | `client`, `stream`, `stranger` | who connects |
+//! | `ledger` | who said and heard what: the oracle |
+#![forbid(unsafe_code)]
+
+mod client;
+mod ledger;
+mod plan;
+mod shards;
+mod stranger;
+mod stream;
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::time::Duration;
+
+pub use plan::{ClientPlan, End, Leaving, Plan, Reading, Wish};
+pub use shards::{Shards, ShardsPlan};
+
+use self::client::{Client, Ended};
+use self::ledger::Ledger;
+use self::stranger::Stranger;
+use crate::engine::sim::{Choices, World};
+use crate::gateway::Holdings;
+use crate::gateway::close_cause::CloseCause;
+use crate::ids::ShardId;
+use crate::time::Time;
+
+/// How long, in the simulation's time, until everybody who reads has heard everything, besides a microsecond for each byte to be delivered: buffers may be tiny.
+const SERVED_WITHIN: Duration = Duration::from_secs(3);
+/// The same for everybody to be let in: accepting pauses half a second whenever descriptors seem to have run out.
+const LET_IN_WITHIN: Duration = Duration::from_secs(60);
+/// How long a client may take to say what it has to say.
+const TALK: Duration = Duration::from_secs(60);
+/// How long until nothing is left of clients that have gone: lingering, deadlines, and the sweep that gives memory back.
+const GONE_WITHIN: Duration = Duration::from_secs(30);
+/// How long a drain may take.
+const DRAIN: Duration = Duration::from_secs(10);
+/// Turns of the scheduler in one phase: more means that somebody runs in circles.
+const TURNS_MAX: u64 = 20_000_000;
+
+/// What happened in a simulation.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Report {
+    /// Steps of shards.
+    pub steps: u64,
+    /// Messages that members of rooms heard.
+    pub heard: u64,
+    /// Messages that clients said.
+    pub said: u64,
+    /// Connections that ended, by cause.
+    pub closes: Vec<u64>,
+    /// Wake-ups between shards.
+    pub wakes: u64,
+    /// Times that a connection waited for a receive buffer.
+    pub starved: u64,
+    /// Times that accepting paused.
+    pub accept_paused: u64,
+    /// Times that a publisher was made to wait.
+    pub publishers_paused: u64,
+    /// Nanoseconds that passed.
+    pub nanos: u64,
+}
+
+impl Report {
+    /// Adds another simulation's figures.
+    pub fn add(&mut self, other: &Self) {
+        self.steps += other.steps;
+        self.heard += other.heard;
+        self.said += other.said;
+        self.closes.resize(self.closes.len().max(other.closes.len()), 0);
+        self.closes.iter_mut().zip(&other.closes).for_each(|(sum, count)| *sum += count);
+        self.wakes += other.wakes;
+        self.starved += other.starved;
+        self.accept_paused += other.accept_paused;
+        self.publishers_paused += other.publishers_paused;
+        self.nanos += other.nanos;
+    }
+}
+
+/// Draws a simulation from `choices` and runs it.
+///
+/// # Panics
+/// If any rule is broken.
+pub fn run(mut choices: Choices) -> Report {
+    let plan = Plan::draw(&mut choices);
+    Simulation::new(plan, choices).run()
+}
+
+struct Simulation {
+    plan: Plan,
+    world: Rc<RefCell<World>>,
+    shards: Shards,
+    clients: Vec<Client>,
+    strangers: Vec<Stranger>,
+    ledger: Ledger,
+    steps: u64,
+}
+
+/// Who can do something now.
+#[derive(Clone, Copy)]
+enum Actor {
+    Shard(ShardId),
+    Client(usize),
+    Stranger(usize),
+}
+
+impl Simulation {
+    fn new(plan: Plan, choices: Choices) -> Self {
+        let mut world = World::new(choices, plan.chaos);
+        world.fds_max = plan.fds_max;
+        let world = Rc::new(RefCell::new(world));
+        let shards = Shards::start(&plan.shards, &world);
+        let mut ledger = Ledger::default();
+        let (mut clients, mut strangers) = (Vec::new(), Vec::new());
+        for client in &plan.clients {
+            match client.wish {
+                Wish::Room(_) | Wish::Echo => clients.push(Client::new(clients.len(), *client, &mut ledger)),
+                Wish::Page | Wish::Garbage => strangers.push(Stranger::new(strangers.len(), *client)),
+            }
+        }
+        Self { plan, world, shards, clients, strangers, ledger, steps: 0 }
+    }
+
+    fn run(mut self) -> Report {
+        self.let_witnesses_in();
+        self.talk();
+        self.settle();
+        self.ledger.check(self.plan.rooms);
+        match self.plan.end {
+            End::Close => self.close(),
+            End::Drain => self.drain(),
+        }
+        self.ledger.check(self.plan.rooms);
+        self.check_ends();
+        self.report()
+    }
+
+    // ---- phases -------------------------------------------------------------------------------------------------------------------
+
+    fn let_witnesses_in(&mut self) {
+        let never = Time::from_nanos(u64::MAX);
+        let now = self.now();
+        self.clients.iter_mut().for_each(|client| client.next_at = if client.plan.witness { now } else { never });
+        self.strangers.iter_mut().for_each(|stranger| stranger.next_at = never);
+        let all_in = |me: &Self| me.clients.iter().all(|client| !client.plan.witness || client.is_open() || client.is_over());
+        let end = now + LET_IN_WITHIN;
+        while !all_in(self) && self.now() < end {
+            self.turn();
+        }
+        assert!(self.plan.harsh || all_in(self), "the first client of each room is not let in within {LET_IN_WITHIN:?}");
+    }
+
+    fn talk(&mut self) {
+        let now = self.now();
+        for client in &mut self.clients {
+            client.next_at = now + client.plan.begins;
+        }
+        for stranger in &mut self.strangers {
+            stranger.next_at = now;
+        }
+        let jumps = self.plan.harsh && self.world.borrow_mut().choices.chance(300);
+        let done = |me: &Self| me.clients.iter().all(|client| client.is_done(&me.ledger)) && me.strangers.iter().all(Stranger::is_over);
+        let end = self.now() + TALK;
+        while !done(self) && self.now() < end {
+            self.turn();
+            if jumps && self.world.borrow_mut().choices.chance(1) {
+                let seconds = self.world.borrow_mut().choices.within(1..=100) as u64;
+                let mut world = self.world.borrow_mut();
+                world.now = world.now + Duration::from_secs(seconds);
+            }
+        }
+        // In a gentle world everybody gets to say what he has to say, or else the reason is his own.
+        for client in &self.clients {
+            let fine = self.plan.harsh || client.is_excused() || client.is_done(&self.ledger);
+            assert!(fine, "after {TALK:?} {}", self.describe(client));
+        }
+    }
+
+    fn settle(&mut self) {
+        let settled = |me: &Self| me.ledger.is_settled() && me.clients.iter().all(|client| client.is_answered(&me.ledger));
+        let within = SERVED_WITHIN + Duration::from_micros(self.ledger.bytes_to_deliver());
+        self.run_until(within, settled, |me| {
+            let unheard = me.ledger.unheard().unwrap_or_else(|| "an echo has not come back".into());
+            format!("{unheard}, {within:?} after everything was said")
+        });
+    }
+
+    fn close(&mut self) {
+        for client in &mut self.clients {
+            if client.is_open() {
+                client.close();
+            } else {
+                client.give_up(&self.world);
+            }
+        }
+        for stranger in &mut self.strangers {
+            stranger.give_up(&self.world);
+        }
+        self.run_until(
+            GONE_WITHIN,
+            |me| me.clients.iter().all(Client::is_over),
+            |me| {
+                let open = me.clients.iter().find(|client| !client.is_over()).expect("somebody is not over");
+                format!("{GONE_WITHIN:?} after it began to close, {}", me.describe(open))
+            },
+        );
+        self.run_until(GONE_WITHIN, Self::is_empty, |me| format!("after everybody has left: {}", me.leftovers()));
+    }
+
+    fn drain(&mut self) {
+        self.shards.drain(DRAIN);
+        for stranger in &mut self.strangers {
+            stranger.give_up(&self.world);
+        }
+        self.run_until(DRAIN + Duration::from_secs(2), |me| me.shards.have_finished(), |_| "a drain is not over after its deadline".into());
+        self.world.borrow_mut().exit();
+        // What the gateway has sent, clients still read.
+        self.run_until(
+            GONE_WITHIN,
+            |me| me.clients.iter().all(|client| client.is_over() || client.is_excused()),
+            |me| {
+                let open = me.clients.iter().find(|client| !client.is_over() && !client.is_excused()).expect("somebody is not over");
+                format!("after the drain, {}", me.describe(open))
+            },
+        );
+    }
+
+    // ---- the scheduler ------------------------------------------------------------------------------------------------------------
+
+    fn now(&self) -> Time {
+        self.world.borrow().now
+    }
+
+    fn run_until(&mut self, time: Duration, done: impl Fn(&Self) -> bool, failed: impl Fn(&Self) -> String) {
+        let end = self.now() + time;
+        let mut turns = 0;
+        while !done(self) {
+            assert!(self.now() < end && turns < TURNS_MAX, "{}", failed(self));
+            self.turn();
+            turns += 1;
+        }
+    }
+
+    /// One of those who can do something does it, or time passes until somebody can.
+    fn turn(&mut self) {
+        self.world.borrow_mut().stir();
+        let now = self.now();
+        let mut next = self.world.borrow().next_deed();
+        let mut able = Vec::with_capacity(16);
+        let mut consider = |at: Option<Time>, actor: Actor| match at {
+            Some(at) if at <= now => able.push(actor),
+            Some(at) => next = Some(next.map_or(at, |next| next.min(at))),
+            None => {}
+        };
+        for shard in self.shards.ids() {
+            consider(self.shards.due(shard), Actor::Shard(shard));
+        }
+        for (index, client) in self.clients.iter().enumerate() {
+            consider((!client.is_over()).then_some(client.next_at), Actor::Client(index));
+        }
+        for (index, stranger) in self.strangers.iter().enumerate() {
+            consider((!stranger.is_over()).then_some(stranger.next_at), Actor::Stranger(index));
+        }
+        if able.is_empty() {
+            let mut world = self.world.borrow_mut();
+            // Nobody waits for anything: time passes all the same, and with it the patience of whoever watches.
+            world.now = next.unwrap_or(now + Duration::from_secs(1)).max(now);
+            return;
+        }
+        let actor = {
+            let mut world = self.world.borrow_mut();
+            let nanos = world.choices.of(&[0, 0, 1_000, 20_000]);
+            world.now = now + Duration::from_nanos(nanos);
+            world.choices.of(&able)
+        };
+        match actor {
+            Actor::Shard(shard) => {
+                self.steps += 1;
+                self.shards.step(shard);
+            }
+            Actor::Client(index) => self.clients[index].act(&self.world, &mut self.ledger),
+            Actor::Stranger(index) => self.strangers[index].act(&self.world, !self.plan.harsh && !self.shards.have_finished()),
+        }
+    }
+
+    // ---- the end ------------------------------------------------------------------------------------------------------------------
+
+    fn is_empty(&self) -> bool {
+        self.leftovers().is_empty()
+    }
+
+    /// What is left of clients that have gone.
+    fn leftovers(&self) -> String {
+        let mut found = String::new();
+        for shard in self.shards.ids() {
+            let holdings = self.shards.holdings(shard);
+            if holdings != Holdings::default() {
+                found += &format!("shard {shard}: {holdings:?}; ");
+            }
+            found += &self.world.borrow().leftovers(shard);
+            let counters = &self.shards.counters[shard.index()];
+            let load = self.shards.shared.load(shard);
+            let topics = counters.topics.value();
+            if load > 0 || topics > 0 {
+                found += &format!("shard {shard}: {load} connections and {topics} topics counted; ");
+            }
+        }
+        let memory = self.shards.shared.memory.bytes();
+        if memory != self.shards.memory_at_rest {
+            found += &format!("{memory} bytes of messages instead of {}; ", self.shards.memory_at_rest);
+        }
+        found
+    }
+
+    /// In a gentle world nobody is turned away or ended who has done nothing for it.
+    fn check_ends(&self) {
+        for client in &self.clients {
+            let told = match &client.ended {
+                None | Some(Ended::Left) => true,
+                // 1000 answers the client's own; a drain says 1012 (or refuses with 503 whoever comes during it).
+                Some(Ended::Closed(code)) => match code {
+                    Some(1000) | None => client.is_excused() || self.plan.end == End::Drain,
+                    Some(1012) => self.plan.end == End::Drain,
+                    _ => false,
+                },
+                Some(Ended::Refused(503) | Ended::Broken(_)) => self.plan.end == End::Drain && !client.plan.witness,
+                Some(Ended::Refused(_)) => false,
+            };
+            let fine = told || self.plan.harsh || (client.is_excused() && !matches!(client.ended, Some(Ended::Refused(_))));
+            assert!(fine, "{}", self.describe(client));
+        }
+    }
+
+    fn describe(&self, client: &Client) -> String {
+        format!("client {:?} is {}, ended {:?}", client.plan, if client.is_open() { "open" } else { "not open" }, client.ended)
+    }
+
+    fn report(&self) -> Report {
+        let sum = |count: fn(&crate::gateway::counters::Counters) -> u64| self.shards.counters.iter().map(|counters| count(counters)).sum();
+        Report {
+            steps: self.steps,
+            heard: self.ledger.accounts.iter().map(|account| account.heard.len() as u64).sum(),
+            said: self.ledger.accounts.iter().map(|account| account.said.len() as u64).sum(),
+            closes: CloseCause::ALL
+                .iter()
+                .map(|cause| self.shards.counters.iter().map(|counters| counters.closes.of(*cause).value()).sum())
+                .collect(),
+            wakes: self.world.borrow().wakes,
+            starved: sum(|counters| counters.recv_starved.value()),
+            accept_paused: sum(|counters| counters.accept_paused.value()),
+            publishers_paused: sum(|counters| counters.publishers_paused.value()),
+            nanos: self.now().as_nanos(),
+        }
+    }
+}

@@ -1,0 +1,215 @@
+//! What a simulation consists of: bounds, faults, rooms and clients, all drawn from its choices.
+
+use std::time::Duration;
+
+use super::shards::ShardsPlan;
+use crate::engine::sim::{Chaos, Choices, LinkOptions, SimRingSize};
+use crate::ids::ShardId;
+use crate::limits::Limits;
+
+/// A simulation before it begins.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The shards and their bounds.
+    pub shards: ShardsPlan,
+    /// The kernel's faults.
+    pub chaos: Chaos,
+    /// Descriptors that the process may have.
+    pub fds_max: usize,
+    /// Tight bounds and jumps of the clock: clients may be ended for being slow or silent, or not be let in. Without it, that is an error.
+    pub harsh: bool,
+    /// How many rooms there are.
+    pub rooms: usize,
+    /// The clients; the first of each room is its witness.
+    pub clients: Vec<ClientPlan>,
+    /// How it ends.
+    pub end: End,
+}
+
+/// How a simulation ends.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum End {
+    /// Every client closes its connection.
+    Close,
+    /// The gateway drains.
+    Drain,
+}
+
+/// What a client asks for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Wish {
+    /// To be a member of a room.
+    Room(usize),
+    /// Its own messages back.
+    Echo,
+    /// A page, several times over one connection.
+    Page,
+    /// Nothing that makes sense.
+    Garbage,
+}
+
+/// How a client reads.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Reading {
+    /// Whatever comes, soon.
+    Greedy,
+    /// A little, now and then.
+    Slow,
+    /// Nothing any more after so many messages.
+    DeafAfter(usize),
+}
+
+/// How a client ends when it has published everything.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Leaving {
+    /// Not before the end of the simulation.
+    Stays,
+    /// With a close frame.
+    Closes,
+    /// It shuts its side and goes on reading.
+    Shuts,
+    /// It resets the connection.
+    Resets,
+    /// It gives its socket up, read or not.
+    Vanishes,
+}
+
+/// One client.
+#[derive(Clone, Copy, Debug)]
+pub struct ClientPlan {
+    /// What it asks for.
+    pub wish: Wish,
+    /// The listener that its connection lands on.
+    pub shard: ShardId,
+    /// It does not want its own messages (`echo=0`).
+    pub no_echo: bool,
+    /// How many messages it sends.
+    pub messages: usize,
+    /// The largest of them, in bytes.
+    pub bytes_max: usize,
+    /// How it reads.
+    pub reading: Reading,
+    /// How it leaves.
+    pub leaving: Leaving,
+    /// How it is connected.
+    pub link: LinkOptions,
+    /// It sees everything that its room is sent, from the beginning to the end.
+    pub witness: bool,
+    /// When it connects, after the witnesses have.
+    pub begins: Duration,
+}
+
+impl Plan {
+    /// Draws a simulation.
+    pub fn draw(choices: &mut Choices) -> Self {
+        let harsh = choices.chance(250);
+        let shards = choices.of(&[1, 2, 2, 3, 3, 4]);
+        let chaos = draw_chaos(choices, harsh);
+        let limits = draw_limits(choices, harsh);
+        let rooms = choices.within(1..=3);
+        let count = choices.within(rooms..=rooms + 10);
+        let message_bytes_max = limits.message_bytes_max as usize;
+        let clients = (0..count)
+            .map(|index| {
+                let witness = index < rooms;
+                let mut client = draw_client(choices, shards, rooms, message_bytes_max, harsh);
+                if witness {
+                    client.wish = Wish::Room(index);
+                    client.no_echo = false;
+                    client.reading = Reading::Greedy;
+                    client.leaving = Leaving::Stays;
+                    client.link.fragile = false;
+                    client.begins = Duration::ZERO;
+                }
+                ClientPlan { witness, ..client }
+            })
+            .collect();
+        let ring = SimRingSize { completions: choices.of(&[4, 16, 64, 8192]), reap: choices.of(&[1, 4, 512]) };
+        let fds_max = if harsh && choices.chance(300) { count.saturating_sub(choices.below(3)).max(1) } else { usize::MAX };
+        let end = choices.of(&[End::Close, End::Close, End::Drain]);
+        let shards = ShardsPlan { shards, limits, ring, seed: choices.below(1 << 32) as u64 };
+        Self { shards, chaos, fds_max, harsh, rooms, clients, end }
+    }
+}
+
+fn draw_chaos(choices: &mut Choices, harsh: bool) -> Chaos {
+    let mut rate = |rates: &[u16]| if choices.chance(500) { choices.of(rates) } else { 0 };
+    Chaos {
+        defer: rate(&[50, 300, 700]),
+        reorder: rate(&[100, 500]),
+        short_recv: rate(&[100, 500, 1000]),
+        short_send: rate(&[100, 500, 1000]),
+        starve: rate(&[20, 200]),
+        lose_more: rate(&[50, 500, 1000]),
+        accept_fails: rate(&[100, 300]),
+        interrupt: rate(&[20, 200]),
+        late_cancel: rate(&[300, 1000]),
+        twice_cancel: rate(&[300, 1000]),
+        late_wake: rate(&[300, 1000]),
+        wake_fails: rate(&[200, 1000]),
+        spurious_wake: rate(&[2]),
+        break_link: rate(&[if harsh { 10 } else { 3 }]),
+        ghost: rate(&[300, 1000]),
+    }
+}
+
+fn draw_limits(choices: &mut Choices, harsh: bool) -> Limits {
+    const KIB: u64 = 1024;
+    let message_bytes_max = choices.of(&[256, KIB, 8 * KIB, 64 * KIB]);
+    let mut limits = Limits {
+        connections_max: 1_000_000,
+        queued_bytes_max: 1 << 30,
+        message_bytes_max,
+        ping_interval_ms: choices.of(&[200, 1000, 45_000]),
+        pong_timeout_ms: choices.of(&[1000, 10_000]),
+        reader_hold_ms: choices.of(&[5, 50]),
+        linger_ms: choices.of(&[100, 5000]),
+        send_bytes_max: choices.of(&[KIB, 4 * KIB, 64 * KIB]),
+        echo_bytes_max: choices.of(&[KIB, 64 * KIB]),
+        topic_lag_bytes_max: choices.of(&[4 * KIB, 64 * KIB, 1024 * KIB]),
+        publish_bytes_max: choices.of(&[4 * KIB, 256 * KIB]),
+        segment_bytes_min: choices.of(&[256, KIB]),
+        segment_bytes_max: choices.of(&[4 * KIB, 64 * KIB]),
+        recv_buffers: choices.of(&[1, 2, 8, 64]),
+        recv_buffer_bytes: choices.of(&[32, 128, 512, 4 * KIB]),
+        fanout_sends_per_turn: choices.of(&[1, 3, 256]),
+        closes_per_turn: choices.of(&[1, 256]),
+        mailbox_messages: choices.of(&[1, 2, 16, 256]),
+        log_lines_per_second: 1,
+        ..Limits::default()
+    };
+    if harsh {
+        limits.connections_max = choices.of(&[3, 8, 1_000_000]);
+        limits.refusals_max = choices.of(&[1, 256]);
+        limits.topics_max = choices.of(&[1, 2, 1_000_000]);
+        limits.queue_bytes_max = message_bytes_max.max(choices.of(&[4 * KIB, 16 * KIB]));
+        limits.queue_frames_max = choices.of(&[16, 16_384]);
+        limits.write_stall_ms = choices.of(&[200, 10_000]);
+        limits.head_timeout_ms = choices.of(&[100, 10_000]);
+        limits.queued_bytes_max = choices.of(&[64 * KIB, 256 * KIB, 1 << 30]);
+    }
+    limits
+}
+
+fn draw_client(choices: &mut Choices, shards: u16, rooms: usize, message_bytes_max: usize, harsh: bool) -> ClientPlan {
+    let room = Wish::Room(choices.below(rooms));
+    let deaf = Reading::DeafAfter(choices.below(20));
+    ClientPlan {
+        wish: choices.of(&[room, room, room, room, room, room, room, Wish::Echo, Wish::Page, Wish::Garbage]),
+        shard: ShardId(choices.below(shards.into()) as u16),
+        no_echo: choices.chance(200),
+        messages: choices.of(&[0, 1, 5, 25]),
+        bytes_max: message_bytes_max.min(choices.of(&[16, 200, 1000, 70_000])),
+        reading: choices.of(&[Reading::Greedy, Reading::Greedy, Reading::Greedy, Reading::Slow, deaf]),
+        leaving: choices.of(&[Leaving::Stays, Leaving::Stays, Leaving::Closes, Leaving::Shuts, Leaving::Resets, Leaving::Vanishes]),
+        link: LinkOptions {
+            up_max: choices.of(&[64, 1024, 64 << 10]),
+            // A client that reads all there is must not be slow for want of room.
+            down_max: choices.of(&[64, 1024, 64 << 10]).max(message_bytes_max / 8),
+            fragile: choices.chance(if harsh { 300 } else { 100 }),
+            sink: false,
+        },
+        witness: false,
+        begins: Duration::from_micros(choices.below(30_000) as u64),
+    }
+}

@@ -1,0 +1,141 @@
+//! Real gateways over simulated kernels: several shards in one thread, with their real mailboxes between them.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crossbeam_channel::{Sender, bounded};
+
+use crate::engine::mailbox::mesh;
+use crate::engine::recv_pool::RecvPool;
+use crate::engine::sim::{SimKernel, SimRingSize, World};
+use crate::engine::uring::UringDriver;
+use crate::gateway::counters::Counters;
+use crate::gateway::{Command, Gateway, Holdings, Pages, Parts, Progress, Shared};
+use crate::hub::Placement;
+use crate::ids::ShardId;
+use crate::limits::Limits;
+use crate::time::Time;
+
+/// How the shards of a simulation are made.
+#[derive(Clone, Debug)]
+pub struct ShardsPlan {
+    /// How many.
+    pub shards: u16,
+    /// The bounds; those that a process works out at start must be given.
+    pub limits: Limits,
+    /// Sizes of the simulated rings.
+    pub ring: SimRingSize,
+    /// Seed of what is random inside the gateways.
+    pub seed: u64,
+}
+
+struct Seat {
+    gateway: Gateway<UringDriver<SimKernel>>,
+    commands: Sender<Command>,
+    finished: bool,
+}
+
+/// The shards, each inside its wait or finished.
+pub struct Shards {
+    world: Rc<RefCell<World>>,
+    seats: Vec<Seat>,
+    /// What they share.
+    pub shared: Arc<Shared>,
+    /// What each counts.
+    pub counters: Vec<Arc<Counters>>,
+    /// Queued bytes when nothing is queued: what every shard keeps for pings.
+    pub memory_at_rest: usize,
+}
+
+impl Shards {
+    /// Starts them all.
+    ///
+    /// # Panics
+    /// If a shard cannot begin, which it always can here.
+    pub fn start(plan: &ShardsPlan, world: &Rc<RefCell<World>>) -> Self {
+        let limits = Arc::new(plan.limits.clone());
+        let shared = Shared::new(plan.shards, limits.connections_max, limits.queued_bytes_max, limits.topics_max);
+        let placement = Placement::new(plan.shards, (plan.seed, !plan.seed));
+        let counters: Vec<Arc<Counters>> = (0..plan.shards).map(|_| Arc::default()).collect();
+        let now = world.borrow().now;
+        let mut seats = Vec::new();
+        for (index, mailbox) in mesh(plan.shards.into(), limits.mailbox_messages as usize).into_iter().enumerate() {
+            let pool = RecvPool::new(limits.recv_buffers as usize, limits.recv_buffer_bytes as usize);
+            let shard = world.borrow_mut().add_ring(plan.ring, pool);
+            let (commands, receiver) = bounded(1);
+            let parts = Parts {
+                shard,
+                shared: Arc::clone(&shared),
+                counters: Arc::clone(&counters[index]),
+                limits: Arc::clone(&limits),
+                origins: Arc::new([]),
+                pages: Pages { index: "a page" },
+                placement,
+                mailbox,
+                commands: receiver,
+                seed: plan.seed.wrapping_add(index as u64),
+            };
+            let mut gateway = Gateway::new(UringDriver::new(SimKernel::new(world, shard)), parts, now);
+            gateway.begin_wait().expect("a simulated kernel takes everything");
+            seats.push(Seat { gateway, commands, finished: false });
+        }
+        let memory_at_rest = shared.memory.bytes();
+        Self { world: Rc::clone(world), seats, shared, counters, memory_at_rest }
+    }
+
+    /// How many.
+    pub fn len(&self) -> u16 {
+        self.seats.len() as u16
+    }
+
+    /// Whether there are none; never.
+    pub fn is_empty(&self) -> bool {
+        self.seats.is_empty()
+    }
+
+    /// All of them.
+    pub fn ids(&self) -> impl Iterator<Item = ShardId> + use<> {
+        (0..self.seats.len() as u16).map(ShardId)
+    }
+
+    /// When a shard's wait ends as things are.
+    pub fn due(&self, shard: ShardId) -> Option<Time> {
+        if self.seats[shard.index()].finished { None } else { self.world.borrow().due(shard) }
+    }
+
+    /// Ends the wait of a shard, has it do one step, and begins the next wait.
+    ///
+    /// # Panics
+    /// Whenever the shard does; and if its kernel finds that it was used wrongly.
+    pub fn step(&mut self, shard: ShardId) {
+        let now = self.world.borrow().now;
+        let seat = &mut self.seats[shard.index()];
+        seat.gateway.end_wait();
+        if seat.gateway.step(now) == Progress::Finished {
+            seat.finished = true;
+        } else {
+            seat.gateway.begin_wait().expect("a simulated kernel takes everything");
+        }
+    }
+
+    /// Asks them all to drain within `time`.
+    pub fn drain(&mut self, time: Duration) {
+        let deadline = self.world.borrow().now + time;
+        for (index, seat) in self.seats.iter().enumerate() {
+            let _ = seat.commands.send(Command::Drain { deadline });
+            self.world.borrow_mut().signal(ShardId(index as u16));
+        }
+    }
+
+    /// Whether all have finished.
+    pub fn have_finished(&self) -> bool {
+        self.seats.iter().all(|seat| seat.finished)
+    }
+
+    /// What a shard holds now.
+    pub fn holdings(&self, shard: ShardId) -> Holdings {
+        self.seats[shard.index()].gateway.holdings()
+    }
+}
