@@ -109,10 +109,13 @@ impl<D: Driver> Gateway<D> {
             self.counters.delivery_seconds.record_many(Duration::from_micros(u64::from(age)), u64::from(session.in_flight_frames));
             session.in_flight_frames = 0;
         }
-        if session.watched {
-            // It waited for the peer, and the peer has read: it lives.
-            session.watched = false;
-            session.last_in = Stamp::new(now);
+        if std::mem::take(&mut session.watched) {
+            // It waited for the peer, and the peer has read: it lives. One that was merely taken up a moment later says nothing: a ping to a
+            // silent peer is.
+            let waited_ms = u64::from(micros(now).wrapping_sub(session.sent_us)) / 1000;
+            if waited_ms >= self.limits.reader_hold_ms {
+                session.last_in = Stamp::new(now);
+            }
         }
         self.pump(key);
         let unsent = self.driver.unsent(key);

@@ -129,8 +129,10 @@ pub struct Holdings {
     pub laps: usize,
     /// Publishers that wait for their turn or for memory.
     pub waiting_publishers: usize,
-    /// Messages to and from other shards that are on their way.
-    pub mail: usize,
+    /// Messages of other shards that wait to be received.
+    pub unread: usize,
+    /// Messages to other shards that wait for room.
+    pub unsent: usize,
 }
 
 /// Messages from other shards that one step handles.
@@ -252,13 +254,20 @@ impl<D: Driver> Gateway<D> {
         Ok(())
     }
 
-    /// The first half of [`wait`](Self::wait): hands over requests and, where the driver blocks, waits. Other shards must wake this one until the second half.
+    /// The first half of [`wait`](Self::wait): hands over requests and, where the driver blocks, waits. From here to the second half other shards wake
+    /// this one when they send it something.
     ///
     /// # Errors
     /// What means that this shard cannot go on.
     pub fn begin_wait(&mut self) -> io::Result<()> {
         let mut wait = self.next_wait();
-        if wait != Wait::No && !self.mailbox.try_sleep() {
+        let stays_awake = match wait {
+            Wait::No => false,
+            // While a queue to another shard is full this one looks again soon by itself (`next_wait`), and need not be woken.
+            _ if self.mailbox.overflow() > 0 => self.mailbox.depth() > 0,
+            _ => !self.mailbox.try_sleep(),
+        };
+        if stays_awake {
             wait = Wait::No;
         }
         self.driver.enter(wait)
@@ -279,7 +288,8 @@ impl<D: Driver> Gateway<D> {
             topics: self.topics.len(),
             laps: self.laps.len() + self.parked.len(),
             waiting_publishers: self.woken.len() + self.memory_waiters.len(),
-            mail: self.mailbox.depth() + self.mailbox.overflow(),
+            unread: self.mailbox.depth(),
+            unsent: self.mailbox.overflow(),
         }
     }
 

@@ -55,13 +55,26 @@ pub(super) struct Client {
     left: bool,
     /// Messages of `/echo` that have come back.
     echoed: usize,
+    /// It neither reads nor writes any more, whatever comes.
+    silent: bool,
 }
 
 impl Client {
     pub(super) fn new(id: usize, plan: ClientPlan, ledger: &mut Ledger) -> Self {
         let room = if let Wish::Room(room) = plan.wish { Some(room) } else { None };
         ledger.accounts.push(Account::new(room, plan.no_echo));
-        Self { plan, id, link: None, wire: Wire::Waiting, next_at: Time::ZERO, ended: None, closing: false, left: false, echoed: 0 }
+        Self {
+            plan,
+            id,
+            link: None,
+            wire: Wire::Waiting,
+            next_at: Time::ZERO,
+            ended: None,
+            closing: false,
+            left: false,
+            echoed: 0,
+            silent: false,
+        }
     }
 
     /// Whether it is connected and speaks WebSocket.
@@ -231,6 +244,27 @@ impl Client {
             Leaving::Vanishes => self.end(Ended::Left, world),
         }
         self.left = true;
+    }
+
+    /// Falls silent for good: it is up to the gateway to be rid of it.
+    pub(super) fn fall_silent(&mut self) {
+        self.silent = true;
+        self.left = true;
+        self.next_at = Time::from_nanos(u64::MAX);
+    }
+
+    /// When it does something next. The answer to its handshake it reads at once: who is let in hears everything from then on.
+    pub(super) fn due(&self, world: &World) -> Option<Time> {
+        match (&self.wire, self.link) {
+            (Wire::Over, _) => None,
+            (Wire::Shaking(_), Some(link)) if world.readable(link) > 0 => Some(Time::ZERO),
+            _ => Some(self.next_at),
+        }
+    }
+
+    /// Whether it has fallen silent.
+    pub(super) fn is_silent(&self) -> bool {
+        self.silent
     }
 
     /// Begins the close handshake.

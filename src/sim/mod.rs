@@ -40,10 +40,12 @@ const SERVED_WITHIN: Duration = Duration::from_secs(3);
 const LET_IN_WITHIN: Duration = Duration::from_secs(60);
 /// How long a client may take to say what it has to say.
 const TALK: Duration = Duration::from_secs(60);
-/// How long until nothing is left of clients that have gone: lingering, deadlines, and the sweep that gives memory back.
-const GONE_WITHIN: Duration = Duration::from_secs(30);
+/// How long until nothing is left of clients that have gone or fallen silent: a ping and its answer, lingering, and the sweep that gives memory back.
+const GONE_WITHIN: Duration = Duration::from_secs(90);
 /// How long a drain may take.
 const DRAIN: Duration = Duration::from_secs(10);
+/// Nothing inside the gateway is due sooner: as long as a shard may wait for room in another one's queue without being woken.
+const POLL: Duration = Duration::from_millis(2);
 /// Turns of the scheduler in one phase: more means that somebody runs in circles.
 const TURNS_MAX: u64 = 20_000_000;
 
@@ -196,7 +198,9 @@ impl Simulation {
 
     fn close(&mut self) {
         for client in &mut self.clients {
-            if client.is_open() {
+            if client.is_open() && client.plan.reading != Reading::Greedy && self.world.borrow_mut().choices.chance(500) {
+                client.fall_silent();
+            } else if client.is_open() {
                 client.close();
             } else {
                 client.give_up(&self.world);
@@ -205,11 +209,12 @@ impl Simulation {
         for stranger in &mut self.strangers {
             stranger.give_up(&self.world);
         }
+        let over = |client: &Client| client.is_over() || client.is_silent();
         self.run_until(
             GONE_WITHIN,
-            |me| me.clients.iter().all(Client::is_over),
+            |me| me.clients.iter().all(over),
             |me| {
-                let open = me.clients.iter().find(|client| !client.is_over()).expect("somebody is not over");
+                let open = me.clients.iter().find(|client| !over(client)).expect("somebody is not over");
                 format!("{GONE_WITHIN:?} after it began to close, {}", me.describe(open))
             },
         );
@@ -256,21 +261,28 @@ impl Simulation {
         let now = self.now();
         let mut next = self.world.borrow().next_deed();
         let mut able = Vec::with_capacity(16);
-        let mut consider = |at: Option<Time>, actor: Actor| match at {
+        let mut consider = |at: Option<Time>, actor: Actor, next: &mut Option<Time>| match at {
             Some(at) if at <= now => able.push(actor),
-            Some(at) => next = Some(next.map_or(at, |next| next.min(at))),
+            Some(at) => *next = Some(next.map_or(at, |next| next.min(at))),
             None => {}
         };
         for shard in self.shards.ids() {
-            consider(self.shards.due(shard), Actor::Shard(shard));
+            consider(self.shards.due(shard), Actor::Shard(shard), &mut next);
         }
+        // What happens next inside of the gateway and its kernel; below, what happens next at all.
+        let inside = next;
         for (index, client) in self.clients.iter().enumerate() {
-            consider((!client.is_over()).then_some(client.next_at), Actor::Client(index));
+            consider(client.due(&self.world.borrow()), Actor::Client(index), &mut next);
         }
         for (index, stranger) in self.strangers.iter().enumerate() {
-            consider((!stranger.is_over()).then_some(stranger.next_at), Actor::Stranger(index));
+            consider((!stranger.is_over()).then_some(stranger.next_at), Actor::Stranger(index), &mut next);
         }
         if able.is_empty() {
+            if inside.is_none_or(|next| next.since(now) > POLL)
+                && let Some(shard) = self.shards.sleeping_over_mail()
+            {
+                panic!("shard {shard} sleeps, has mail, and nobody wakes it");
+            }
             let mut world = self.world.borrow_mut();
             // Nobody waits for anything: time passes all the same, and with it the patience of whoever watches.
             world.now = next.unwrap_or(now + Duration::from_secs(1)).max(now);

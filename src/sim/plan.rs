@@ -159,6 +159,7 @@ fn draw_limits(choices: &mut Choices, harsh: bool) -> Limits {
     let mut limits = Limits {
         connections_max: 1_000_000,
         queued_bytes_max: 1 << 30,
+        queue_bytes_max: 1 << 30,
         message_bytes_max,
         ping_interval_ms: choices.of(&[200, 1000, 45_000]),
         pong_timeout_ms: choices.of(&[1000, 10_000]),

@@ -34,7 +34,16 @@ pub struct ShardsPlan {
 struct Seat {
     gateway: Gateway<UringDriver<SimKernel>>,
     commands: Sender<Command>,
-    finished: bool,
+    state: State,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// Inside its wait.
+    Waiting,
+    /// It has done a step and has not begun to wait: others may send it something just then.
+    Awake,
+    Finished,
 }
 
 /// The shards, each inside its wait or finished.
@@ -79,7 +88,7 @@ impl Shards {
             };
             let mut gateway = Gateway::new(UringDriver::new(SimKernel::new(world, shard)), parts, now);
             gateway.begin_wait().expect("a simulated kernel takes everything");
-            seats.push(Seat { gateway, commands, finished: false });
+            seats.push(Seat { gateway, commands, state: State::Waiting });
         }
         let memory_at_rest = shared.memory.bytes();
         Self { world: Rc::clone(world), seats, shared, counters, memory_at_rest }
@@ -102,22 +111,43 @@ impl Shards {
 
     /// When a shard's wait ends as things are.
     pub fn due(&self, shard: ShardId) -> Option<Time> {
-        if self.seats[shard.index()].finished { None } else { self.world.borrow().due(shard) }
+        match self.seats[shard.index()].state {
+            State::Waiting => self.world.borrow().due(shard),
+            State::Awake => Some(Time::ZERO),
+            State::Finished => None,
+        }
     }
 
-    /// Ends the wait of a shard, has it do one step, and begins the next wait.
+    /// Has a shard that is awake begin its wait; or else ends its wait and has it do one step.
     ///
     /// # Panics
     /// Whenever the shard does; and if its kernel finds that it was used wrongly.
     pub fn step(&mut self, shard: ShardId) {
         let now = self.world.borrow().now;
         let seat = &mut self.seats[shard.index()];
-        seat.gateway.end_wait();
-        if seat.gateway.step(now) == Progress::Finished {
-            seat.finished = true;
-        } else {
-            seat.gateway.begin_wait().expect("a simulated kernel takes everything");
+        seat.state = match seat.state {
+            State::Awake => {
+                seat.gateway.begin_wait().expect("a simulated kernel takes everything");
+                State::Waiting
+            }
+            _ => {
+                seat.gateway.end_wait();
+                match seat.gateway.step(now) {
+                    Progress::Continue => State::Awake,
+                    Progress::Finished => State::Finished,
+                }
+            }
+        };
+    }
+
+    /// A shard that waits and has mail. Where nothing is about to happen, somebody should have woken it. In a drain shards look again by themselves, and one
+    /// that has finished wakes nobody.
+    pub fn sleeping_over_mail(&self) -> Option<ShardId> {
+        if self.seats.iter().any(|seat| seat.state == State::Finished) {
+            return None;
         }
+        let sleeps = |seat: &Seat| seat.state == State::Waiting && seat.gateway.holdings().unread > 0;
+        self.seats.iter().position(sleeps).map(|shard| ShardId(shard as u16))
     }
 
     /// Asks them all to drain within `time`.
@@ -131,7 +161,7 @@ impl Shards {
 
     /// Whether all have finished.
     pub fn have_finished(&self) -> bool {
-        self.seats.iter().all(|seat| seat.finished)
+        self.seats.iter().all(|seat| seat.state == State::Finished)
     }
 
     /// What a shard holds now.

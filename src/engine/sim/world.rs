@@ -134,6 +134,11 @@ impl World {
         Ok(count)
     }
 
+    /// Bytes that wait to be read by the client.
+    pub fn readable(&self, id: LinkId) -> usize {
+        self.links[id.0 as usize].as_ref().map_or(0, |link| link.down.len())
+    }
+
     /// Bytes that the client's next write can take.
     pub fn writable(&self, id: LinkId) -> usize {
         self.links[id.0 as usize].as_ref().map_or(0, |link| link.options.up_max.saturating_sub(link.up.len()))
