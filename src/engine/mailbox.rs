@@ -97,6 +97,8 @@ pub struct Mailbox<T> {
     outgoing: Vec<Outgoing<T>>,
     incoming: Vec<Incoming<T>>,
     overflow: usize,
+    /// Messages sent so far.
+    sent: u64,
     /// The source whose turn it is, and how many messages it may still give before the next one's.
     source: usize,
     burst: usize,
@@ -116,6 +118,7 @@ pub fn mesh<T: Send>(shards: usize, messages: usize) -> Vec<Mailbox<T>> {
             outgoing: Vec::with_capacity(shards - 1),
             incoming: Vec::with_capacity(shards - 1),
             overflow: 0,
+            sent: 0,
             source: 0,
             burst: BURST,
         })
@@ -138,6 +141,7 @@ impl<T: Send> Mailbox<T> {
     /// If `to` is this shard or does not exist.
     pub fn send(&mut self, to: ShardId, message: T) {
         assert!(to != self.shard && to.index() < self.sleepers.len(), "shard {} cannot send to shard {to}", self.shard);
+        self.sent += 1;
         let outgoing = &mut self.outgoing[to.index() - usize::from(to > self.shard)];
         let refused = if outgoing.overflow.is_empty() { outgoing.push(message) } else { Err(message) };
         if let Err(message) = refused {
@@ -214,6 +218,11 @@ impl<T: Send> Mailbox<T> {
     /// Says that this shard is up again; to be called after every sleep, whatever ended it.
     pub fn awake(&mut self) {
         self.sleepers[self.shard.index()].stay_awake();
+    }
+
+    /// Messages sent so far.
+    pub fn sent(&self) -> u64 {
+        self.sent
     }
 
     /// Messages that wait to be received.

@@ -136,7 +136,7 @@ pub struct Holdings {
 }
 
 /// Messages from other shards that one step handles.
-const MAILBOX_BUDGET: usize = 1024;
+const MAILBOX_BUDGET: usize = 256;
 /// How often a shard looks whether another one's queue has room again, or memory is free again.
 const POLL: Duration = Duration::from_millis(1);
 /// How often memory kept for frames to come is looked through.
@@ -178,7 +178,7 @@ pub struct Gateway<D> {
     parked: Vec<TopicKey>,
     next_unpark: Time,
     /// Topics that may have something for another shard.
-    dispatches: Vec<TopicKey>,
+    dispatches: VecDeque<TopicKey>,
     /// Topics that may hold memory for frames to come.
     warm: Vec<TopicKey>,
     /// Publishers whose topic takes messages again.
@@ -226,7 +226,7 @@ impl<D: Driver> Gateway<D> {
             laps: VecDeque::new(),
             parked: Vec::new(),
             next_unpark: now,
-            dispatches: Vec::new(),
+            dispatches: VecDeque::new(),
             warm: Vec::new(),
             woken: Vec::new(),
             memory_waiters: Vec::new(),
@@ -291,6 +291,11 @@ impl<D: Driver> Gateway<D> {
             unread: self.mailbox.depth(),
             unsent: self.mailbox.overflow(),
         }
+    }
+
+    /// Messages to other shards so far.
+    pub fn mail_sent(&self) -> u64 {
+        self.mailbox.sent()
     }
 
     /// Handles what happened and works off what is due. `now` is the one clock reading of the step.

@@ -25,6 +25,9 @@ use crate::engine::sys::Socket;
 use crate::ids::{ShardId, TopicKey};
 use crate::proto::topic::TopicName;
 
+/// Topics that one step dispatches; each may have a batch for every other shard.
+const DISPATCH_BUDGET: usize = 64;
+
 /// The bytes of one batch between shards, unless a single message is larger.
 const BATCH_BYTES_MAX: u64 = 256 * 1024;
 
@@ -200,7 +203,7 @@ impl<D: Driver> Gateway<D> {
         uplink.under_way = false;
         uplink.taken = uplink.sent;
         if uplink.waiting.is_some() && !std::mem::replace(&mut topic.dispatching, true) {
-            self.dispatches.push(key);
+            self.dispatches.push_back(key);
         }
         self.wake_publishers(key);
         self.free_if_unused(key);
@@ -246,15 +249,15 @@ impl<D: Driver> Gateway<D> {
         let Some(topic) = self.topics.get_mut(home) else { return };
         let Role::Home(side) = &mut topic.role else { return };
         if side.home.acknowledge(from, upto) && !std::mem::replace(&mut topic.dispatching, true) {
-            self.dispatches.push(home);
+            self.dispatches.push_back(home);
         }
         self.release(home);
     }
 
     /// Sends what waits for other shards, one batch for each topic and shard.
     pub(super) fn dispatch(&mut self) {
-        let mut dispatches = std::mem::take(&mut self.dispatches);
-        for key in dispatches.drain(..) {
+        for _ in 0..DISPATCH_BUDGET {
+            let Some(key) = self.dispatches.pop_front() else { break };
             let Some(topic) = self.topics.get_mut(key) else { continue };
             topic.dispatching = false;
             match &mut topic.role {
@@ -280,6 +283,5 @@ impl<D: Driver> Gateway<D> {
                 }
             }
         }
-        self.dispatches = dispatches;
     }
 }

@@ -213,7 +213,7 @@ impl<D: Driver> Gateway<D> {
             Role::Away(_) => true,
         };
         if elsewhere && !std::mem::replace(&mut topic.dispatching, true) {
-            self.dispatches.push(topic_key);
+            self.dispatches.push_back(topic_key);
         }
     }
 

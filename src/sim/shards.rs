@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{Sender, bounded};
 
+use crate::engine::kernel::Kernel;
 use crate::engine::mailbox::mesh;
 use crate::engine::recv_pool::RecvPool;
 use crate::engine::sim::{SimKernel, SimRingSize, World};
@@ -31,8 +32,8 @@ pub struct ShardsPlan {
     pub seed: u64,
 }
 
-struct Seat {
-    gateway: Gateway<UringDriver<SimKernel>>,
+struct Seat<K> {
+    gateway: Gateway<UringDriver<K>>,
     commands: Sender<Command>,
     state: State,
 }
@@ -47,9 +48,9 @@ enum State {
 }
 
 /// The shards, each inside its wait or finished.
-pub struct Shards {
+pub struct Shards<K = SimKernel> {
     world: Rc<RefCell<World>>,
-    seats: Vec<Seat>,
+    seats: Vec<Seat<K>>,
     /// What they share.
     pub shared: Arc<Shared>,
     /// What each counts.
@@ -60,10 +61,17 @@ pub struct Shards {
 
 impl Shards {
     /// Starts them all.
+    pub fn start(plan: &ShardsPlan, world: &Rc<RefCell<World>>) -> Self {
+        Self::start_on(plan, world, |kernel| kernel)
+    }
+}
+
+impl<K: Kernel> Shards<K> {
+    /// Starts them all, each on what `around` makes of its simulated kernel.
     ///
     /// # Panics
     /// If a shard cannot begin, which it always can here.
-    pub fn start(plan: &ShardsPlan, world: &Rc<RefCell<World>>) -> Self {
+    pub fn start_on(plan: &ShardsPlan, world: &Rc<RefCell<World>>, around: impl Fn(SimKernel) -> K) -> Self {
         let limits = Arc::new(plan.limits.clone());
         let shared = Shared::new(plan.shards, limits.connections_max, limits.queued_bytes_max, limits.topics_max);
         let placement = Placement::new(plan.shards, (plan.seed, !plan.seed));
@@ -86,7 +94,7 @@ impl Shards {
                 commands: receiver,
                 seed: plan.seed.wrapping_add(index as u64),
             };
-            let mut gateway = Gateway::new(UringDriver::new(SimKernel::new(world, shard)), parts, now);
+            let mut gateway = Gateway::new(UringDriver::new(around(SimKernel::new(world, shard))), parts, now);
             gateway.begin_wait().expect("a simulated kernel takes everything");
             seats.push(Seat { gateway, commands, state: State::Waiting });
         }
@@ -105,7 +113,7 @@ impl Shards {
     }
 
     /// All of them.
-    pub fn ids(&self) -> impl Iterator<Item = ShardId> + use<> {
+    pub fn ids(&self) -> impl Iterator<Item = ShardId> + use<K> {
         (0..self.seats.len() as u16).map(ShardId)
     }
 
@@ -146,7 +154,7 @@ impl Shards {
         if self.seats.iter().any(|seat| seat.state == State::Finished) {
             return None;
         }
-        let sleeps = |seat: &Seat| seat.state == State::Waiting && seat.gateway.holdings().unread > 0;
+        let sleeps = |seat: &Seat<K>| seat.state == State::Waiting && seat.gateway.holdings().unread > 0;
         self.seats.iter().position(sleeps).map(|shard| ShardId(shard as u16))
     }
 
@@ -162,6 +170,11 @@ impl Shards {
     /// Whether all have finished.
     pub fn have_finished(&self) -> bool {
         self.seats.iter().all(|seat| seat.state == State::Finished)
+    }
+
+    /// Messages between shards so far.
+    pub fn mail_sent(&self) -> u64 {
+        self.seats.iter().map(|seat| seat.gateway.mail_sent()).sum()
     }
 
     /// What a shard holds now.

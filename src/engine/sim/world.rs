@@ -1,7 +1,7 @@
 //! The world of a simulation: its time, its connections, and the part of the kernel that serves each shard.
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BinaryHeap, VecDeque};
 use std::io;
 use std::rc::Rc;
 use std::time::Duration;
@@ -68,6 +68,16 @@ impl World {
     pub fn add_ring(&mut self, size: SimRingSize, pool: Rc<RecvPool>) -> ShardId {
         self.rings.push(Ring::new(size, pool));
         ShardId((self.rings.len() - 1) as u16)
+    }
+
+    /// Makes room for so many connections, which each shard may have, so that none is made while a measurement is under way.
+    pub fn reserve(&mut self, connections: usize) {
+        self.links.reserve(connections);
+        self.fds.reserve(connections);
+        for ring in &mut self.rings {
+            ring.by_slot.reserve(connections);
+            ring.backlog.reserve(connections);
+        }
     }
 
     // ---- clients ------------------------------------------------------------------------------------------------------------------
@@ -545,6 +555,9 @@ impl World {
                     let mut lent = unsafe { ring.pool.lend(buffer, count) };
                     for (to, from) in lent.iter_mut().zip(link.up.drain(..count)) {
                         *to = from;
+                    }
+                    if link.options.sink && link.up.is_empty() {
+                        link.up = VecDeque::new();
                     }
                     Ok(Some(lent))
                 }
