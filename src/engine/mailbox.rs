@@ -16,7 +16,7 @@
 //!
 //! Without the fences each side's store may still sit in its store buffer while its load runs ahead (store-load reordering, which
 //! Release and Acquire permit): the sender sees an awake receiver, the receiver an empty ring, and the message lies there while the receiver sleeps. With them, the
-//! two fences have an order, and whoever comes second sees the other's store. The sender takes the flag with a swap, so that of several senders one wakes; a receiver that wakes
+//! two fences have an order, and whoever comes second sees the other's store. The sender takes the flag with a compare-and-exchange, so that of several senders one wakes; a receiver that wakes
 //! for another reason finds the message anyhow, and at worst is woken once for nothing.
 
 use std::collections::VecDeque;
@@ -61,8 +61,8 @@ impl Sleeper {
     /// A sender has pushed something. Whether it is the one who has to wake the receiver.
     fn rouse(&self) -> bool {
         fence(Ordering::SeqCst);
-        // The load keeps the line shared while the receiver is busy, which is when most is sent.
-        self.sleeping.load(Ordering::Relaxed) && self.sleeping.swap(false, Ordering::Relaxed)
+        // The load keeps the line shared while the receiver is busy, which is when most is sent. Who finds the flag taken writes nothing.
+        self.sleeping.load(Ordering::Relaxed) && self.sleeping.compare_exchange(true, false, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 }
 
