@@ -12,5 +12,6 @@ pub mod ids;
 pub mod limits;
 pub mod proto;
 pub mod server;
+mod sync;
 pub mod time;
 pub mod web;

@@ -22,15 +22,8 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use rtrb::{Consumer, Producer, RingBuffer};
-
-use self::atomics::{AtomicBool, Ordering, fence};
 use crate::ids::ShardId;
-
-/// The only atomics of this file, so that loom's can take their place.
-mod atomics {
-    pub(super) use std::sync::atomic::{AtomicBool, Ordering, fence};
-}
+use crate::sync::{AtomicBool, Consumer, Ordering, Producer, PushError, RingBuffer, fence};
 
 /// Messages taken from one source before the next one has its turn.
 const BURST: usize = 32;
@@ -78,7 +71,7 @@ struct Outgoing<T> {
 impl<T> Outgoing<T> {
     /// Puts a message into the ring, or gives it back when the ring is full.
     fn push(&mut self, message: T) -> Result<(), T> {
-        self.ring.push(message).map_err(|rtrb::PushError::Full(message)| message)?;
+        self.ring.push(message).map_err(|PushError::Full(message)| message)?;
         self.fresh = true;
         Ok(())
     }
