@@ -14,5 +14,6 @@ pub mod proto;
 pub mod server;
 #[cfg(feature = "sim")]
 pub mod sim;
+mod sync;
 pub mod time;
 pub mod web;

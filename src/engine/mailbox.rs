@@ -16,21 +16,14 @@
 //!
 //! Without the fences each side's store may still sit in its store buffer while its load runs ahead (store-load reordering, which
 //! Release and Acquire permit): the sender sees an awake receiver, the receiver an empty ring, and the message lies there while the receiver sleeps. With them, the
-//! two fences have an order, and whoever comes second sees the other's store. The sender takes the flag with a swap, so that of several senders one wakes; a receiver that wakes
+//! two fences have an order, and whoever comes second sees the other's store. The sender takes the flag with a compare-and-exchange, so that of several senders one wakes; a receiver that wakes
 //! for another reason finds the message anyhow, and at worst is woken once for nothing.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use rtrb::{Consumer, Producer, RingBuffer};
-
-use self::atomics::{AtomicBool, Ordering, fence};
 use crate::ids::ShardId;
-
-/// The only atomics of this file, so that loom's can take their place.
-mod atomics {
-    pub(super) use std::sync::atomic::{AtomicBool, Ordering, fence};
-}
+use crate::sync::{AtomicBool, Consumer, Ordering, Producer, PushError, RingBuffer, fence};
 
 /// Messages taken from one source before the next one has its turn.
 const BURST: usize = 32;
@@ -61,8 +54,8 @@ impl Sleeper {
     /// A sender has pushed something. Whether it is the one who has to wake the receiver.
     fn rouse(&self) -> bool {
         fence(Ordering::SeqCst);
-        // The load keeps the line shared while the receiver is busy, which is when most is sent.
-        self.sleeping.load(Ordering::Relaxed) && self.sleeping.swap(false, Ordering::Relaxed)
+        // The load keeps the line shared while the receiver is busy, which is when most is sent. Who finds the flag taken writes nothing.
+        self.sleeping.load(Ordering::Relaxed) && self.sleeping.compare_exchange(true, false, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 }
 
@@ -78,7 +71,7 @@ struct Outgoing<T> {
 impl<T> Outgoing<T> {
     /// Puts a message into the ring, or gives it back when the ring is full.
     fn push(&mut self, message: T) -> Result<(), T> {
-        self.ring.push(message).map_err(|rtrb::PushError::Full(message)| message)?;
+        self.ring.push(message).map_err(|PushError::Full(message)| message)?;
         self.fresh = true;
         Ok(())
     }

@@ -13,10 +13,11 @@ use std::cell::UnsafeCell;
 use std::fmt;
 use std::mem::MaybeUninit;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use libc::iovec;
 use smallvec::SmallVec;
+
+use crate::sync::{self, AtomicUsize, Ordering, Shadow};
 
 /// Bytes of all live segments of the process, as allocated.
 #[derive(Debug, Default)]
@@ -46,6 +47,7 @@ impl SegmentMemory {
 
 struct Segment {
     bytes: Box<[UnsafeCell<MaybeUninit<u8>>]>,
+    shadow: Shadow,
     memory: Arc<SegmentMemory>,
 }
 
@@ -57,13 +59,14 @@ unsafe impl Send for Segment {}
 
 impl Drop for Segment {
     fn drop(&mut self) {
+        self.shadow.write(0..self.bytes.len());
         self.memory.0.fetch_sub(self.bytes.len(), Ordering::Relaxed);
     }
 }
 
 /// The one place that may append to a segment.
 pub struct SegmentWriter {
-    segment: Arc<Segment>,
+    segment: sync::Arc<Segment>,
     len: usize,
 }
 
@@ -78,7 +81,8 @@ impl SegmentWriter {
         // SAFETY: the capacity was just reserved, and `UnsafeCell<MaybeUninit<u8>>` needs no initialisation.
         unsafe { bytes.set_len(capacity) };
         memory.0.fetch_add(capacity, Ordering::Relaxed);
-        Self { segment: Arc::new(Segment { bytes: bytes.into_boxed_slice(), memory: Arc::clone(memory) }), len: 0 }
+        let segment = Segment { bytes: bytes.into_boxed_slice(), shadow: Shadow::new(capacity), memory: Arc::clone(memory) };
+        Self { segment: sync::Arc::new(segment), len: 0 }
     }
 
     /// Bytes that can still be appended.
@@ -104,6 +108,7 @@ impl SegmentWriter {
         let total = head.len() + body.len();
         assert!(total <= self.room(), "append of {total} bytes to {} bytes of room", self.room());
         let start = self.len;
+        self.segment.shadow.write(start..start + total);
         for (at, part) in [(start, head), (start + head.len(), body)] {
             let target = self.segment.bytes[at..].as_ptr().cast::<u8>().cast_mut();
             // SAFETY: the bytes lie inside the segment (asserted above) at or beyond `len`, where only this writer reads or writes
@@ -111,7 +116,7 @@ impl SegmentWriter {
             unsafe { std::ptr::copy_nonoverlapping(part.as_ptr(), target, part.len()) };
         }
         self.len += total;
-        Range { segment: Arc::clone(&self.segment), offset: start as u32, len: total as u32 }
+        Range { segment: sync::Arc::clone(&self.segment), offset: start as u32, len: total as u32 }
     }
 }
 
@@ -159,7 +164,7 @@ impl Arena {
 /// A counted handle on appended bytes, which never change again.
 #[derive(Clone)]
 pub struct Range {
-    segment: Arc<Segment>,
+    segment: sync::Arc<Segment>,
     offset: u32,
     len: u32,
 }
@@ -177,7 +182,9 @@ impl Range {
 
     /// The bytes.
     pub fn as_slice(&self) -> &[u8] {
-        let cells = &self.segment.bytes[self.offset as usize..(self.offset + self.len) as usize];
+        let covered = self.offset as usize..(self.offset + self.len) as usize;
+        self.segment.shadow.read(covered.clone());
+        let cells = &self.segment.bytes[covered];
         // SAFETY: a range covers initialised bytes that nobody writes again (invariant 2); the segment lives as long as `self`.
         unsafe { std::slice::from_raw_parts(cells.as_ptr().cast::<u8>(), cells.len()) }
     }
@@ -188,7 +195,7 @@ impl Range {
     /// If that is not inside the range.
     pub fn slice(&self, skip: usize, len: usize) -> Self {
         assert!(skip + len <= self.len(), "slice {skip}+{len} of a range of {} bytes", self.len);
-        Self { segment: Arc::clone(&self.segment), offset: self.offset + skip as u32, len: len as u32 }
+        Self { segment: sync::Arc::clone(&self.segment), offset: self.offset + skip as u32, len: len as u32 }
     }
 
     /// The same bytes in a segment of their own size.
@@ -198,7 +205,7 @@ impl Range {
 
     /// Grows this range over `next` when that begins in the same segment where this ends.
     pub fn try_join(&mut self, next: &Self) -> bool {
-        let adjacent = Arc::ptr_eq(&self.segment, &next.segment) && self.offset + self.len == next.offset;
+        let adjacent = sync::Arc::ptr_eq(&self.segment, &next.segment) && self.offset + self.len == next.offset;
         if adjacent {
             self.len += next.len;
         }
