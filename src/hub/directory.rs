@@ -119,4 +119,51 @@ mod tests {
         let new = directory.insert("b", 2);
         assert_eq!((new.slot, directory.get(old), directory.get(new), directory.len()), (old.slot, None, Some(&2), 1));
     }
+
+    #[test]
+    fn a_key_leads_to_name_and_value_as_long_as_its_topic_lives() {
+        let mut directory = Directory::default();
+        assert!(directory.is_empty());
+        let key = directory.insert("a", 1);
+        *directory.get_mut(key).expect("it was inserted") += 10;
+        assert_eq!((directory.name(key), directory.get(key), directory.is_empty()), (Some(&"a"), Some(&11), false));
+        directory.remove(key);
+        directory.insert("b", 2);
+        for gone in [key, TopicKey { slot: 1 << 20, ..key }] {
+            assert_eq!((directory.name(gone), directory.get(gone)), (None, None), "{gone:?}");
+            assert_eq!(directory.get_mut(gone), None, "{gone:?}");
+            assert_eq!(directory.remove(gone), None, "{gone:?}");
+        }
+        assert_eq!(directory.len(), 1);
+    }
+
+    #[test]
+    #[should_panic(expected = "a topic is inserted once")]
+    fn a_name_that_is_taken_is_a_bug_of_ours() {
+        let mut directory = Directory::default();
+        directory.insert("a", 1);
+        directory.insert("a", 2);
+    }
+
+    #[test]
+    fn topics_fill_pages_and_what_is_freed_is_used_first() {
+        let mut directory = Directory::default();
+        let keys: Vec<TopicKey> = (0..3 * PAGE + 1).map(|number| directory.insert(number, number)).collect();
+        assert_eq!(directory.pages.len(), 4);
+        assert!(keys.iter().enumerate().all(|(number, &key)| directory.get(key) == Some(&number) && directory.find(&number) == Some(key)));
+        directory.remove(keys[70]);
+        directory.remove(keys[3]);
+        let again = [directory.insert(1003, 0), directory.insert(1070, 0)];
+        assert_eq!((again.map(|key| key.slot), directory.pages.len()), ([keys[3].slot, keys[70].slot], 4));
+    }
+
+    #[test]
+    fn the_names_of_a_crowd_of_topics_cost_nothing_once_all_are_gone() {
+        let mut directory = Directory::default();
+        let keys: Vec<TopicKey> = (0..10_000).map(|number| directory.insert(number, ())).collect();
+        for key in keys {
+            assert_eq!(directory.remove(key), Some(()));
+        }
+        assert!(directory.is_empty() && directory.by_name.capacity() < 2500, "room for {} names", directory.by_name.capacity());
+    }
 }

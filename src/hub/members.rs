@@ -96,9 +96,12 @@ impl Members {
         self.slots.iter().copied().filter(|&slot| slot != HOLE)
     }
 
+    /// Gives back what a crowd that has left needed: its places, and the holes when it left during a lap.
     fn shrink(&mut self) {
-        if self.slots.capacity() > 64 && self.slots.len() < self.slots.capacity() / 4 {
-            self.slots.shrink_to(self.slots.len() * 2);
+        for list in [&mut self.slots, &mut self.holes] {
+            if list.capacity() > 64 && list.len() < list.capacity() / 4 {
+                list.shrink_to(list.len() * 2);
+            }
         }
     }
 }
@@ -129,6 +132,59 @@ mod tests {
     #[test]
     fn a_lap_over_nobody_ends_at_once() {
         assert!(lap(&mut Members::default()).is_empty());
+    }
+
+    #[test]
+    fn who_joins_during_a_lap_is_visited_from_the_next_one_on() {
+        let mut members = Members::default();
+        members.join(7);
+        members.begin_lap();
+        members.join(8);
+        assert_eq!((members.visit(), members.visit()), (Some(7), None));
+        members.end_lap(|_, _| panic!("nobody left, nobody moves"));
+        assert_eq!(lap(&mut members).len(), 2);
+    }
+
+    #[test]
+    fn a_member_who_has_left_is_no_member_even_while_its_hole_is_open() {
+        let mut members = Members::default();
+        let place = members.join(7);
+        members.begin_lap();
+        assert_eq!((members.leave(place), members.len(), members.is_empty(), members.iter().next()), (None, 0, true, None));
+        assert_eq!(members.visit(), None);
+        members.end_lap(|_, _| panic!("nobody is left to move"));
+    }
+
+    #[test]
+    #[should_panic(expected = "one lap at a time")]
+    fn a_second_lap_at_once_is_a_bug_of_ours() {
+        let mut members = Members::default();
+        members.begin_lap();
+        members.begin_lap();
+    }
+
+    /// A topic outlives its rush hour: 10,000 who left at once, during a lap or not, must not cost it anything for good.
+    #[test]
+    fn a_crowd_that_has_left_leaves_no_memory_behind() {
+        for during_a_lap in [false, true] {
+            let mut members = Members::default();
+            for slot in 0..10_000 {
+                members.join(slot);
+            }
+            if during_a_lap {
+                members.begin_lap();
+            }
+            for place in (10..10_000).rev() {
+                members.leave(place);
+            }
+            if during_a_lap {
+                while members.visit().is_some() {}
+                members.end_lap(|_, _| panic!("the last ones left, nobody moves"));
+            }
+            assert_eq!((members.len(), lap(&mut members).len()), (10, 10));
+            let kept = (members.slots.capacity(), members.holes.capacity());
+            assert!(kept.0 <= 64 && kept.1 <= 64, "room for {kept:?} slots and holes, during a lap: {during_a_lap}");
+        }
     }
 
     #[test]

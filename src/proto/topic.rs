@@ -155,6 +155,14 @@ mod tests {
     }
 
     #[test]
+    fn a_map_of_topics_is_asked_with_plain_text() {
+        let mut topics = std::collections::HashMap::from([(TopicName::default_room(), 1)]);
+        topics.insert(TopicName::parse("部屋").expect("a valid name"), 2);
+        assert_eq!((topics.get("部屋"), topics.get("default"), topics.get("Default")), (Some(&2), Some(&1), None));
+        assert!(topics.keys().all(|name| name.as_ref() as &str == name.as_str()));
+    }
+
+    #[test]
     fn the_default_room_is_a_valid_name() {
         assert_eq!(TopicName::parse("default"), Ok(TopicName::default_room()));
         assert_eq!(format!("{0} {0:?}", TopicName::default_room()), "default \"default\"");

@@ -250,6 +250,33 @@ mod tests {
         );
     }
 
+    /// The foreign table is older than RFC 9110, which gave two of them new names (sections 15.5.14 and 15.5.21).
+    #[test]
+    fn phrases_are_those_of_the_registry_as_another_crate_has_it() {
+        for status in (100..=599).filter(|&status| reason(status) != "Unknown") {
+            let foreign = tungstenite::http::StatusCode::from_u16(status).expect("a valid status").canonical_reason();
+            let expect = match status {
+                413 => Some("Content Too Large"),
+                422 => Some("Unprocessable Content"),
+                _ => foreign,
+            };
+            assert_eq!(Some(reason(status)), expect, "{status}");
+            assert_eq!(Response::new(status).status(), status);
+        }
+        for status in [102, 299, 418, 599] {
+            check(
+                Response::new(status),
+                &format!("HTTP/1.1 {status} Unknown\r\n{}\r\n", if status < 200 { "" } else { "Content-Length: 0\r\n" }),
+            );
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "is not from 100 to 599")]
+    fn a_status_of_no_class_is_a_bug_of_ours() {
+        let _ = Response::new(600);
+    }
+
     #[test]
     fn every_status_the_gateway_sends_has_its_phrase() {
         for status in [101, 200, 204, 400, 401, 403, 404, 405, 408, 413, 426, 429, 431, 500, 501, 503, 505] {

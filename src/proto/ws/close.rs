@@ -158,6 +158,11 @@ mod tests {
     }
 
     #[test]
+    fn a_code_is_written_as_its_number() {
+        assert_eq!(format!("{} {:>6}", CloseCode::SLOW_CONSUMER, CloseCode(7)), "4508      7");
+    }
+
+    #[test]
     fn a_payload_is_nothing_or_a_code_and_a_reason() {
         for (payload, expect) in [
             (&b""[..], Ok(None)),

@@ -115,6 +115,13 @@ mod tests {
     fn texts_carry_the_numbers_and_fit_a_close_frame() {
         let too_big = WsError::FrameTooBig { bytes: 70_001, limit: 65_536 };
         assert_eq!(too_big.to_string(), "frame announces 70001 bytes, limit 65536 (limits.message_bytes_max)");
+        for (opcode, name) in [(OpCode::Close, "close"), (OpCode::Ping, "ping"), (OpCode::Pong, "pong")] {
+            let text = WsError::ControlFragmented { opcode }.to_string();
+            assert_eq!(text, format!("{name} frame is fragmented; control frames must not be (RFC 6455 section 5.5)"));
+        }
+        for (opcode, name) in [(OpCode::Text, "text"), (OpCode::Binary, "binary"), (OpCode::Continuation, "continuation")] {
+            assert!(WsError::MessageInterrupted { opcode }.to_string().starts_with(&format!("{name} frame inside a fragmented message")));
+        }
         for error in [
             WsError::ReservedBits { bits: 7 },
             WsError::ReservedOpCode { opcode: 15 },
