@@ -2,7 +2,8 @@
 //!
 //! The map is docs/architecture.md. Layers, from the bottom: [`ids`], [`limits`] and [`time`] are the vocabulary; [`proto`] turns bytes
 //! into values and back; [`engine`] moves bytes and wakes shards; [`hub`] decides who gets what in which order; [`gateway`] joins those
-//! three into the life of a connection; [`server`] owns the threads; [`cli`] is the command line; [`web`] holds the pages.
+//! three into the life of a connection; [`server`] owns the threads; [`cli`] is the command line; [`web`] holds the pages; [`load`] is a client
+//! that measures.
 
 pub mod cli;
 pub mod engine;
@@ -10,6 +11,7 @@ pub mod gateway;
 pub mod hub;
 pub mod ids;
 pub mod limits;
+pub mod load;
 pub mod proto;
 pub mod server;
 #[cfg(feature = "sim")]

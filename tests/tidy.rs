@@ -21,7 +21,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("bin", &["time", "engine", "gateway", "server", "sim"]),
     ("events", &["ids", "limits", "time", "bus"]),
     ("client", &["ids", "limits", "time", "proto"]),
-    ("load", &["ids", "limits", "time", "client"]),
+    ("load", &["ids", "limits", "time", "proto", "client"]),
     ("cli", &["ids", "limits", "time", "sync", "proto", "engine", "hub", "gateway", "bus", "web", "server", "events", "client", "load"]),
 ];
 

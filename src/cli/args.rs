@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::load::Ask;
+
 /// Push every message to everyone who asked for its topic: a realtime gateway for very many WebSocket connections.
 #[derive(Parser, Debug)]
 #[command(name = "shardcast", version, after_help = EXAMPLES, args_conflicts_with_subcommands = true, max_term_width = 110)]
@@ -29,12 +31,26 @@ Examples:
 Flags win over SHARDCAST_… environment variables, those over the file, that over the defaults.
 Exit codes: 0 done, 1 failed, 2 usage or configuration.";
 
+const BENCH_EXAMPLES: &str = "\
+Examples:
+  shardcast bench fanout --url 'ws://127.0.0.1:8080/ws?room=r{room}'
+  shardcast bench fanout --url 'ws://127.0.0.1:8080/ws?room=r{room}' -c 1000 --rooms 100 --rate 5000 --server-pid $(pgrep -x shardcast)
+  shardcast bench echo --url ws://127.0.0.1:8080/echo -c 100 --in-flight 4
+  shardcast bench idle --url 'ws://127.0.0.1:8080/ws?room=c{client}' -c 10000 --duration 60
+  shardcast bench storm --url 'ws://127.0.0.1:8080/ws?room=r{room}' -c 10000 --cycles 5
+  shardcast bench slow --url 'ws://127.0.0.1:8080/ws?room=r{room}' --slow-percent 20 --slow-pause 3
+
+Exit codes: 0 done, 1 failed or a check failed (lost, repeated or misplaced messages, connections that ended), 2 usage.";
+
 #[derive(Subcommand, Debug)]
 pub(super) enum Command {
     /// Serve clients until SIGTERM or SIGINT (what happens without a command, too)
     Serve(Settings),
     /// Print what the kernel and its limits allow here, and how many connections that makes
     Check(Settings),
+    /// Put load on any WebSocket server and measure it: fan-out, echo, idle connections, reconnect storms, slow readers
+    #[command(after_help = BENCH_EXAMPLES)]
+    Bench(Box<Ask>),
     /// Check, show or print the configuration
     #[command(subcommand)]
     Config(ConfigCommand),

@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod bench;
 mod check;
 
 use std::fmt::Display;
@@ -33,6 +34,7 @@ pub fn run() -> ExitCode {
     match cli.command.unwrap_or(Command::Serve(cli.settings)) {
         Command::Serve(settings) => serve(settings),
         Command::Check(settings) => with_config(settings, |effective| print(check::report(&effective.config))),
+        Command::Bench(ask) => bench::run(*ask),
         Command::Config(ConfigCommand::Show(settings)) => with_config(settings, |effective| print(effective.show())),
         Command::Config(ConfigCommand::Check { file }) => config_check(file),
         Command::Config(ConfigCommand::Default) => print(default_file()),

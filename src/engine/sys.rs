@@ -243,6 +243,12 @@ pub fn pin_to_cpu(cpu: usize) -> io::Result<()> {
     Ok(())
 }
 
+/// Lets this thread sleep for microseconds: the kernel adds up to 50 µs to every sleep unless told otherwise.
+pub fn sharp_sleep() {
+    // SAFETY: sets a number of this thread; nothing is passed in but numbers.
+    unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1, 0, 0, 0) };
+}
+
 /// Keeps transparent huge pages out of this process. Its small objects are spread over the allocator's arenas; in pages of 2 MiB an idle connection
 /// would take several times its size.
 pub fn disable_huge_pages() {

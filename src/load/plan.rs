@@ -1,0 +1,453 @@
+//! What is asked for: the words of `shardcast bench`, and the plan that they make once they are checked against each other.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+
+use super::LoadError;
+use super::host::Host;
+use super::stamp::Stamp;
+use super::target::Target;
+
+/// The words of the command line.
+#[derive(Args, Clone, Debug)]
+pub struct Ask {
+    /// What is to be measured
+    #[arg(value_enum)]
+    scenario: Scenario,
+    /// The server, as a template: {room} and {client} are replaced by numbers from 0 on
+    #[arg(long, value_name = "URL")]
+    url: String,
+    /// WebSockets to open [default: fanout 1000, echo 100, idle 1000, storm 1000, slow 200]
+    #[arg(long, short = 'c', value_name = "N")]
+    connections: Option<u32>,
+    /// Seconds that are measured (idle: held; slow: read on)
+    #[arg(long, short = 'd', value_name = "S", default_value_t = 10.0)]
+    duration: f64,
+    /// Seconds of the same traffic before that
+    #[arg(long, value_name = "S", default_value_t = 2.0)]
+    warmup: f64,
+    /// Another header for each handshake, 'Name: value'; may be repeated
+    #[arg(long = "header", value_name = "LINE")]
+    headers: Vec<String>,
+
+    /// Rooms that the connections are spread over (fanout, slow)
+    #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Traffic")]
+    rooms: u32,
+    /// Members of each room that publish (fanout, slow)
+    #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Traffic")]
+    publishers: u32,
+    /// Bytes of a message [default: 128; slow 1024]
+    #[arg(long, value_name = "BYTES", help_heading = "Traffic")]
+    payload: Option<usize>,
+    /// Text messages instead of binary ones
+    #[arg(long, help_heading = "Traffic")]
+    text: bool,
+    /// Closed loop: messages of each publisher that are on their way; one that all receivers have is replaced [default: 1]
+    #[arg(long, value_name = "N", conflicts_with = "rate", help_heading = "Traffic")]
+    in_flight: Option<u32>,
+    /// Open loop: messages per second of all publishers together, sent when due whatever the server does; latency counts from then [default: slow 1000]
+    #[arg(long, value_name = "N", help_heading = "Traffic")]
+    rate: Option<f64>,
+    /// Also check that all receivers of a room get all publishers' messages in one order
+    #[arg(long, help_heading = "Traffic")]
+    total_order: bool,
+
+    /// Times that all connections are dropped and opened again (storm)
+    #[arg(long, value_name = "N", default_value_t = 3, help_heading = "Storm")]
+    cycles: u32,
+    /// How they are dropped (storm)
+    #[arg(long = "drop", value_enum, default_value_t = Drop::Rst, help_heading = "Storm")]
+    drop: Drop,
+    /// Handshakes under way at once, in any scenario
+    #[arg(long, value_name = "N", default_value_t = 256, help_heading = "Storm")]
+    concurrency: u32,
+
+    /// Percent of the connections that stop reading when measuring begins (slow)
+    #[arg(long, value_name = "P", default_value_t = 10.0, help_heading = "Slow readers")]
+    slow_percent: f64,
+    /// Seconds after which they read again [default: when measuring ends]
+    #[arg(long, value_name = "S", help_heading = "Slow readers")]
+    slow_pause: Option<f64>,
+
+    /// Threads of this tool [default: 1, or one per CPU of --cpus]
+    #[arg(long, value_name = "N", help_heading = "This tool")]
+    threads: Option<u16>,
+    /// CPUs that they are pinned to, for example 1,3-5
+    #[arg(long, value_name = "LIST", help_heading = "This tool")]
+    cpus: Option<String>,
+    /// Microseconds that a busy thread lets messages gather before it reads again; 0 reads at once [default: 20 with 64 or more receivers, else 0]
+    #[arg(long, value_name = "US", help_heading = "This tool")]
+    gather: Option<u64>,
+    /// The server's process: its CPU time and memory are read from /proc
+    #[arg(long, value_name = "PID", help_heading = "This tool")]
+    server_pid: Option<u32>,
+    /// Report in JSON on stdout (fields: docs/benchmarks.md)
+    #[arg(long, help_heading = "This tool")]
+    json: bool,
+    /// Draw latencies and throughput
+    #[arg(long, value_name = "FILE.svg", help_heading = "This tool")]
+    plot: Option<PathBuf>,
+    /// No progress on stderr
+    #[arg(long, help_heading = "This tool")]
+    quiet: bool,
+}
+
+/// A kind of load.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Scenario {
+    /// Publishers send into rooms, every member receives
+    Fanout,
+    /// Every connection sends and gets its own messages back
+    Echo,
+    /// Connections that do nothing: what one costs
+    Idle,
+    /// All connections drop at once and come back, several times
+    Storm,
+    /// Fan-out to readers of which some stop reading
+    Slow,
+}
+
+impl Scenario {
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Fanout => "fanout",
+            Self::Echo => "echo",
+            Self::Idle => "idle",
+            Self::Storm => "storm",
+            Self::Slow => "slow",
+        }
+    }
+}
+
+/// How connections end in a storm.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Drop {
+    /// Reset, as when a client's machine is gone; leaves no port in TIME_WAIT
+    Rst,
+    /// Closed without a close frame, as when a client's process ends
+    Fin,
+}
+
+/// What makes publishers send.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub(super) enum Pressure {
+    /// As many of a publisher's messages are on their way at any time.
+    Closed { in_flight: u32 },
+    /// Messages per second of all publishers, whatever the server does.
+    Open { rate: f64 },
+}
+
+/// A checked plan.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub(super) scenario: Scenario,
+    pub(super) target: Target,
+    pub(super) headers: Vec<String>,
+    pub(super) connections: u32,
+    pub(super) rooms: u32,
+    /// Of each room.
+    pub(super) publishers: u32,
+    pub(super) payload: usize,
+    pub(super) text: bool,
+    pub(super) pressure: Pressure,
+    pub(super) total_order: bool,
+    pub(super) duration: Duration,
+    pub(super) warmup: Duration,
+    pub(super) cycles: u32,
+    pub(super) drop: Drop,
+    pub(super) concurrency: u32,
+    /// Connections, counted from the last one, that stop reading.
+    pub(super) slow: u32,
+    pub(super) slow_pause: Option<Duration>,
+    pub(super) threads: u16,
+    /// Of each thread; empty leaves them to the kernel.
+    pub(super) cpus: Vec<usize>,
+    pub(super) gather: Duration,
+    pub(super) server_pid: Option<u32>,
+    pub(super) quiet: bool,
+    /// Whether the report is JSON.
+    pub json: bool,
+    /// Where to draw.
+    pub plot: Option<PathBuf>,
+}
+
+/// Descriptors beside those of the connections: standard streams, rings, bells, files of /proc, and some to spare.
+const OTHER_DESCRIPTORS: u64 = 64;
+/// A receiver count from which letting messages gather pays.
+const GATHER_FROM: u64 = 64;
+
+impl Plan {
+    /// Checks what is asked against itself and the machine.
+    ///
+    /// # Errors
+    /// Which word is wrong and what would be right; too few descriptors or ports; a host without an address.
+    pub fn new(ask: Ask, host: &Host) -> Result<Self, LoadError> {
+        let usage = |text: String| Err(LoadError::Usage(text));
+        let scenario = ask.scenario;
+        let connections = ask.connections.unwrap_or(match scenario {
+            Scenario::Fanout | Scenario::Idle | Scenario::Storm => 1000,
+            Scenario::Echo => 100,
+            Scenario::Slow => 200,
+        });
+        if connections == 0 {
+            return usage("--connections is 0; 1 is the least".to_owned());
+        }
+        let needed = u64::from(connections) + OTHER_DESCRIPTORS;
+        if needed > host.descriptors {
+            return Err(LoadError::Failed(format!(
+                "{connections} connections need {needed} file descriptors, and this process may have {}: raise the hard limit (`ulimit -Hn {needed}` as root), or take --connections {}",
+                host.descriptors,
+                host.descriptors.saturating_sub(OTHER_DESCRIPTORS)
+            )));
+        }
+        let target = Target::new(&ask.url)?;
+        if let Some(ports) = host.local_ports.filter(|ports| u64::from(connections) > *ports) {
+            return Err(LoadError::Failed(format!(
+                "{connections} connections to one address need as many local ports, and there are {ports}: widen them (`sysctl -w net.ipv4.ip_local_port_range='1024 65535'`), or take --connections {ports}"
+            )));
+        }
+        if let Some(header) = ask.headers.iter().find(|header| !header.contains(':') || header.bytes().any(|byte| byte.is_ascii_control()))
+        {
+            return usage(format!("--header '{header}' is not of the form 'Name: value'"));
+        }
+        let (rooms, publishers) = match scenario {
+            Scenario::Fanout | Scenario::Slow => (ask.rooms, ask.publishers),
+            // Every connection is a room of its own, and its only member.
+            Scenario::Echo => (connections, 1),
+            Scenario::Idle | Scenario::Storm => (ask.rooms, 0),
+        };
+        if rooms == 0 || rooms > connections {
+            return usage(format!("--rooms is {rooms}; it must be from 1 to the number of connections, {connections}"));
+        }
+        if rooms > 1 && scenario != Scenario::Echo && !target.tells_rooms_apart() {
+            return usage(format!("--rooms is {rooms}, but --url '{}' has no {{room}} that could tell them apart", target.template));
+        }
+        let members = connections / rooms;
+        if publishers > members {
+            return usage(format!(
+                "--publishers is {publishers}, but a room has {members} members; take fewer of them or more connections"
+            ));
+        }
+        let slow = match scenario {
+            Scenario::Slow if !(0.0..=100.0).contains(&ask.slow_percent) => {
+                return usage(format!("--slow-percent is {}; it must be from 0 to 100", ask.slow_percent));
+            }
+            Scenario::Slow => (f64::from(connections) * ask.slow_percent / 100.0).round() as u32,
+            _ => 0,
+        };
+        if slow > connections - rooms * publishers {
+            return usage(format!(
+                "{slow} of {connections} connections cannot be slow: the {} publishers must read; lower --slow-percent or raise --connections",
+                rooms * publishers
+            ));
+        }
+        let payload = ask.payload.unwrap_or(if scenario == Scenario::Slow { 1024 } else { 128 });
+        let least = Stamp::bytes(ask.text);
+        if payload < least || payload > 16 << 20 {
+            return usage(format!(
+                "--payload is {payload}; it must be from {least} bytes, which sender, sequence and time take in {} messages, to 16 MiB",
+                if ask.text { "text" } else { "binary" }
+            ));
+        }
+        let pressure = match (ask.rate, ask.in_flight) {
+            (Some(rate), _) if rate > 0.0 && rate <= 1e8 => Pressure::Open { rate },
+            (Some(rate), _) => return usage(format!("--rate is {rate}; it must be above 0 and at most 100,000,000")),
+            (None, Some(in_flight)) if (1..=65_536).contains(&in_flight) => Pressure::Closed { in_flight },
+            (None, Some(in_flight)) => return usage(format!("--in-flight is {in_flight}; it must be from 1 to 65,536")),
+            (None, None) if scenario == Scenario::Slow => Pressure::Open { rate: 1000.0 },
+            (None, None) => Pressure::Closed { in_flight: 1 },
+        };
+        let seconds = |name: &str, value: f64, least: f64| match Duration::try_from_secs_f64(value) {
+            Ok(time) if value >= least && value <= 86_400.0 => Ok(time),
+            _ => Err(LoadError::Usage(format!("{name} is {value}; it must be from {least} to 86,400 seconds"))),
+        };
+        let cpus = ask.cpus.as_deref().map(|list| cpu_list(list, &host.cpus)).transpose()?.unwrap_or_default();
+        let threads = ask.threads.map_or(cpus.len().max(1), usize::from).min(connections as usize);
+        if threads == 0 || threads > 256 {
+            return usage(format!("--threads is {threads}; it must be from 1 to 256"));
+        }
+        if ask.concurrency == 0 {
+            return usage("--concurrency is 0; 1 is the least".to_owned());
+        }
+        let depth = match pressure {
+            Pressure::Closed { in_flight } => u64::from(in_flight),
+            Pressure::Open { .. } => 1,
+        };
+        let receivers = u64::from(connections) * if scenario == Scenario::Echo { depth } else { 1 };
+        let gather = ask.gather.unwrap_or(if receivers >= GATHER_FROM { 20 } else { 0 });
+        if gather > 100_000 {
+            return usage(format!("--gather is {gather}; it must be at most 100,000 µs"));
+        }
+        Ok(Self {
+            scenario,
+            target,
+            headers: ask.headers,
+            connections,
+            rooms,
+            publishers,
+            payload,
+            text: ask.text,
+            pressure,
+            total_order: ask.total_order,
+            duration: seconds("--duration", ask.duration, 0.1)?,
+            warmup: seconds("--warmup", ask.warmup, 0.0)?,
+            cycles: ask.cycles,
+            drop: ask.drop,
+            concurrency: ask.concurrency,
+            slow,
+            slow_pause: ask.slow_pause.map(|pause| seconds("--slow-pause", pause, 0.0)).transpose()?,
+            threads: threads as u16,
+            cpus,
+            gather: Duration::from_micros(gather),
+            server_pid: ask.server_pid,
+            quiet: ask.quiet,
+            json: ask.json,
+            plot: ask.plot,
+        })
+    }
+
+    /// The room of a connection.
+    pub(super) fn room(&self, client: u32) -> u32 {
+        client % self.rooms
+    }
+
+    /// The thread that has this connection: whole rooms stay on one thread when there are enough of them.
+    pub(super) fn thread(&self, client: u32) -> usize {
+        let threads = u32::from(self.threads);
+        let spread = if self.rooms >= threads { self.room(client) } else { client };
+        (spread % threads) as usize
+    }
+
+    /// The number of the publisher that this connection is. Those of a room are `room * publishers` and the following.
+    pub(super) fn publisher(&self, client: u32) -> Option<u32> {
+        let place = client / self.rooms;
+        (place < self.publishers).then(|| self.room(client) * self.publishers + place)
+    }
+
+    /// The connection that this publisher is.
+    pub(super) fn client_of(&self, publisher: u32) -> u32 {
+        publisher / self.publishers + publisher % self.publishers * self.rooms
+    }
+
+    /// All publishers.
+    pub(super) fn publishers_total(&self) -> u32 {
+        self.rooms * self.publishers
+    }
+
+    /// Whether this connection stops reading.
+    pub(super) fn is_slow(&self, client: u32) -> bool {
+        client >= self.connections - self.slow
+    }
+
+    /// One line that says what is done.
+    pub(super) fn summary(&self) -> String {
+        let kind = if self.text { "text" } else { "binary" };
+        let pressure = match self.pressure {
+            Pressure::Closed { in_flight } => format!("closed loop, {in_flight} in flight"),
+            Pressure::Open { rate } => format!("open loop, {rate} messages/s"),
+        };
+        let seconds = self.duration.as_secs_f64();
+        let rooms = if self.rooms == 1 { "1 room".to_owned() } else { format!("{} rooms", self.rooms) };
+        match self.scenario {
+            Scenario::Fanout | Scenario::Slow => format!(
+                "{} connections in {rooms}, {} publishing in each, {} B {kind}; {pressure}; {seconds} s",
+                self.connections, self.publishers, self.payload
+            ),
+            Scenario::Echo => format!("{} connections, {} B {kind}; {pressure} each; {seconds} s", self.connections, self.payload),
+            Scenario::Idle => format!("{} connections held for {seconds} s", self.connections),
+            Scenario::Storm => {
+                format!(
+                    "{} connections dropped and opened again {} times, {} handshakes at once",
+                    self.connections, self.cycles, self.concurrency
+                )
+            }
+        }
+    }
+}
+
+/// `0,2-5` as numbers, all of them allowed.
+fn cpu_list(list: &str, allowed: &[usize]) -> Result<Vec<usize>, LoadError> {
+    let mut cpus = Vec::new();
+    for part in list.split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        match (first.trim().parse::<usize>(), last.trim().parse::<usize>()) {
+            (Ok(first), Ok(last)) if first <= last && last < 4096 => cpus.extend(first..=last),
+            _ => return Err(LoadError::Usage(format!("--cpus '{list}' is no list such as 1,3-5"))),
+        }
+    }
+    if let Some(cpu) = cpus.iter().find(|cpu| !allowed.contains(cpu)) {
+        return Err(LoadError::Usage(format!("--cpus names CPU {cpu}, which this process may not use; it may use {allowed:?}")));
+    }
+    Ok(cpus)
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Words {
+        #[command(flatten)]
+        ask: Ask,
+    }
+
+    /// A plan from words, for tests.
+    pub(in super::super) fn plan(words: &str) -> Result<Plan, LoadError> {
+        let words = format!("bench {words}");
+        let ask = Words::try_parse_from(words.split_whitespace()).map_err(|error| LoadError::Usage(error.to_string()))?.ask;
+        Plan::new(ask, &Host::for_tests())
+    }
+
+    const URL: &str = "--url ws://127.0.0.1:1/ws?room={room}";
+
+    #[test]
+    fn only_a_url_is_needed() {
+        let fanout = plan(&format!("fanout {URL}")).expect("it is valid");
+        assert_eq!((fanout.connections, fanout.rooms, fanout.publishers, fanout.payload), (1000, 1, 1, 128));
+        assert_eq!(fanout.pressure, Pressure::Closed { in_flight: 1 });
+        let slow = plan(&format!("slow {URL}")).expect("it is valid");
+        assert_eq!((slow.slow, slow.pressure, slow.payload), (20, Pressure::Open { rate: 1000.0 }, 1024));
+        let echo = plan("echo --url ws://127.0.0.1:1/echo").expect("it is valid");
+        assert_eq!((echo.rooms, echo.publishers, echo.publishers_total()), (100, 1, 100));
+    }
+
+    #[test]
+    fn publishers_are_the_first_members_of_each_room_and_known_by_number() {
+        let plan = plan(&format!("fanout {URL} -c 20 --rooms 4 --publishers 2 --threads 3")).expect("it is valid");
+        let mut found = Vec::new();
+        for client in 0..plan.connections {
+            if let Some(publisher) = plan.publisher(client) {
+                assert_eq!((plan.client_of(publisher), publisher / 2), (client, plan.room(client)));
+                found.push(publisher);
+            }
+        }
+        found.sort_unstable();
+        assert_eq!(found, (0..8).collect::<Vec<_>>());
+        assert!((0..4).all(|room| (0..5).all(|place| plan.thread(place * 4 + room) == room as usize % 3)), "rooms stay whole");
+    }
+
+    #[test]
+    fn what_does_not_fit_together_is_said() {
+        for (words, says) in [
+            ("fanout --url ws://127.0.0.1:1/ws --rooms 2", "no {room}"),
+            ("fanout --url ws://127.0.0.1:1/ws -c 5 --publishers 6", "--publishers"),
+            ("fanout --url ws://127.0.0.1:1/ws --payload 19", "20 bytes"),
+            ("fanout --url ws://127.0.0.1:1/ws --payload 35 --text", "36 bytes"),
+            ("fanout --url ws://127.0.0.1:1/ws --rate 0", "--rate"),
+            ("fanout --url ws://127.0.0.1:1/ws --in-flight 0", "--in-flight"),
+            ("fanout --url ws://127.0.0.1:1/ws --cpus 99", "CPU 99"),
+            ("fanout --url ws://127.0.0.1:1/ws --cpus x", "--cpus"),
+            ("fanout --url ws://127.0.0.1:1/ws --header nonsense", "--header"),
+            ("fanout --url ws://127.0.0.1:1/ws --duration=-1", "--duration"),
+            ("idle --url ws://127.0.0.1:1/ws -c 30000", "30064 file descriptors"),
+            ("slow --url ws://127.0.0.1:1/ws -c 10 --slow-percent 100", "publishers must read"),
+        ] {
+            let error = plan(words).expect_err(words).to_string();
+            assert!(error.contains(says), "{words}: {error}");
+        }
+    }
+}

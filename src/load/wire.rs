@@ -1,0 +1,269 @@
+//! WebSocket from the client's side, without I/O: the opening handshake, and frames out of a buffer that bytes are added to.
+//!
+//! Each connection has a buffer of its own. On a ring the kernel holds a buffer for as long as a read waits, so that connections cannot
+//! share one; it is small until a larger frame comes.
+
+use std::fmt;
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+
+use crate::proto::ws::handshake::accept_key;
+use crate::proto::ws::{FrameHeader, OpCode};
+
+/// A server may not ask for more memory than this with one frame.
+const FRAME_BYTES_MAX: u64 = 64 << 20;
+const HEAD_BYTES_MAX: usize = 64 << 10;
+const HEADERS_MAX: usize = 100;
+
+/// Why an opening handshake failed.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Refusal {
+    /// An HTTP answer that is not 101: its status line.
+    Status(String),
+    /// 101, but without the Sec-WebSocket-Accept that belongs to our key.
+    WrongAccept,
+    /// No HTTP at all: what came instead, shortened.
+    NotHttp(String),
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Status(line) => write!(f, "answered '{line}'"),
+            Self::WrongAccept => f.write_str("answered 101 without the right Sec-WebSocket-Accept"),
+            Self::NotHttp(start) => write!(f, "answered {start:?}, which is not HTTP"),
+        }
+    }
+}
+
+/// The request that opens a WebSocket, and the Sec-WebSocket-Accept that its answer must have.
+pub(super) fn request(authority: &str, path: &str, headers: &[String]) -> (Vec<u8>, [u8; 28]) {
+    let mut nonce = [0; 16];
+    fastrand::fill(&mut nonce);
+    let key = BASE64_STANDARD.encode(nonce);
+    let mut text = format!(
+        "GET {path} HTTP/1.1\r\nHost: {authority}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n"
+    );
+    for header in headers {
+        text.push_str(header);
+        text.push_str("\r\n");
+    }
+    text.push_str("\r\n");
+    (text.into_bytes(), accept_key(key.as_bytes()))
+}
+
+/// The length of the head of a 101 answer, once it is whole.
+pub(super) fn answer(bytes: &[u8], accept: &[u8; 28]) -> Result<Option<usize>, Refusal> {
+    let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
+    let mut response = httparse::Response::new(&mut headers);
+    let whole = match response.parse(bytes) {
+        Ok(httparse::Status::Complete(length)) => length,
+        Ok(httparse::Status::Partial) if bytes.len() < HEAD_BYTES_MAX => return Ok(None),
+        Ok(httparse::Status::Partial) | Err(_) => {
+            return Err(Refusal::NotHttp(String::from_utf8_lossy(&bytes[..bytes.len().min(40)]).into_owned()));
+        }
+    };
+    let code = response.code.unwrap_or(0);
+    if code != 101 {
+        let reason = response.reason.unwrap_or("");
+        return Err(Refusal::Status(format!("HTTP/1.{} {code} {reason}", response.version.unwrap_or(1)).trim_end().to_owned()));
+    }
+    let accepted = response
+        .headers
+        .iter()
+        .any(|header| header.name.eq_ignore_ascii_case("sec-websocket-accept") && header.value.trim_ascii() == accept);
+    if accepted { Ok(Some(whole)) } else { Err(Refusal::WrongAccept) }
+}
+
+/// What the server sent.
+#[derive(PartialEq, Eq, Debug)]
+pub(super) enum Incoming<'a> {
+    Message(&'a [u8]),
+    Ping(&'a [u8]),
+    Pong,
+    /// Its code, when it gave one.
+    Close(Option<u16>),
+}
+
+/// The received bytes of one connection that are not yet used up.
+#[derive(Debug, Default)]
+pub(super) struct Input {
+    bytes: Vec<u8>,
+    /// Where the first unused byte is.
+    at: usize,
+    /// Bytes that the frame at `at` has, as far as that is known.
+    wanted: usize,
+    /// The beginning of a message that came in fragments.
+    fragments: Option<Vec<u8>>,
+    /// A message of fragments that was handed out last, to be thrown away.
+    whole: Vec<u8>,
+}
+
+impl Input {
+    pub(super) fn new(capacity: usize) -> Self {
+        Self { bytes: Vec::with_capacity(capacity), ..Self::default() }
+    }
+
+    /// Hands the buffer out to be read into behind what it holds; there is room.
+    pub(super) fn lend(&mut self) -> Vec<u8> {
+        if self.at == self.bytes.len() {
+            self.bytes.clear();
+        } else if self.at > 0 {
+            self.bytes.drain(..self.at);
+        }
+        self.at = 0;
+        let room = self.wanted.saturating_sub(self.bytes.len()).max(1);
+        self.bytes.reserve(room);
+        std::mem::take(&mut self.bytes)
+    }
+
+    /// Takes the buffer back.
+    pub(super) fn put_back(&mut self, bytes: Vec<u8>) {
+        self.bytes = bytes;
+    }
+
+    /// The bytes that are not used up.
+    pub(super) fn unused(&self) -> &[u8] {
+        &self.bytes[self.at..]
+    }
+
+    /// Uses bytes up.
+    pub(super) fn advance(&mut self, count: usize) {
+        self.at += count;
+    }
+
+    /// Swaps the buffer for one of this capacity, so that a connection does not keep what its handshake needed.
+    pub(super) fn resize(&mut self, capacity: usize) {
+        let mut bytes = Vec::with_capacity(capacity.max(self.bytes.len() - self.at));
+        bytes.extend_from_slice(self.unused());
+        (self.bytes, self.at) = (bytes, 0);
+    }
+
+    /// The next whole message or control frame.
+    ///
+    /// # Errors
+    /// How the server breaks RFC 6455.
+    pub(super) fn next(&mut self) -> Result<Option<Incoming<'_>>, String> {
+        loop {
+            let bytes = &self.bytes[self.at..];
+            let Some((header, header_len)) = FrameHeader::parse(bytes).map_err(|error| error.to_string())? else {
+                self.wanted = crate::proto::ws::frame::HEADER_MAX;
+                return Ok(None);
+            };
+            if header.masked.is_some() {
+                return Err("a server's frame is masked".to_owned());
+            }
+            if header.payload_len > FRAME_BYTES_MAX {
+                return Err(format!("a frame of {} bytes is over this tool's {FRAME_BYTES_MAX}", header.payload_len));
+            }
+            let end = header_len + header.payload_len as usize;
+            if bytes.len() < end {
+                self.wanted = end;
+                return Ok(None);
+            }
+            let payload = self.at + header_len..self.at + end;
+            self.at += end;
+            self.wanted = 0;
+            match header.opcode {
+                OpCode::Ping => return Ok(Some(Incoming::Ping(&self.bytes[payload]))),
+                OpCode::Pong => return Ok(Some(Incoming::Pong)),
+                OpCode::Close => {
+                    let code = self.bytes[payload].first_chunk().map(|code| u16::from_be_bytes(*code));
+                    return Ok(Some(Incoming::Close(code)));
+                }
+                OpCode::Continuation if self.fragments.is_none() => return Err("a continuation of nothing".to_owned()),
+                OpCode::Text | OpCode::Binary if self.fragments.is_some() => {
+                    return Err("a new message in the middle of another".to_owned());
+                }
+                OpCode::Text | OpCode::Binary if header.fin => return Ok(Some(Incoming::Message(&self.bytes[payload]))),
+                OpCode::Text | OpCode::Binary | OpCode::Continuation => {
+                    let fragments = self.fragments.get_or_insert_default();
+                    fragments.extend_from_slice(&self.bytes[payload]);
+                    if fragments.len() as u64 > FRAME_BYTES_MAX {
+                        return Err(format!("a message is over this tool's {FRAME_BYTES_MAX} bytes"));
+                    }
+                    if header.fin {
+                        self.whole = self.fragments.take().expect("it was filled just now");
+                        return Ok(Some(Incoming::Message(&self.whole)));
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::ws::frame::encode_into;
+
+    fn describe(incoming: &Incoming<'_>) -> String {
+        match incoming {
+            Incoming::Message(payload) => format!("message {}", payload.len()),
+            Incoming::Ping(payload) => format!("ping {}", payload.len()),
+            Incoming::Pong => "pong".to_owned(),
+            Incoming::Close(code) => format!("close {code:?}"),
+        }
+    }
+
+    #[test]
+    fn frames_are_found_however_they_are_cut() {
+        let mut bytes = Vec::new();
+        encode_into(&mut bytes, OpCode::Text, &[b'a'; 125]);
+        encode_into(&mut bytes, OpCode::Ping, b"123");
+        encode_into(&mut bytes, OpCode::Binary, &[b'b'; 126]);
+        bytes.extend_from_slice(&[0x01, 0x02, b'c', b'c', 0x8a, 0x00, 0x80, 0x01, b'c']); // "ccc" in two fragments around a pong
+        encode_into(&mut bytes, OpCode::Binary, &vec![b'd'; 70_000]);
+        encode_into(&mut bytes, OpCode::Close, &[0x03, 0xe8]);
+        let expected = ["message 125", "ping 3", "message 126", "pong", "message 3", "message 70000", "close Some(1000)"];
+        for step in [1, 2, 3, 7, 64, 127, 4096, bytes.len()] {
+            let mut input = Input::new(16);
+            let mut found = Vec::new();
+            for chunk in bytes.chunks(step) {
+                let mut lent = input.lend();
+                assert!(lent.capacity() > lent.len());
+                lent.extend_from_slice(chunk);
+                input.put_back(lent);
+                while let Some(incoming) = input.next().expect("the bytes are valid") {
+                    found.push(describe(&incoming));
+                }
+            }
+            assert_eq!(found, expected, "in steps of {step}");
+            assert!(input.unused().is_empty());
+        }
+    }
+
+    #[test]
+    fn what_no_server_may_send_is_an_error() {
+        for bytes in
+            [&[0x81, 0x80, 0, 0, 0, 0][..], &[0x80, 0x00], &[0xc1, 0x00], &[0x01, 0x00, 0x81, 0x00], &[0x82, 127, 0, 0, 1, 0, 0, 0, 0, 0]]
+        {
+            let mut input = Input::default();
+            input.put_back(bytes.to_vec());
+            assert!(input.next().is_err(), "{bytes:02x?}");
+        }
+    }
+
+    #[test]
+    fn an_answer_is_taken_when_it_is_whole_and_right() {
+        let accept = accept_key(b"dGhlIHNhbXBsZSBub25jZQ==");
+        let good = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nsec-websocket-accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
+        assert_eq!(answer(good, &accept), Ok(Some(good.len())));
+        for cut in 0..good.len() {
+            assert_eq!(answer(&good[..cut], &accept), Ok(None));
+        }
+        assert_eq!(answer(b"HTTP/1.1 101 X\r\n\r\n", &accept), Err(Refusal::WrongAccept));
+        assert_eq!(answer(b"HTTP/1.1 404 Not Found\r\n\r\n", &accept), Err(Refusal::Status("HTTP/1.1 404 Not Found".to_owned())));
+        assert!(matches!(answer(b"SSH-2.0-OpenSSH_9\r\n", &accept), Err(Refusal::NotHttp(_))));
+    }
+
+    #[test]
+    fn a_request_says_what_it_was_given() {
+        let (bytes, accept) = request("host:1", "/ws?room=r1", &["X-Token: t".to_owned()]);
+        let text = String::from_utf8(bytes).expect("it is ASCII");
+        assert!(text.starts_with("GET /ws?room=r1 HTTP/1.1\r\nHost: host:1\r\n") && text.ends_with("\r\nX-Token: t\r\n\r\n"), "{text}");
+        let key = text.split("Sec-WebSocket-Key: ").nth(1).and_then(|rest| rest.split("\r\n").next()).expect("it has a key");
+        assert_eq!(accept, accept_key(key.as_bytes()));
+    }
+}
