@@ -57,8 +57,22 @@ unsafe impl Sync for Segment {}
 // SAFETY: a segment is plain memory and a counter; nothing in it is bound to a thread.
 unsafe impl Send for Segment {}
 
+/// What a segment is filled with before its bytes are written and after its last handle has gone, where assertions are on: whoever reads then is seen at once.
+const POISON: u8 = 0xdb;
+
+impl Segment {
+    fn poison(&mut self) {
+        if cfg!(debug_assertions) {
+            for cell in &mut self.bytes {
+                cell.get_mut().write(POISON);
+            }
+        }
+    }
+}
+
 impl Drop for Segment {
     fn drop(&mut self) {
+        self.poison();
         self.shadow.write(0..self.bytes.len());
         self.memory.0.fetch_sub(self.bytes.len(), Ordering::Relaxed);
     }
@@ -81,7 +95,8 @@ impl SegmentWriter {
         // SAFETY: the capacity was just reserved, and `UnsafeCell<MaybeUninit<u8>>` needs no initialisation.
         unsafe { bytes.set_len(capacity) };
         memory.0.fetch_add(capacity, Ordering::Relaxed);
-        let segment = Segment { bytes: bytes.into_boxed_slice(), shadow: Shadow::new(capacity), memory: Arc::clone(memory) };
+        let mut segment = Segment { bytes: bytes.into_boxed_slice(), shadow: Shadow::new(capacity), memory: Arc::clone(memory) };
+        segment.poison();
         Self { segment: sync::Arc::new(segment), len: 0 }
     }
 
