@@ -376,7 +376,9 @@ impl<K: Kernel> Driver for UringDriver<K> {
     }
 
     fn peer_addr(&self, conn: ConnKey) -> Option<SocketAddr> {
-        self.conns.get(conn).and_then(|conn| self.kernel.peer_addr(conn.socket))
+        // Once it is closed, its number may be somebody else's.
+        let open = |conn: &&Conn| conn.closing.is_none() || conn.in_flight > 0;
+        self.conns.get(conn).filter(open).and_then(|conn| self.kernel.peer_addr(conn.socket))
     }
 
     fn slots(&self) -> u32 {
