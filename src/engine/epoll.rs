@@ -602,28 +602,27 @@ fn concerns_one_client(error: &io::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
-    use std::net::{Shutdown, TcpStream};
     use std::time::Duration;
 
-    use super::super::driver_tests::{Bench, bytes, driver_tests};
+    use super::super::driver_tests::bench::{Bench, Client, Loopback, bytes};
+    use super::super::driver_tests::driver_tests;
     use super::*;
 
-    fn make() -> (EpollDriver, SocketAddr) {
-        make_shard(ShardId(0), &Wakers::new(1).expect("eventfds"))
-    }
-
-    fn make_shard(shard: ShardId, wakers: &Arc<Wakers>) -> (EpollDriver, SocketAddr) {
+    fn make(shard: ShardId, wakers: &Arc<Wakers>) -> (EpollDriver, SocketAddr) {
         let options = sys::ListenOptions { backlog: 128, notsent_bytes: 16 * 1024, shared: false };
         let listener = sys::listen("127.0.0.1:0".parse().expect("address"), options).expect("listens");
         let address = sys::local_addr(&listener).expect("address");
         (EpollDriver::new(shard, listener, Arc::clone(wakers), RecvPool::new(16, 1024), 8).expect("epoll"), address)
     }
 
-    driver_tests!(make);
+    fn setting() -> Loopback<EpollDriver> {
+        Loopback::new(make)
+    }
+
+    driver_tests!([setting()]);
 
     /// Whether the kernel would end the next wait at once, for a reason that no turn takes away.
-    fn spins(bench: &mut Bench<EpollDriver>) -> bool {
+    fn spins(bench: &mut Bench<'_, Loopback<EpollDriver>>) -> bool {
         bench.settle();
         let mut ready = [epoll_event { events: 0, u64: 0 }; 8];
         bench.driver.set.wait(&mut ready, Wait::For(Duration::from_millis(20))).expect("waits") > 0
@@ -631,7 +630,8 @@ mod tests {
 
     #[test]
     fn a_peer_that_resets_while_reading_is_paused_is_reported_once_without_spinning() {
-        let mut bench = Bench::new(&make);
+        let setting = setting();
+        let mut bench = Bench::new(&setting);
         let (client, key) = bench.connect();
         bench.driver.pause_recv(key);
         bench.send(key, &bytes(1000));
@@ -645,12 +645,13 @@ mod tests {
 
     #[test]
     fn both_sides_shut_while_reading_is_paused_waits_quietly_and_reads_on_later() {
-        let mut bench = Bench::new(&make);
+        let setting = setting();
+        let mut bench = Bench::new(&setting);
         let (mut client, key) = bench.connect();
         bench.driver.pause_recv(key);
         bench.driver.shut_write(key);
-        client.write_all(b"last words").expect("writes");
-        client.shutdown(Shutdown::Write).expect("shuts");
+        bench.client_write(&mut client, b"last words");
+        client.shut_write();
         assert!(!spins(&mut bench));
         bench.expect_silence();
         bench.driver.resume_recv(key);
@@ -660,9 +661,10 @@ mod tests {
 
     #[test]
     fn a_starved_connection_does_not_spin() {
-        let mut bench = Bench::new(&make);
+        let setting = setting();
+        let mut bench = Bench::new(&setting);
         let (mut client, key) = bench.connect();
-        client.write_all(&bytes(64 * 1024)).expect("writes");
+        bench.client_write(&mut client, &bytes(64 * 1024));
         assert!(!spins(&mut bench));
         assert!(bench.driver.recv_starved() > 0);
         assert_eq!(bench.driver.unsent(key), 0);
@@ -670,19 +672,20 @@ mod tests {
 
     #[test]
     fn wake_ups_reach_the_other_shard_and_are_told_once() {
-        let wakers = Wakers::new(2).expect("eventfds");
-        let mut left = Bench::new(&|| make_shard(ShardId(0), &wakers));
-        let mut right = Bench::new(&|| make_shard(ShardId(1), &wakers));
+        let setting = setting();
+        let (mut left, mut right) = (Bench::new(&setting), Bench::of_shard(&setting, ShardId(1)));
         left.driver.wake(ShardId(1));
         left.driver.wake(ShardId(1));
-        right.until("a wake-up", |event| matches!(event, Event::Woken).then_some(()));
+        right.turn_until("wake-up", |right| (right.woken > 0).then_some(()));
         right.expect_silence();
+        assert_eq!(right.woken, 1);
         left.expect_silence();
     }
 
     #[test]
     fn a_slot_is_not_given_out_in_the_turn_that_tells_its_end() {
-        let mut bench = Bench::new(&make);
+        let setting = setting();
+        let mut bench = Bench::new(&setting);
         let (_client, key) = bench.connect();
         bench.driver.close(key, CloseHow::Close);
         bench.until_closed(key);
@@ -698,7 +701,8 @@ mod tests {
     #[test]
     #[should_panic(expected = "one send per connection: 5 bytes are in flight")]
     fn a_second_send_before_the_first_is_sent_is_a_mistake() {
-        let mut bench = Bench::new(&make);
+        let setting = setting();
+        let mut bench = Bench::new(&setting);
         let (_client, key) = bench.connect();
         bench.send(key, b"first");
         bench.send(key, b"second");
@@ -706,7 +710,8 @@ mod tests {
 
     #[test]
     fn a_descriptor_that_epoll_refuses_fails_its_connection() {
-        let mut bench = Bench::new(&make);
+        let setting = setting();
+        let mut bench = Bench::new(&setting);
         let key = bench.driver.adopt(Socket(-1));
         bench.until_failed(key);
         bench.driver.close(key, CloseHow::Close);
@@ -724,14 +729,5 @@ mod tests {
             (Wait::For(Duration::MAX), c_int::MAX),
         ];
         table.into_iter().for_each(|(wait, expect)| assert_eq!(timeout_ms(wait), expect, "{wait:?}"));
-    }
-
-    #[test]
-    fn a_client_that_disconnects_in_the_backlog_does_not_stop_accepting() {
-        let mut bench = Bench::new(&make);
-        bench.driver.pause_accept();
-        drop(TcpStream::connect(bench.address).expect("connects"));
-        bench.driver.resume_accept();
-        let (_client, _) = bench.connect();
     }
 }

@@ -70,6 +70,8 @@ pub struct Report {
     pub publishers_paused: u64,
     /// Nanoseconds that passed.
     pub nanos: u64,
+    /// A digest over all completions in their order: two runs with the same one took the same way.
+    pub digest: u64,
 }
 
 impl Report {
@@ -85,6 +87,7 @@ impl Report {
         self.accept_paused += other.accept_paused;
         self.publishers_paused += other.publishers_paused;
         self.nanos += other.nanos;
+        self.digest ^= other.digest;
     }
 }
 
@@ -371,6 +374,7 @@ impl Simulation {
             accept_paused: sum(|counters| counters.accept_paused.value()),
             publishers_paused: sum(|counters| counters.publishers_paused.value()),
             nanos: self.now().as_nanos(),
+            digest: self.world.borrow().digest(),
         }
     }
 }

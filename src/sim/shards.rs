@@ -32,6 +32,9 @@ pub struct ShardsPlan {
     pub seed: u64,
 }
 
+/// How long a step takes, where nobody says otherwise.
+const TICK: Duration = Duration::from_micros(10);
+
 struct Seat<K> {
     gateway: Gateway<UringDriver<K>>,
     commands: Sender<Command>,
@@ -156,6 +159,34 @@ impl<K: Kernel> Shards<K> {
         }
         let sleeps = |seat: &Seat<K>| seat.state == State::Waiting && seat.gateway.holdings().unread > 0;
         self.seats.iter().position(sleeps).map(|shard| ShardId(shard as u16))
+    }
+
+    /// Lets kernel and shards run until `done`, which is asked whenever something may have happened, or until `time` has passed; whether it was done.
+    ///
+    /// # Panics
+    /// As [`step`](Self::step).
+    pub fn run_until(&mut self, time: Duration, mut done: impl FnMut(&mut World) -> bool) -> bool {
+        let end = self.world.borrow().now + time;
+        loop {
+            self.world.borrow_mut().stir();
+            if done(&mut self.world.borrow_mut()) {
+                return true;
+            }
+            let now = self.world.borrow().now;
+            if now >= end {
+                return false;
+            }
+            let dues: Vec<(ShardId, Time)> = self.ids().filter_map(|shard| Some((shard, self.due(shard)?))).collect();
+            let soon = now + TICK;
+            // What the kernel has put off it tries again soon; nothing takes no time at all.
+            let next = dues.iter().map(|(_, due)| *due).chain(self.world.borrow().next_deed()).min().map_or(end, |at| at.max(soon));
+            for (shard, due) in dues {
+                if due <= now {
+                    self.step(shard);
+                }
+            }
+            self.world.borrow_mut().now = next.min(end);
+        }
     }
 
     /// Asks them all to drain within `time`.

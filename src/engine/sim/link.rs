@@ -33,16 +33,18 @@ pub(super) struct Link {
     pub(super) down: VecDeque<u8>,
     /// Bytes that went down in all.
     pub(super) down_total: u64,
-    /// The client has shut its side.
+    /// The client has shut its side, and its kernel has said so (FIN).
     pub(super) client_fin: bool,
     /// The client holds no handle any more.
     pub(super) client_gone: bool,
-    /// The server has shut its side.
+    /// The server has shut its side, and its kernel has said so (FIN).
     pub(super) server_fin: bool,
     /// The server has closed its descriptor, or the listener with this one still in its backlog.
     pub(super) server_gone: bool,
     /// The connection is broken: both ends learn it.
     pub(super) reset: bool,
+    /// What the server's next operation is told about that: the kernel tells it once.
+    error: Option<i32>,
     /// The shard whose ring has the operations.
     pub(super) owner: Option<ShardId>,
     pub(super) recv: Option<Token>,
@@ -65,12 +67,49 @@ impl Link {
             server_fin: false,
             server_gone: false,
             reset: false,
+            error: None,
             owner: None,
             recv: None,
             send: None,
             last_recv: None,
             listed: false,
         }
+    }
+
+    /// Breaks the connection; `errno` is what the server's side is told.
+    pub(super) fn break_off(&mut self, errno: i32) {
+        if !std::mem::replace(&mut self.reset, true) {
+            self.error = Some(errno);
+        }
+    }
+
+    /// The client's kernel sends RST. After a FIN, Linux calls that a broken pipe.
+    pub(super) fn reset_by_client(&mut self) {
+        self.break_off(if self.client_fin { libc::EPIPE } else { libc::ECONNRESET });
+    }
+
+    /// The server's kernel closes it: with RST where bytes are unread (RFC 1122 section 4.2.2.13) or it was told so, else with FIN.
+    pub(super) fn end_by_server(&mut self, reset: bool) {
+        if reset || !self.up.is_empty() {
+            self.reset = true;
+        } else if !self.reset {
+            self.server_fin = true;
+        }
+    }
+
+    /// Whether the server's kernel holds no connection any more: it is broken, or both sides are shut.
+    pub(super) fn is_over(&self) -> bool {
+        self.reset || (self.client_fin && self.server_fin)
+    }
+
+    /// What a receive finds when all bytes are taken: the end, or the error while nobody has been told.
+    pub(super) fn end_of_recv(&mut self) -> Result<(), i32> {
+        if self.client_fin { Ok(()) } else { self.error.take().map_or(Ok(()), Err) }
+    }
+
+    /// What a send finds on a connection that is broken, or that the server has shut.
+    pub(super) fn end_of_send(&mut self) -> i32 {
+        self.error.take().unwrap_or(libc::EPIPE)
     }
 
     /// Whether a receive, if there is one, can complete.

@@ -12,11 +12,13 @@ mod chaos;
 mod choices;
 mod link;
 mod ring;
+#[cfg(test)]
+mod tests;
 mod world;
 
 use std::cell::RefCell;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::rc::Rc;
 
 pub use chaos::Chaos;
@@ -79,6 +81,6 @@ impl Kernel for SimKernel {
     }
 
     fn peer_addr(&self, socket: Socket) -> Option<SocketAddr> {
-        Some((Ipv4Addr::LOCALHOST, socket.0 as u16).into())
+        self.world.borrow().peer_addr(socket)
     }
 }

@@ -122,7 +122,11 @@ impl Ring {
         let mut at = self.completions.len();
         if choices.chance(chaos.reorder) {
             let mut leap = choices.within(1..=8);
-            while leap > 0 && at > 0 && self.completions[at - 1].token != completion.token {
+            // An error that one operation of a connection took with it decides what the next one finds.
+            let follows = |earlier: &Completion| {
+                earlier.token == completion.token || (earlier.result.is_err() && earlier.token.key() == completion.token.key())
+            };
+            while leap > 0 && at > 0 && !follows(&self.completions[at - 1]) {
                 at -= 1;
                 leap -= 1;
             }

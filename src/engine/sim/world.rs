@@ -1,8 +1,9 @@
 //! The world of a simulation: its time, its connections, and the part of the kernel that serves each shard.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, VecDeque};
+use std::collections::{BinaryHeap, HashSet, VecDeque};
 use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -28,6 +29,14 @@ const LATE: Duration = Duration::from_millis(2);
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct LinkId(pub(super) u32);
 
+impl LinkId {
+    /// The client's address, another for each connection that there is.
+    pub fn address(self) -> SocketAddr {
+        let [_, high, middle, low] = self.0.to_be_bytes();
+        (Ipv4Addr::new(127, high, middle, low), 1024).into()
+    }
+}
+
 /// Everything outside of the shards.
 pub struct World {
     /// The present. Moves only when it is moved.
@@ -45,6 +54,7 @@ pub struct World {
     fds: Vec<u32>,
     free_fds: BinaryHeap<Reverse<u32>>,
     rings: Vec<Ring>,
+    digest: u64,
 }
 
 impl World {
@@ -61,6 +71,7 @@ impl World {
             fds: Vec::new(),
             free_fds: BinaryHeap::new(),
             rings: Vec::new(),
+            digest: 0,
         }
     }
 
@@ -111,10 +122,12 @@ impl World {
             *byte = link.down.pop_front().expect("counted above");
         }
         if count == 0 && !buffer.is_empty() {
-            if link.reset {
-                return Err(io::ErrorKind::ConnectionReset.into());
-            }
-            return if link.server_fin { Ok(0) } else { Err(io::ErrorKind::WouldBlock.into()) };
+            // Who has seen the end learns of a reset behind it only by writing.
+            return match () {
+                () if link.server_fin => Ok(0),
+                () if link.reset => Err(io::ErrorKind::ConnectionReset.into()),
+                () => Err(io::ErrorKind::WouldBlock.into()),
+            };
         }
         self.list(id.0);
         Ok(count)
@@ -123,21 +136,23 @@ impl World {
     /// Sends bytes up; how many were taken.
     ///
     /// # Errors
-    /// `WouldBlock` when there is no room, EPIPE after this side was shut, ECONNRESET after the connection broke or the server closed it.
+    /// `WouldBlock` when there is no room, EPIPE after this side was shut, ECONNRESET after the connection broke, EPIPE if the server had shut its side before.
+    /// What is written first to a connection that the server has closed is taken, and answered with a reset.
     pub fn client_write(&mut self, id: LinkId, bytes: &[u8]) -> io::Result<usize> {
         let link = self.links[id.0 as usize].as_mut().expect("a client writes before it closes");
         if link.client_fin {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
-        if link.server_gone {
-            link.reset = true;
-        }
         if link.reset {
-            return Err(io::ErrorKind::ConnectionReset.into());
+            return Err(if link.server_fin { io::ErrorKind::BrokenPipe } else { io::ErrorKind::ConnectionReset }.into());
         }
         let count = bytes.len().min(link.options.up_max.saturating_sub(link.up.len()));
         if count == 0 && !bytes.is_empty() {
             return Err(io::ErrorKind::WouldBlock.into());
+        }
+        if link.server_gone {
+            link.reset |= count > 0;
+            return Ok(count);
         }
         link.up.extend(&bytes[..count]);
         self.list(id.0);
@@ -162,16 +177,16 @@ impl World {
     /// Shuts the client's side: the server reads to the end.
     pub fn client_shut(&mut self, id: LinkId) {
         if let Some(link) = &mut self.links[id.0 as usize] {
-            link.client_fin = true;
+            link.client_fin |= !link.reset;
             self.list(id.0);
         }
     }
 
     /// Breaks the connection from the client's side. What was sent before may be lost.
     pub fn client_reset(&mut self, id: LinkId) {
-        let lost = self.choices.chance(500);
+        let lost = self.overtakes();
         if let Some(link) = &mut self.links[id.0 as usize] {
-            link.reset = true;
+            link.reset_by_client();
             if lost {
                 link.up.clear();
             }
@@ -183,14 +198,22 @@ impl World {
     pub fn client_close(&mut self, id: LinkId) {
         let Some(link) = &mut self.links[id.0 as usize] else { return };
         link.client_gone = true;
-        link.client_fin = true;
-        link.reset |= !link.down.is_empty();
-        link.down.clear();
+        if !link.down.is_empty() {
+            link.reset_by_client();
+            link.down.clear();
+        } else if !link.reset {
+            link.client_fin = true;
+        }
         if link.server_gone {
             self.free_link(id.0);
         } else {
             self.list(id.0);
         }
+    }
+
+    /// Whether a reset arrives before bytes that were sent before it. Not in calm weather: the loopback device never does that.
+    fn overtakes(&mut self) -> bool {
+        self.chaos != Chaos::CALM && self.choices.chance(500)
     }
 
     fn free_link(&mut self, link: u32) {
@@ -235,6 +258,11 @@ impl World {
         }
     }
 
+    /// A digest over all completions that were taken out, in their order.
+    pub fn digest(&self) -> u64 {
+        self.digest
+    }
+
     /// What a kernel still holds for one shard after everybody has left; empty when that is as it should be.
     pub fn leftovers(&self, shard: ShardId) -> String {
         let ring = &self.rings[shard.index()];
@@ -277,7 +305,11 @@ impl World {
         let now = self.now;
         let ring = &mut self.rings[shard.index()];
         ring.entered = None;
+        let before = completions.len();
         ring.reap(completions, now);
+        for completion in &completions[before..] {
+            self.digest = mixed(self.digest ^ u64::from(shard.0), completion);
+        }
     }
 
     pub(super) fn replenish(&mut self, shard: ShardId) -> usize {
@@ -297,6 +329,7 @@ impl World {
                 let ring = &mut self.rings[shard.index()];
                 assert!(ring.accept.is_none() && ring.listening, "shard {shard}: one accept at a time, on an open listener");
                 ring.accept = Some(token);
+                self.accept(shard.index());
             }
             Op::WatchWake => {
                 let ring = &mut self.rings[shard.index()];
@@ -316,6 +349,10 @@ impl World {
                 let link = self.links[id as usize].as_mut().expect("found above");
                 assert!(link.send.is_none(), "two sends in flight on fd {}: their bytes could swap", socket.0);
                 link.send = Some((token, data));
+                // It is tried while it is handed over, before what was queued behind it: a cancellation finds it only if it has to wait.
+                if !self.choices.chance(self.chaos.defer) {
+                    self.send(shard.index(), id);
+                }
                 self.list(id);
             }
             Op::Cancel(target) => {
@@ -539,7 +576,7 @@ impl World {
             && let Some(token) = link.recv
         {
             if link.options.fragile && choices.chance(chaos.break_link) {
-                link.reset = true;
+                link.break_off(libc::ETIMEDOUT);
                 link.up.clear();
             }
             let outcome = if choices.chance(chaos.interrupt) {
@@ -561,10 +598,8 @@ impl World {
                     }
                     Ok(Some(lent))
                 }
-            } else if link.reset {
-                Err(libc::ECONNRESET)
             } else {
-                Ok(None)
+                link.end_of_recv().map(|()| None)
             };
             let (result, received): (_, Option<Lent>) = match outcome {
                 Ok(received) => (Ok(received.as_ref().map_or(0, |bytes| bytes.len() as u32)), received),
@@ -586,22 +621,22 @@ impl World {
             return;
         }
         if link.options.fragile && choices.chance(chaos.break_link) {
-            link.reset = true;
+            link.break_off(libc::ETIMEDOUT);
         }
         let Some((token, data)) = link.send.take() else { return };
         let result = if choices.chance(chaos.interrupt) {
             Err(choices.of(&[libc::EINTR, libc::EAGAIN]))
-        } else if link.reset {
-            Err(choices.of(&[libc::ECONNRESET, libc::EPIPE]))
-        } else if link.server_fin {
-            Err(libc::EPIPE)
+        } else if link.reset || link.server_fin {
+            Err(link.end_of_send())
         } else {
             let most = data.len().min(link.down_room());
             // Zero is a send that took nothing, which the driver must repeat.
             let count = if choices.chance(chaos.short_send) { choices.within(0..=most) } else { most };
             link.take_down(&data, count);
             // The peer is gone: its kernel takes what comes first, and answers with a reset.
-            link.reset |= link.client_gone;
+            if link.client_gone && count > 0 {
+                link.reset_by_client();
+            }
             Ok(count as u32)
         };
         rings[index].post(Completion { data: Some(data), ..done(token, result, false) }, now, choices, chaos);
@@ -631,12 +666,13 @@ impl World {
         }
     }
 
-    /// The process ends: whatever is still open, or waits in a backlog, is reset.
+    /// The process ends: whatever is still open is closed, and what waits in a backlog is reset.
     pub fn exit(&mut self) {
+        let accepted: HashSet<u32> = self.fds.iter().copied().collect();
         for id in 0..self.links.len() as u32 {
             let Some(link) = &mut self.links[id as usize] else { continue };
             if !std::mem::replace(&mut link.server_gone, true) {
-                link.reset = true;
+                link.end_by_server(!accepted.contains(&id));
             }
             (link.recv, link.send) = (None, None);
             if link.client_gone {
@@ -648,23 +684,26 @@ impl World {
     pub(super) fn shut_write(&mut self, socket: Socket) {
         let id = self.link_of(socket);
         let link = self.links[id as usize].as_mut().expect("an open descriptor has a link");
-        link.server_fin = true;
+        link.server_fin |= !link.reset;
         self.list(id);
+    }
+
+    pub(super) fn peer_addr(&self, socket: Socket) -> Option<SocketAddr> {
+        let id = self.link_of(socket);
+        let link = self.links[id as usize].as_ref().expect("an open descriptor has a link");
+        (!link.is_over()).then(|| LinkId(id).address())
     }
 
     pub(super) fn close(&mut self, socket: Socket, how: CloseHow) {
         let id = self.link_of(socket);
         let ghost = self.choices.chance(self.chaos.ghost);
-        let lost = self.choices.below(2) == 0;
+        let lost = self.overtakes();
         let link = self.links[id as usize].as_mut().expect("an open descriptor has a link");
         assert!(link.recv.is_none() && link.send.is_none(), "fd {} is closed with an operation in flight", socket.0);
-        if how == CloseHow::Reset || !link.up.is_empty() {
-            link.reset = true;
-            if lost {
-                link.down.clear();
-            }
+        link.end_by_server(how == CloseHow::Reset);
+        if link.reset && lost {
+            link.down.clear();
         }
-        link.server_fin = true;
         link.server_gone = true;
         let (owner, last_recv, client_gone) = (link.owner, link.last_recv, link.client_gone);
         if client_gone {
@@ -683,6 +722,17 @@ impl World {
 
 fn done(token: Token, result: Result<u32, i32>, more: bool) -> Completion {
     Completion { token, result, more, received: None, data: None }
+}
+
+/// `digest` with a completion more.
+fn mixed(digest: u64, completion: &Completion) -> u64 {
+    let result = match completion.result {
+        Ok(count) => u64::from(count),
+        Err(errno) => u64::from(errno.unsigned_abs()) << 32,
+    };
+    [completion.token.0, result, completion.more.into()]
+        .iter()
+        .fold(digest, |digest, word| (digest.rotate_left(23) ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15))
 }
 
 fn poison(pool: &RecvPool, id: u16) {
