@@ -102,7 +102,8 @@ impl Room {
         for _ in 0..members {
             let request = b"GET /ws?room=a HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
             let mut world = room.world.borrow_mut();
-            let link = world.connect(ShardId(0), LinkOptions { sink: true, up_max: 1 << 20, ..LinkOptions::default() }).expect("it listens");
+            let link =
+                world.connect(ShardId(0), LinkOptions { sink: true, up_max: 1 << 20, ..LinkOptions::default() }).expect("it listens");
             assert_eq!(world.client_write(link, request).ok(), Some(request.len()));
             drop(world);
             room.members.push(link);
