@@ -1,21 +1,16 @@
 //! What a publication and a delivery allocate: a counting allocator under a real gateway over the simulated kernel, whose own allocations are not counted.
 
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::io;
 use std::net::SocketAddr;
-use std::rc::Rc;
-use std::time::Duration;
 
 use shardcast::engine::driver::{CloseHow, Wait};
 use shardcast::engine::kernel::{Completion, GatherWait, Kernel, Op, Token};
-use shardcast::engine::sim::{Chaos, Choices, LinkId, LinkOptions, SimKernel, SimRingSize, World};
+use shardcast::engine::sim::SimKernel;
 use shardcast::engine::sys::Socket;
 use shardcast::ids::ShardId;
-use shardcast::limits::Limits;
-use shardcast::proto::ws::OpCode;
-use shardcast::proto::ws::frame::encode_masked_into;
-use shardcast::sim::{Shards, ShardsPlan};
+use shardcast::sim::Crowd;
 
 thread_local! {
     static COUNTING: Cell<bool> = const { Cell::new(false) };
@@ -85,71 +80,26 @@ impl Kernel for Uncounted {
     }
 }
 
-/// One room on one shard.
-struct Room {
-    world: Rc<RefCell<World>>,
-    shards: Shards<Uncounted>,
-    members: Vec<LinkId>,
-}
-
-impl Room {
-    fn of(members: usize) -> Self {
-        let world = Rc::new(RefCell::new(World::new(Choices::seeded(1), Chaos::CALM)));
-        let limits = Limits { connections_max: 1 << 30, queued_bytes_max: 1 << 30, ..Limits::default() };
-        let plan = ShardsPlan { shards: 1, limits, ring: SimRingSize::default(), seed: 1 };
-        let shards = Shards::start_on(&plan, &world, Uncounted);
-        let mut room = Self { world, shards, members: Vec::new() };
-        for _ in 0..members {
-            let request = b"GET /ws?room=a HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
-            let mut world = room.world.borrow_mut();
-            let link =
-                world.connect(ShardId(0), LinkOptions { sink: true, up_max: 1 << 20, ..LinkOptions::default() }).expect("it listens");
-            assert_eq!(world.client_write(link, request).ok(), Some(request.len()));
-            drop(world);
-            room.members.push(link);
-            room.settle();
-        }
-        room
+/// Publishes `count` messages to a room of `members` on one shard, one after the other; allocations and bytes allocated for each.
+fn publish(members: usize, count: usize, payload: usize) -> (f64, f64) {
+    let mut crowd = Crowd::new(1, 1, members, Uncounted);
+    crowd.connect(members, |shards, shard| shards.step(shard));
+    (0..200).for_each(|_| crowd.publish(1, payload, |shards, shard| shards.step(shard)));
+    let (allocations, bytes) = (ALLOCATIONS.get(), BYTES.get());
+    for _ in 0..count {
+        crowd.publish(1, payload, |shards, shard| {
+            COUNTING.set(true);
+            shards.step(shard);
+            COUNTING.set(false);
+        });
     }
-
-    /// Runs the shard until it has nothing to do.
-    fn settle(&mut self) {
-        loop {
-            uncounted(|| self.world.borrow_mut().stir());
-            let now = self.world.borrow().now;
-            let due = self.shards.due(ShardId(0)).into_iter().chain(self.world.borrow().next_deed()).min();
-            match due.filter(|due| due.since(now) < Duration::from_millis(10)) {
-                Some(due) if due > now => self.world.borrow_mut().now = due,
-                Some(_) => self.shards.step(ShardId(0)),
-                None => return,
-            }
-        }
-    }
-
-    /// Publishes `count` messages, one after the other; allocations and bytes allocated for each.
-    fn publish(&mut self, count: u64, payload: usize) -> (f64, f64) {
-        let mut frame = Vec::new();
-        encode_masked_into(&mut frame, true, OpCode::Binary, [1, 2, 3, 4], &vec![7; payload]);
-        let mut publish = |count: u64| {
-            for _ in 0..count {
-                let written = uncounted(|| self.world.borrow_mut().client_write(self.members[0], &frame));
-                assert_eq!(written.ok(), Some(frame.len()));
-                self.settle();
-            }
-        };
-        publish(200);
-        let (allocations, bytes) = (ALLOCATIONS.get(), BYTES.get());
-        COUNTING.set(true);
-        publish(count);
-        COUNTING.set(false);
-        ((ALLOCATIONS.get() - allocations) as f64 / count as f64, (BYTES.get() - bytes) as f64 / count as f64)
-    }
+    ((ALLOCATIONS.get() - allocations) as f64 / count as f64, (BYTES.get() - bytes) as f64 / count as f64)
 }
 
 #[test]
 fn a_delivery_allocates_nothing_and_a_publication_little() {
-    let (few, _) = Room::of(10).publish(1000, 128);
-    let (many, _) = Room::of(1000).publish(1000, 128);
+    let (few, _) = publish(10, 1000, 128);
+    let (many, _) = publish(1000, 1000, 128);
     println!("allocations per publication: {few} to 10 members, {many} to 1,000");
     assert!((many - few).abs() * 1000.0 <= 1.0, "{few} allocations per publication to 10 members, {many} to 1,000");
     // A lap, what its members are sent, and now and then a segment.
@@ -159,7 +109,7 @@ fn a_delivery_allocates_nothing_and_a_publication_little() {
 #[test]
 fn a_payload_that_comes_in_one_buffer_is_copied_once() {
     let payload = 3 << 10;
-    let (_, bytes) = Room::of(100).publish(500, payload);
+    let (_, bytes) = publish(100, 500, payload);
     println!("bytes allocated per publication of {payload}: {bytes}");
     assert!(bytes < payload as f64 * 1.3, "{bytes} bytes allocated for a payload of {payload}");
 }

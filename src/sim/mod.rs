@@ -9,9 +9,11 @@
 //! | `shards` | gateways over simulated kernels |
 //! | `client`, `stream`, `stranger` | who connects |
 //! | `ledger` | who said and heard what: the oracle |
+//! | `crowd` | very many clients, for measurements |
 #![forbid(unsafe_code)]
 
 mod client;
+mod crowd;
 mod ledger;
 mod plan;
 mod shards;
@@ -22,6 +24,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
 
+pub use crowd::Crowd;
 pub use plan::{ClientPlan, End, Leaving, Plan, Reading, Wish};
 pub use shards::{Shards, ShardsPlan};
 
