@@ -116,6 +116,7 @@ impl<D: Driver> Gateway<D> {
             if waited_ms >= self.limits.reader_hold_ms {
                 session.last_in = Stamp::new(now);
             }
+            self.restore_deadline(key);
         }
         self.pump(key);
         let unsent = self.driver.unsent(key);
@@ -173,7 +174,7 @@ impl<D: Driver> Gateway<D> {
         session.cold = None;
         session.decoder = Decoder::new();
         session.state = State::Finishing;
-        if matches!(cause, CloseCause::ClientGone | CloseCause::NetworkError) {
+        if cause == CloseCause::NetworkError {
             session.direct = None;
             self.take_down(key, CloseHow::Close);
             return;
@@ -181,12 +182,13 @@ impl<D: Driver> Gateway<D> {
         if matches!(cause, CloseCause::SlowConsumer | CloseCause::NoPong) {
             session.direct = None;
         }
-        let upgraded = session.upgraded;
+        // Who has shut his side without a close frame gets what he is owed, and no close frame either.
+        let says_why = session.upgraded && cause != CloseCause::ClientGone;
         if std::mem::take(&mut session.paused) {
             // The end of its stream must be seen.
             self.driver.resume_recv(key);
         }
-        if upgraded {
+        if says_why {
             let code = code.or(cause.code());
             let payload = code.map(|code| match cause.wants_retry() {
                 true => encode_close_payload(code, format!("retry={} {reason}", self.retry_ms()).trim_end()),

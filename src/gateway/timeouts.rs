@@ -101,6 +101,23 @@ impl<D: Driver> Gateway<D> {
         self.rearm(key, Duration::from_millis(self.limits.write_stall_ms));
     }
 
+    /// Sets the timer to what it was for before it watched a send.
+    pub(super) fn restore_deadline(&mut self, key: ConnKey) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        let limits = &self.limits;
+        let after_ms = match session.state {
+            State::Head if session.served && !session.holds() => limits.keepalive_ms,
+            State::Head => limits.head_timeout_ms,
+            State::Room | State::Echo => match session.pinged {
+                Some(pinged) => limits.pong_timeout_ms.saturating_sub(pinged.age_ms(self.now)),
+                None => limits.ping_interval_ms.saturating_sub(session.last_in.age_ms(self.now)),
+            },
+            // The end of these has its own deadline, set when it began.
+            State::Joining | State::Finishing | State::Lingering | State::Closed => return,
+        };
+        self.rearm(key, Duration::from_millis(after_ms));
+    }
+
     /// Watches the progress of the send in flight.
     fn watch(&mut self, key: ConnKey) {
         let unsent = self.driver.unsent(key) as u32;
