@@ -4,9 +4,12 @@
 //! most 1 MiB; whoever sends fragments is ended. No UTF-8 check, no deadlines, no caps: a baseline leaves out what costs.
 
 pub mod process;
+pub mod ring;
 pub mod ws;
 
 use std::collections::HashMap;
+
+use ws::{Batch, Ended, Wish};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -15,9 +18,10 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 pub const QUEUE_BYTES_MAX: usize = 16 << 20;
 
 /// Where a client is.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
 pub enum Place {
     /// Its request head is not whole yet.
+    #[default]
     Head,
     /// In `/echo`.
     Echo,
@@ -51,6 +55,23 @@ impl Rooms {
     pub fn leave(&mut self, room: usize, at: usize) -> Option<usize> {
         self.members[room].swap_remove(at);
         self.members[room].get(at).copied()
+    }
+
+    /// Does what a client's bytes ask for, up to what is to be sent; returns how many were used up.
+    ///
+    /// # Errors
+    /// As [`ws::upgrade`] and [`ws::take`].
+    pub fn take(&mut self, client: usize, place: &mut Place, input: &[u8], batch: &mut Batch) -> Result<usize, Ended> {
+        let mut used = 0;
+        if *place == Place::Head {
+            let Some((wish, length)) = ws::upgrade(input, &mut batch.answers)? else { return Ok(0) };
+            used = length;
+            *place = match wish {
+                Wish::Echo => Place::Echo,
+                Wish::Room(name) => self.join(&name, client),
+            };
+        }
+        Ok(used + ws::take(&input[used..], batch)?)
     }
 
     /// The clients in a room.

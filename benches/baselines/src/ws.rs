@@ -167,7 +167,7 @@ mod tests {
             let frames = [&b"\x82\x05hello\x81\x7e\x01\x2c"[..], &[b'x'; 300]].concat();
             assert_eq!((&batch.frames, batch.answers.as_slice()), (&frames, &b"\x8a\x01p"[..]));
             assert_eq!(batch.writes(false).collect::<Vec<_>>(), [0..7, 7..frames.len()]);
-            assert_eq!(batch.writes(true).collect::<Vec<_>>(), [0..frames.len()]);
+            assert!(batch.writes(true).eq(std::iter::once(0..frames.len())));
         }
     }
 

@@ -3,7 +3,7 @@
 
 use std::os::fd::AsRawFd;
 
-use baselines::ws::{self, Batch, Wish};
+use baselines::ws::{self, Batch};
 use baselines::{Place, QUEUE_BYTES_MAX, Rooms, process};
 use libc::{EPOLLIN, EPOLLOUT, EPOLLRDHUP, c_int, epoll_event};
 
@@ -118,17 +118,8 @@ impl Hub {
     /// Does what the bytes ask for; returns how many were used up.
     fn take(&mut self, fd: usize, input: &[u8], batch: &mut Batch) -> Result<usize, ws::Ended> {
         let client = self.clients[fd].as_mut().expect("looked up by the caller");
-        let mut used = 0;
-        if client.place == Place::Head {
-            let Some((wish, length)) = ws::upgrade(input, &mut batch.answers)? else { return Ok(0) };
-            used = length;
-            client.place = match wish {
-                Wish::Echo => Place::Echo,
-                Wish::Room(name) => self.rooms.join(&name, fd),
-            };
-        }
+        let used = self.rooms.take(fd, &mut client.place, input, batch)?;
         let place = client.place;
-        used += ws::take(&input[used..], batch)?;
         if !batch.answers.is_empty() {
             send(self.epoll, &mut self.clients, &mut self.doomed, fd, &batch.answers);
         }

@@ -49,6 +49,7 @@ fn main() {
 /// Upgrades a client and serves it to its end.
 async fn serve(stream: TcpStream, hub: Rc<Hub>) -> Result<(), Error> {
     let mut wanted = None;
+    #[expect(clippy::result_large_err, reason = "the library's type")]
     let look = |request: &Request, response: Response| {
         wanted = wish(&request.uri().to_string());
         Ok(response)
