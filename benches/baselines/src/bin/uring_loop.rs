@@ -2,6 +2,7 @@
 //! all of a turn submitted at once. A client has one send in flight, as two could overtake each other; what comes meanwhile waits as handles.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::rc::Rc;
 
@@ -19,8 +20,7 @@ const SEND: u64 = 3 << 32;
 /// Bytes of a batch that are to be sent.
 struct Piece {
     bytes: Rc<Vec<u8>>,
-    at: usize,
-    end: usize,
+    range: Range<usize>,
 }
 
 #[derive(Default)]
@@ -123,13 +123,12 @@ impl Hub {
 
     fn deliver(&mut self, fd: usize, mut batch: Batch) {
         if !batch.answers.is_empty() {
-            let end = batch.answers.len();
-            self.send(fd, Piece { bytes: Rc::new(std::mem::take(&mut batch.answers)), at: 0, end });
+            self.send(fd, Piece { range: 0..batch.answers.len(), bytes: Rc::new(std::mem::take(&mut batch.answers)) });
         }
         let place = self.clients[fd].as_ref().expect("it is open").place;
         let bytes = Rc::new(std::mem::take(&mut batch.frames));
         for write in batch.writes(self.merge) {
-            let piece = || Piece { bytes: bytes.clone(), at: write.start, end: write.end };
+            let piece = || Piece { bytes: bytes.clone(), range: write.clone() };
             let Place::Room(room, _) = place else {
                 self.send(fd, piece());
                 continue;
@@ -145,7 +144,7 @@ impl Hub {
 
     fn send(&mut self, fd: usize, piece: Piece) {
         let client = self.clients[fd].as_mut().expect("members are open");
-        client.queued += piece.end - piece.at;
+        client.queued += piece.range.len();
         client.queue.push_back(piece);
         if client.queue.len() == 1 {
             self.submit_send(fd);
@@ -155,8 +154,8 @@ impl Hub {
     }
 
     fn submit_send(&mut self, fd: usize) {
-        let Piece { bytes, at, end } = &self.clients[fd].as_ref().expect("it is open").queue[0];
-        let send = ring::send(fd as i32, &bytes[*at..*end]);
+        let Piece { bytes, range } = &self.clients[fd].as_ref().expect("it is open").queue[0];
+        let send = ring::send(fd as i32, &bytes[range.clone()]);
         self.push(&send.user_data(SEND | fd as u64));
     }
 
@@ -167,8 +166,8 @@ impl Hub {
             return self.end(fd);
         };
         client.queued -= count;
-        client.queue[0].at += count;
-        if client.queue[0].at == client.queue[0].end {
+        client.queue[0].range.start += count;
+        if client.queue[0].range.is_empty() {
             client.queue.pop_front();
         }
         if !client.queue.is_empty() {
