@@ -5,18 +5,12 @@
 
 use std::alloc::{GlobalAlloc, Layout};
 use std::cell::Cell;
-use std::io;
-use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use shardcast::engine::driver::{CloseHow, Wait};
-use shardcast::engine::kernel::{Completion, GatherWait, Kernel, Op, Token};
-use shardcast::engine::sim::SimKernel;
-use shardcast::engine::sys::Socket;
 use shardcast::gateway::counters::Counters;
 use shardcast::ids::ShardId;
-use shardcast::sim::{Crowd, Shards};
+use shardcast::sim::{Border, Bordered, Crowd, Shards};
 
 const SHARDS: u16 = 16;
 const PAYLOAD: usize = 128;
@@ -50,15 +44,23 @@ thread_local! {
     static KERNEL_TIME: Cell<Duration> = const { Cell::new(Duration::ZERO) };
 }
 
-/// A simulated kernel whose time is taken: of the calls that a real one would do its work in.
-struct Timed(SimKernel);
-
-fn timed<R>(work: impl FnOnce() -> R) -> R {
-    let begun = cpu_time();
-    let result = work();
-    KERNEL_TIME.set(KERNEL_TIME.get() + (cpu_time() - begun));
-    result
+/// Takes the time of the kernel's part.
+#[derive(Default)]
+struct Stopwatch {
+    begun: Cell<Duration>,
 }
+
+impl Border for Stopwatch {
+    fn out(&self) {
+        self.begun.set(cpu_time());
+    }
+
+    fn back(&self) {
+        KERNEL_TIME.set(KERNEL_TIME.get() + (cpu_time() - self.begun.get()));
+    }
+}
+
+type Timed = Bordered<Stopwatch>;
 
 /// CPU time of this thread: whatever else runs on the machine is left out.
 fn cpu_time() -> Duration {
@@ -67,36 +69,6 @@ fn cpu_time() -> Duration {
     let failed = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
     assert_eq!(failed, 0, "every Linux has this clock");
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
-}
-
-impl Kernel for Timed {
-    fn submit(&mut self, token: Token, op: Op) {
-        self.0.submit(token, op);
-    }
-    fn enter(&mut self, wait: Wait, gather: GatherWait) -> io::Result<()> {
-        timed(|| self.0.enter(wait, gather))
-    }
-    fn reap(&mut self, completions: &mut Vec<Completion>) {
-        timed(|| self.0.reap(completions));
-    }
-    fn replenish(&mut self) -> usize {
-        timed(|| self.0.replenish())
-    }
-    fn signal(&mut self, shard: ShardId) {
-        self.0.signal(shard);
-    }
-    fn close_listener(&mut self) {
-        self.0.close_listener();
-    }
-    fn shut_write(&mut self, socket: Socket) {
-        self.0.shut_write(socket);
-    }
-    fn close(&mut self, socket: Socket, how: CloseHow) {
-        self.0.close(socket, how);
-    }
-    fn peer_addr(&self, socket: Socket) -> Option<SocketAddr> {
-        self.0.peer_addr(socket)
-    }
 }
 
 /// What one run of the shards took, the kernel's time left out.
@@ -140,7 +112,7 @@ fn main() {
 }
 
 fn run(connections: usize, rooms: usize) {
-    let mut crowd = Crowd::new(SHARDS, rooms, connections, Timed);
+    let mut crowd = Crowd::new(SHARDS, rooms, connections, |kernel| Bordered::new(kernel, Stopwatch::default()));
     let before = ALLOCATED.load(Ordering::Relaxed);
     let mut handshakes = Spent::default();
     crowd.connect(connections, |shards, shard| handshakes.step(shards, shard));

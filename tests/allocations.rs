@@ -2,15 +2,8 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
-use std::io;
-use std::net::SocketAddr;
 
-use shardcast::engine::driver::{CloseHow, Wait};
-use shardcast::engine::kernel::{Completion, GatherWait, Kernel, Op, Token};
-use shardcast::engine::sim::SimKernel;
-use shardcast::engine::sys::Socket;
-use shardcast::ids::ShardId;
-use shardcast::sim::Crowd;
+use shardcast::sim::{Border, Bordered, Crowd};
 
 thread_local! {
     static COUNTING: Cell<bool> = const { Cell::new(false) };
@@ -40,49 +33,25 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// A simulated kernel that is left out of the count.
-struct Uncounted(SimKernel);
-
-fn uncounted<R>(work: impl FnOnce() -> R) -> R {
-    let counting = COUNTING.replace(false);
-    let result = work();
-    COUNTING.set(counting);
-    result
+/// Leaves the kernel's part out.
+#[derive(Default)]
+struct Uncounted {
+    counting: Cell<bool>,
 }
 
-impl Kernel for Uncounted {
-    fn submit(&mut self, token: Token, op: Op) {
-        uncounted(|| self.0.submit(token, op));
+impl Border for Uncounted {
+    fn out(&self) {
+        self.counting.set(COUNTING.replace(false));
     }
-    fn enter(&mut self, wait: Wait, gather: GatherWait) -> io::Result<()> {
-        uncounted(|| self.0.enter(wait, gather))
-    }
-    fn reap(&mut self, completions: &mut Vec<Completion>) {
-        uncounted(|| self.0.reap(completions));
-    }
-    fn replenish(&mut self) -> usize {
-        uncounted(|| self.0.replenish())
-    }
-    fn signal(&mut self, shard: ShardId) {
-        uncounted(|| self.0.signal(shard));
-    }
-    fn close_listener(&mut self) {
-        self.0.close_listener();
-    }
-    fn shut_write(&mut self, socket: Socket) {
-        self.0.shut_write(socket);
-    }
-    fn close(&mut self, socket: Socket, how: CloseHow) {
-        uncounted(|| self.0.close(socket, how));
-    }
-    fn peer_addr(&self, socket: Socket) -> Option<SocketAddr> {
-        self.0.peer_addr(socket)
+
+    fn back(&self) {
+        COUNTING.set(self.counting.get());
     }
 }
 
 /// Publishes `count` messages to a room of `members` on one shard, one after the other; allocations and bytes allocated for each.
 fn publish(members: usize, count: usize, payload: usize) -> (f64, f64) {
-    let mut crowd = Crowd::new(1, 1, members, Uncounted);
+    let mut crowd = Crowd::new(1, 1, members, |kernel| Bordered::new(kernel, Uncounted::default()));
     crowd.connect(members, |shards, shard| shards.step(shard));
     (0..200).for_each(|_| crowd.publish(1, payload, |shards, shard| shards.step(shard)));
     let (allocations, bytes) = (ALLOCATIONS.get(), BYTES.get());

@@ -539,24 +539,6 @@ impl Side for Real {
 /// Storms that each conversation is held in.
 const STORMS: u64 = 3;
 
-/// All faults that the gateway's clients must not see.
-const STORM: Chaos = Chaos {
-    defer: 200,
-    reorder: 300,
-    short_recv: 500,
-    short_send: 500,
-    starve: 100,
-    lose_more: 300,
-    interrupt: 100,
-    late_cancel: 500,
-    twice_cancel: 500,
-    late_wake: 300,
-    wake_fails: 300,
-    spurious_wake: 2,
-    ghost: 500,
-    ..Chaos::CALM
-};
-
 struct Simulated {
     world: Rc<RefCell<World>>,
     shards: Shards,
@@ -565,7 +547,7 @@ struct Simulated {
 
 impl Simulated {
     fn start(scenario: &Scenario, storm: Option<u64>) -> Self {
-        let chaos = if storm.is_some() { STORM } else { Chaos::CALM };
+        let chaos = if storm.is_some() { Chaos::STORM } else { Chaos::CALM };
         let seed = storm.unwrap_or(0);
         let world = Rc::new(RefCell::new(World::new(Choices::seeded(seed), chaos)));
         let mut limits = Limits { connections_max: 1000, queued_bytes_max: 1 << 30, ..Limits::default() };

@@ -203,8 +203,8 @@ impl Client {
         if said < self.plan.messages {
             let speaks = world.borrow_mut().choices.chance(400);
             let count = world.borrow_mut().choices.of(&[1, 1, 1, 4, 25]).min(self.plan.messages - said);
-            for _ in 0..if speaks { count } else { 0 } {
-                self.speak(world, ledger);
+            if speaks {
+                (0..count).for_each(|_| self.speak(world, ledger));
             }
         } else if !self.has_left() && world.borrow_mut().choices.chance(100) {
             self.leave(world);

@@ -44,13 +44,14 @@ impl<K: Kernel> Crowd<K> {
     /// If one is not let in.
     pub fn connect(&mut self, count: usize, mut step: impl FnMut(&mut Shards<K>, ShardId)) {
         let options = LinkOptions { sink: true, up_max: 1 << 20, ..LinkOptions::default() };
+        let shards: Vec<ShardId> = self.shards.ids().collect();
         for index in 0..count {
-            let (room, shard) = (index % self.rooms, index / self.rooms % usize::from(self.shards.len()));
+            let (room, shard) = (index % self.rooms, shards[index / self.rooms % shards.len()]);
             let request = format!(
                 "GET /ws?room=room-{room} HTTP/1.1\r\nHost: gateway\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
             );
             let mut world = self.world.borrow_mut();
-            let link = world.connect(ShardId(shard as u16), options).expect("the listener is open");
+            let link = world.connect(shard, options).expect("the listener is open");
             assert_eq!(world.client_write(link, request.as_bytes()).ok(), Some(request.len()), "a new connection has room");
             drop(world);
             self.clients.push(link);

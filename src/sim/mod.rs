@@ -9,9 +9,10 @@
 //! | `shards` | gateways over simulated kernels |
 //! | `client`, `stream`, `stranger` | who connects |
 //! | `ledger` | who said and heard what: the oracle |
-//! | `crowd` | very many clients, for measurements |
+//! | `crowd`, `border` | very many clients, and a kernel that can be left out: for measurements |
 #![forbid(unsafe_code)]
 
+mod border;
 mod client;
 mod crowd;
 mod ledger;
@@ -24,6 +25,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
 
+pub use border::{Border, Bordered};
 pub use crowd::Crowd;
 pub use plan::{ClientPlan, End, Leaving, Plan, Reading, Wish};
 pub use shards::{Shards, ShardsPlan};

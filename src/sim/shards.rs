@@ -105,16 +105,6 @@ impl<K: Kernel> Shards<K> {
         Self { world: Rc::clone(world), seats, shared, counters, memory_at_rest }
     }
 
-    /// How many.
-    pub fn len(&self) -> u16 {
-        self.seats.len() as u16
-    }
-
-    /// Whether there are none; never.
-    pub fn is_empty(&self) -> bool {
-        self.seats.is_empty()
-    }
-
     /// All of them.
     pub fn ids(&self) -> impl Iterator<Item = ShardId> + use<K> {
         (0..self.seats.len() as u16).map(ShardId)

@@ -55,4 +55,22 @@ impl Chaos {
         break_link: 0,
         ghost: 0,
     };
+
+    /// Many of all the faults that neither the users of a driver nor the clients of a gateway may notice.
+    pub const STORM: Self = Self {
+        defer: 300,
+        reorder: 300,
+        short_recv: 500,
+        short_send: 500,
+        starve: 100,
+        lose_more: 300,
+        interrupt: 100,
+        late_cancel: 500,
+        twice_cancel: 500,
+        late_wake: 300,
+        wake_fails: 300,
+        spurious_wake: 20,
+        ghost: 500,
+        ..Self::CALM
+    };
 }

@@ -16,7 +16,7 @@ pub struct LinkOptions {
     pub down_max: usize,
     /// The connection may break at any time.
     pub fragile: bool,
-    /// The client takes everything at once and only counts the bytes: for simulations of very many.
+    /// The client takes everything at once and keeps nothing: for simulations of very many.
     pub sink: bool,
 }
 
@@ -31,8 +31,6 @@ pub(super) struct Link {
     pub(super) options: LinkOptions,
     pub(super) up: VecDeque<u8>,
     pub(super) down: VecDeque<u8>,
-    /// Bytes that went down in all.
-    pub(super) down_total: u64,
     /// The client has shut its side, and its kernel has said so (FIN).
     pub(super) client_fin: bool,
     /// The client holds no handle any more.
@@ -61,7 +59,6 @@ impl Link {
             options,
             up: VecDeque::new(),
             down: VecDeque::new(),
-            down_total: 0,
             client_fin: false,
             client_gone: false,
             server_fin: false,
@@ -128,7 +125,6 @@ impl Link {
 
     /// Takes up to `count` bytes of `data` in, as the kernel does with a send that it completes.
     pub(super) fn take_down(&mut self, data: &Gather, count: usize) {
-        self.down_total += count as u64;
         if self.options.sink || self.client_gone {
             return;
         }

@@ -14,23 +14,6 @@ use crate::engine::recv_pool::RecvPool;
 use crate::engine::uring::UringDriver;
 use crate::ids::ShardId;
 
-/// All faults that a driver hides from whoever uses it.
-const STORM: Chaos = Chaos {
-    defer: 300,
-    reorder: 300,
-    short_recv: 500,
-    short_send: 500,
-    starve: 100,
-    lose_more: 300,
-    interrupt: 100,
-    late_cancel: 500,
-    twice_cancel: 500,
-    late_wake: 300,
-    wake_fails: 300,
-    spurious_wake: 20,
-    ghost: 500,
-    ..Chaos::CALM
-};
 /// Storms that each rule is tried in.
 const STORMS: u64 = 20;
 
@@ -49,7 +32,7 @@ impl Simulated {
 
     fn stormy(seed: u64) -> Self {
         let mut choices = Choices::seeded(seed);
-        Self::new(seed, STORM, SimRingSize { completions: choices.of(&[8, 64, 256]), reap: choices.of(&[1, 8, 512]) })
+        Self::new(seed, Chaos::STORM, SimRingSize { completions: choices.of(&[8, 64, 256]), reap: choices.of(&[1, 8, 512]) })
     }
 
     fn new(seed: u64, chaos: Chaos, ring: SimRingSize) -> Self {
