@@ -98,7 +98,7 @@ fn simulated(c: &mut Criterion) {
 
 /// Sends over a real ring to real sockets, whose other ends a second thread reads.
 fn ring(c: &mut Criterion) {
-    let options = ListenOptions { backlog: 128, notsent_bytes: 16 << 10, shared: false };
+    let options = ListenOptions { backlog: 128, notsent_bytes: 16 << 10, defer_seconds: 0, shared: false };
     let listener = listen("127.0.0.1:0".parse().expect("an address"), options).expect("a free port");
     let address = local_addr(&listener).expect("a bound socket has an address");
     let wakers = Wakers::new(1).expect("an eventfd");

@@ -96,6 +96,10 @@ limits! {
     refusals_max: Count = 256, 1 => 65_536;
     /// Connections that wait in the kernel for each shard's listener (also bounded by net.core.somaxconn).
     backlog: Count = 4096, 1 => 65_535;
+    /// How long the kernel keeps a client that has not sent anything from being accepted (TCP_DEFER_ACCEPT, whole seconds). Who speaks at once is served with fewer wake-ups, and who never speaks takes no descriptor until then. 0 accepts at once.
+    accept_defer_ms: Millis = 1_000, 0 => 60_000;
+    /// Messages of clients that a shard takes in one turn before it sends them on and looks at everything else.
+    messages_per_turn: Count = 1024, 1 => 1_000_000;
     /// Payload of one message, all fragments together. Larger ones close the connection with 1009.
     message_bytes_max: Bytes = 64 * KIB, 125 => GIB;
     /// Request line and headers together. Larger ones are answered 431.

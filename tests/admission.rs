@@ -66,6 +66,23 @@ fn a_place_that_becomes_free_is_given_away_again() {
 }
 
 #[test]
+fn who_says_nothing_takes_no_place_while_accepting_is_deferred() {
+    let gateway = gateway().limit("connections_max", 1).limit("accept_defer_ms", 30_000).start();
+    let silent = Raw::connect(gateway.port);
+    let mut speaking = raw::ws(&gateway, "/echo");
+    speaking.send_text("first come, not first served");
+    speaking.expect_text("first come, not first served");
+    drop(silent);
+}
+
+#[test]
+fn who_says_nothing_is_accepted_when_the_deferral_ends() {
+    let gateway = gateway().limit("accept_defer_ms", 1000).limit("head_timeout_ms", 300).start();
+    let mut silent = Raw::connect(gateway.port);
+    silent.expect_end(Duration::from_secs(20));
+}
+
+#[test]
 fn a_full_gateway_still_answers_healthz_and_metrics() {
     let (gateway, _members) = full(4);
     let request = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n";

@@ -80,6 +80,12 @@ pub trait Driver {
     /// The second half: appends what happened to `events`.
     fn collect(&mut self, events: &mut Vec<Event>);
 
+    /// Hands over requests and takes nothing in: for a turn that still works on what the last one brought.
+    ///
+    /// # Errors
+    /// As [`enter`](Self::enter).
+    fn submit(&mut self) -> io::Result<()>;
+
     /// Takes a connected socket in and begins to read from it.
     fn adopt(&mut self, socket: Socket) -> ConnKey;
 

@@ -351,14 +351,21 @@ impl Driver for EpollDriver {
             self.fail(key, error, &mut events);
         }
         self.feed_starved();
+        self.told = events;
+        self.submit()?;
+
+        let wait = if self.told.is_empty() && self.refused.is_empty() { wait } else { Wait::No };
+        self.ready_count = self.set.wait(&mut self.ready[..], wait)?;
+        Ok(())
+    }
+
+    fn submit(&mut self) -> io::Result<()> {
+        let mut events = std::mem::take(&mut self.told);
         for index in 0..self.sends.len() {
             self.continue_send(self.sends[index], &mut events);
         }
         self.sends.clear();
         self.told = events;
-
-        let wait = if self.told.is_empty() && self.refused.is_empty() { wait } else { Wait::No };
-        self.ready_count = self.set.wait(&mut self.ready[..], wait)?;
         Ok(())
     }
 
@@ -609,7 +616,7 @@ mod tests {
     use super::*;
 
     fn make(shard: ShardId, wakers: &Arc<Wakers>) -> (EpollDriver, SocketAddr) {
-        let options = sys::ListenOptions { backlog: 128, notsent_bytes: 16 * 1024, shared: false };
+        let options = sys::ListenOptions { backlog: 128, notsent_bytes: 16 * 1024, defer_seconds: 0, shared: false };
         let listener = sys::listen("127.0.0.1:0".parse().expect("address"), options).expect("listens");
         let address = sys::local_addr(&listener).expect("address");
         (EpollDriver::new(shard, listener, Arc::clone(wakers), RecvPool::new(16, 1024), 8).expect("epoll"), address)

@@ -80,6 +80,8 @@ pub struct ListenOptions {
     pub backlog: u32,
     /// TCP_NOTSENT_LOWAT (tcp(7)): unsent bytes that the kernel holds for one connection.
     pub notsent_bytes: u32,
+    /// TCP_DEFER_ACCEPT (tcp(7)): how long a client that says nothing may be kept from the listener, so that an accepted one has bytes to read; 0 accepts at once.
+    pub defer_seconds: u32,
     /// Whether several listeners share the address (SO_REUSEPORT); without it a second process is refused.
     pub shared: bool,
 }
@@ -100,6 +102,7 @@ pub fn listen(address: SocketAddr, options: ListenOptions) -> io::Result<OwnedFd
         set_option(fd.as_raw_fd(), libc::SOL_SOCKET, libc::SO_REUSEPORT, &on)?;
     }
     set_option(fd.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_NODELAY, &on)?;
+    set_option(fd.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, &(options.defer_seconds as c_int))?;
     set_option(fd.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT, &(options.notsent_bytes as c_int))?;
     match address {
         SocketAddr::V4(v4) => {
@@ -288,7 +291,7 @@ mod tests {
 
     #[test]
     fn accepted_sockets_inherit_the_listeners_options() {
-        let options = ListenOptions { backlog: 8, notsent_bytes: 16384, shared: true };
+        let options = ListenOptions { backlog: 8, notsent_bytes: 16384, defer_seconds: 0, shared: true };
         let listener = listen("127.0.0.1:0".parse().expect("address"), options).expect("listens");
         let address = local_addr(&listener).expect("address");
         let client = TcpStream::connect(address).expect("connects");
@@ -301,7 +304,7 @@ mod tests {
 
     #[test]
     fn a_second_exclusive_listener_is_refused() {
-        let options = ListenOptions { backlog: 8, notsent_bytes: 16384, shared: false };
+        let options = ListenOptions { backlog: 8, notsent_bytes: 16384, defer_seconds: 0, shared: false };
         let first = listen("127.0.0.1:0".parse().expect("address"), options).expect("listens");
         let taken = listen(local_addr(&first).expect("address"), options).expect_err("refused");
         assert_eq!(taken.kind(), io::ErrorKind::AddrInUse);

@@ -46,7 +46,7 @@ impl<D: Driver> Gateway<D> {
             let quantum = budget.min(QUANTUM);
             budget -= self.run_lap(topic_key, quantum).max(1).min(budget);
             let Some(topic) = self.topics.get_mut(topic_key) else { continue };
-            let Some(lap) = &topic.lap else { continue };
+            let Some(lap) = topic.lap.get() else { continue };
             if !lap.is_parked() {
                 self.queue_lap(topic_key);
             } else if !std::mem::replace(&mut topic.parked, true) {
@@ -67,7 +67,7 @@ impl<D: Driver> Gateway<D> {
         for topic_key in std::mem::take(&mut self.parked) {
             if let Some(topic) = self.topics.get_mut(topic_key) {
                 topic.parked = false;
-                if topic.lap.is_some() {
+                if topic.lap.get().is_some() {
                     self.queue_lap(topic_key);
                 }
             }
@@ -88,7 +88,7 @@ impl<D: Driver> Gateway<D> {
         let mut visits = 0;
         while visits < quantum {
             let Some(topic) = self.topics.get_mut(topic_key) else { return visits };
-            let Some(lap) = &mut topic.lap else { return visits };
+            let Some(lap) = topic.lap.get_mut() else { return visits };
             if lap.next_floor.is_none() {
                 lap.next_floor = Some(topic.log.pin());
                 lap.next_born = self.now;
@@ -102,7 +102,7 @@ impl<D: Driver> Gateway<D> {
                 }
                 None => {
                     self.finish_lap(topic_key);
-                    if self.topics.get(topic_key).and_then(|topic| topic.lap.as_ref()).is_some_and(|lap| lap.is_parked()) {
+                    if self.topics.get(topic_key).and_then(|topic| topic.lap.get()).is_some_and(|lap| lap.is_parked()) {
                         return visits;
                     }
                 }
@@ -118,13 +118,13 @@ impl<D: Driver> Gateway<D> {
             let (_, session) = sessions.at(slot).expect("a member is a live connection");
             session.place = place;
         });
-        let lap = topic.lap.as_mut().expect("the lap that ends");
+        let lap = topic.lap.get_mut().expect("the lap that ends");
         lap.floor = lap.next_floor.take().expect("a lap has begun before it ends");
         lap.born = lap.next_born;
         // It holds a position: kept on, it would keep all that follows.
         lap.last = None;
         if lap.floor.offset() == topic.log.end() || topic.members.is_empty() {
-            topic.lap = None;
+            topic.lap.end();
         }
         self.everyone_was_served(topic_key);
     }
@@ -149,7 +149,7 @@ impl<D: Driver> Gateway<D> {
         }
         let unsent = self.driver.unsent(key);
         if unsent > 0 || session.direct.is_some() {
-            let lap = topic.lap.as_mut().expect("on a lap");
+            let lap = topic.lap.get_mut().expect("on a lap");
             let behind = session.behind().unwrap_or_else(|| lap.floor.seek(session.cursor));
             // Only a send that its peer does not take makes the reader slow, and not us.
             let waits = unsent > 0 && u64::from(micros(self.now).wrapping_sub(session.sent_us)) >= self.limits.reader_hold_ms * 1000;
@@ -166,7 +166,7 @@ impl<D: Driver> Gateway<D> {
         let id = ConnId { shard: self.shard, key };
         let bytes_max = self.limits.send_bytes_max as usize;
         if let Some(portion) = next_portion(topic, session, bytes_max, id) {
-            let lap = topic.lap.as_mut().expect("on a lap");
+            let lap = topic.lap.get_mut().expect("on a lap");
             if portion.next.offset() < end && session.cursor >= lap.floor.offset() {
                 // Too much for one send: the rest is still ours to deliver.
                 lap.hold(portion.next.clone());
@@ -208,7 +208,7 @@ impl<D: Driver> Gateway<D> {
 
 /// What a member on a lap gets; when that is nothing but its own messages, it is moved past them here. Members at the same position share one gather.
 fn next_portion(topic: &mut Topic, session: &mut Session, bytes_max: usize, id: ConnId) -> Option<Portion> {
-    let lap = topic.lap.as_mut().expect("on a lap");
+    let lap = topic.lap.get_mut().expect("on a lap");
     let end = topic.log.end();
     if let Some(last) = &lap.last
         && (last.from, last.end) == (session.cursor, end)

@@ -33,6 +33,7 @@ impl<D: Driver> Gateway<D> {
             match decoded.incoming {
                 None => {}
                 Some(Incoming::Message { kind, payload }) => {
+                    self.messages_left = self.messages_left.saturating_sub(1);
                     self.counters.messages_in.add(1);
                     self.counters.messages_in_bytes.add(payload.len() as u64);
                     self.take_message(key, kind.opcode(), payload);

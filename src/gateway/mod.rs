@@ -161,6 +161,10 @@ pub struct Gateway<D> {
 
     now: Time,
     events: Vec<Event>,
+    /// How many of them were handled, where a turn's messages were too many for one step.
+    handled: usize,
+    /// Messages of clients that this step may still take.
+    messages_left: u64,
     sessions: SideTable<Session>,
     timers: TimerWheel,
     fired: Vec<u32>,
@@ -215,6 +219,8 @@ impl<D: Driver> Gateway<D> {
             random: fastrand::Rng::with_seed(parts.seed),
             now,
             events: Vec::new(),
+            handled: 0,
+            messages_left: 0,
             sessions: SideTable::default(),
             timers: TimerWheel::new(TICK, now),
             fired: Vec::new(),
@@ -260,6 +266,9 @@ impl<D: Driver> Gateway<D> {
     /// # Errors
     /// What means that this shard cannot go on.
     pub fn begin_wait(&mut self) -> io::Result<()> {
+        if !self.events.is_empty() {
+            return self.driver.submit();
+        }
         let mut wait = self.next_wait();
         let stays_awake = match wait {
             Wait::No => false,
@@ -275,7 +284,9 @@ impl<D: Driver> Gateway<D> {
 
     /// The second half of [`wait`](Self::wait): takes in what happened.
     pub fn end_wait(&mut self) {
-        self.driver.collect(&mut self.events);
+        if self.events.is_empty() {
+            self.driver.collect(&mut self.events);
+        }
         self.mailbox.awake();
     }
 
@@ -344,8 +355,12 @@ impl<D: Driver> Gateway<D> {
 
     fn handle_events(&mut self) {
         let mut events = std::mem::take(&mut self.events);
-        for event in events.drain(..) {
-            match event {
+        self.messages_left = self.limits.messages_per_turn;
+        while self.messages_left > 0
+            && let Some(event) = events.get_mut(self.handled)
+        {
+            self.handled += 1;
+            match std::mem::replace(event, Event::Woken) {
                 Event::Accepted(socket) => self.accepted(socket),
                 Event::AcceptPaused(error) => self.accept_paused(&error),
                 Event::Received(key, bytes) => self.received(key, bytes),
@@ -355,6 +370,10 @@ impl<D: Driver> Gateway<D> {
                 Event::Closed(key) => self.closed(key),
                 Event::Woken => {}
             }
+        }
+        if self.handled == events.len() {
+            events.clear();
+            self.handled = 0;
         }
         self.events = events;
         let starved = self.driver.recv_starved();

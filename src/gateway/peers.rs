@@ -227,7 +227,7 @@ impl<D: Driver> Gateway<D> {
         }
         if on_lap {
             self.queue_lap(key);
-        } else if topic.lap.is_none() {
+        } else if topic.lap.get().is_none() {
             self.everyone_was_served(key);
         }
     }
@@ -235,7 +235,7 @@ impl<D: Driver> Gateway<D> {
     /// Tells the home that everyone here was served, if that is so.
     pub(super) fn acknowledge(&mut self, key: TopicKey) {
         let Some(topic) = self.topics.get_mut(key) else { return };
-        let served = topic.lap.as_ref().map_or(topic.log.end(), |lap| lap.floor.offset());
+        let served = topic.lap.get().map_or(topic.log.end(), |lap| lap.floor.offset());
         let Role::Away(side) = &mut topic.role else { return };
         if let (Some((end, upto)), Some(home)) = (side.to_acknowledge, side.key)
             && served >= end

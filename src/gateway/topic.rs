@@ -41,6 +41,34 @@ impl Lap {
     }
 }
 
+/// A topic's lap, if one is under way. Its memory stays for the next one until the topic rests.
+#[derive(Default)]
+pub(super) struct LapSlot(Option<Box<Option<Lap>>>);
+
+impl LapSlot {
+    pub(super) fn get(&self) -> Option<&Lap> {
+        self.0.as_ref().and_then(|slot| slot.as_ref().as_ref())
+    }
+
+    pub(super) fn get_mut(&mut self) -> Option<&mut Lap> {
+        self.0.as_mut().and_then(|slot| slot.as_mut().as_mut())
+    }
+
+    fn begin(&mut self, lap: Lap) {
+        **self.0.get_or_insert_default() = Some(lap);
+    }
+
+    pub(super) fn end(&mut self) {
+        if let Some(slot) = &mut self.0 {
+            **slot = None;
+        }
+    }
+
+    fn rest(&mut self) {
+        self.0.take_if(|slot| slot.is_none());
+    }
+}
+
 /// A send that the next member can share.
 pub(super) struct LastSend {
     pub(super) from: u64,
@@ -106,7 +134,7 @@ pub(super) enum Role {
 pub(super) struct Topic {
     pub(super) log: Log,
     pub(super) members: Members,
-    pub(super) lap: Option<Box<Lap>>,
+    pub(super) lap: LapSlot,
     pub(super) role: Role,
     /// Publishers to be woken when the topic takes messages again.
     pub(super) waiters: Vec<ConnKey>,
@@ -126,7 +154,7 @@ impl Topic {
         Self {
             log,
             members: Members::default(),
-            lap: None,
+            lap: LapSlot::default(),
             role,
             waiters: Vec::new(),
             queued: false,
@@ -140,7 +168,7 @@ impl Topic {
     /// By how many bytes the slowest shard's fan-out is behind, as far as this shard is the one to know.
     pub(super) fn lag(&self) -> u64 {
         let end = self.log.end();
-        let here = self.lap.as_ref().map_or(0, |lap| end - lap.floor.offset());
+        let here = self.lap.get().map_or(0, |lap| end - lap.floor.offset());
         match &self.role {
             Role::Home(side) => here.max(side.home.lag(end)),
             Role::Away(side) => side.uplink.as_ref().map_or(0, |uplink| uplink.log.end() - uplink.taken),
@@ -164,6 +192,7 @@ impl Topic {
             }
             Role::Home(_) => true,
         };
+        self.lap.rest();
         self.log.rest() && uplink_rests
     }
 
@@ -178,7 +207,7 @@ impl Topic {
     /// Whether nobody on this shard, and nobody elsewhere through this shard, needs the topic.
     pub(super) fn is_unused(&self) -> bool {
         self.members.is_empty()
-            && self.lap.is_none()
+            && self.lap.get().is_none()
             && match &self.role {
                 Role::Home(side) => side.home.is_empty() && side.held.is_empty(),
                 Role::Away(side) => {
@@ -192,13 +221,13 @@ impl Topic {
 
     /// Asks for a lap for frames about to be appended, unless nobody would get them. Whether there is one; then its turn must come.
     pub(super) fn want_lap(&mut self, now: Time) -> bool {
-        if self.lap.is_some() {
+        if self.lap.get().is_some() {
             return true;
         }
         if self.members.is_empty() {
             return false;
         }
-        self.lap = Some(Box::new(Lap { floor: self.log.pin(), next_floor: None, born: now, next_born: now, held: false, last: None }));
+        self.lap.begin(Lap { floor: self.log.pin(), next_floor: None, born: now, next_born: now, held: false, last: None });
         true
     }
 }

@@ -196,7 +196,12 @@ const ADDRESS_WAIT: Duration = Duration::from_millis(50);
 /// One listener for each shard, all on one address. The first bind is exclusive: with SO_REUSEPORT alone a second instance would
 /// silently take half of the clients.
 fn listeners(address: SocketAddr, shards: u16, limits: &Limits) -> Result<(SocketAddr, Vec<OwnedFd>), ServeError> {
-    let options = ListenOptions { backlog: limits.backlog as u32, notsent_bytes: limits.notsent_bytes as u32, shared: true };
+    let options = ListenOptions {
+        backlog: limits.backlog as u32,
+        notsent_bytes: limits.notsent_bytes as u32,
+        defer_seconds: limits.accept_defer_ms.div_ceil(1000) as u32,
+        shared: true,
+    };
     let explain = |error: io::Error| match error.kind() {
         io::ErrorKind::AddrInUse => ServeError::AddressInUse(address),
         _ => ServeError::Listen(address, error),

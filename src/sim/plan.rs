@@ -173,6 +173,7 @@ fn draw_limits(choices: &mut Choices, harsh: bool) -> Limits {
         segment_bytes_max: choices.of(&[4 * KIB, 64 * KIB]),
         recv_buffers: choices.of(&[1, 2, 8, 64]),
         recv_buffer_bytes: choices.of(&[32, 128, 512, 4 * KIB]),
+        messages_per_turn: choices.of(&[1, 3, 1024]),
         fanout_sends_per_turn: choices.of(&[1, 3, 256]),
         closes_per_turn: choices.of(&[1, 256]),
         mailbox_messages: choices.of(&[1, 2, 16, 256]),

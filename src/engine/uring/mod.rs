@@ -296,6 +296,10 @@ impl<K: Kernel> Driver for UringDriver<K> {
         self.kernel.enter(wait, gather)
     }
 
+    fn submit(&mut self) -> io::Result<()> {
+        self.kernel.enter(Wait::No, GatherWait::NONE)
+    }
+
     fn collect(&mut self, events: &mut Vec<Event>) {
         let mut completions = std::mem::take(&mut self.completions);
         self.kernel.reap(&mut completions);
@@ -441,7 +445,7 @@ mod tests {
     use crate::engine::wakers::Wakers;
 
     fn make(shard: ShardId, wakers: &Arc<Wakers>) -> (UringDriver<RingKernel>, SocketAddr) {
-        let options = ListenOptions { backlog: 64, notsent_bytes: 16 * 1024, shared: false };
+        let options = ListenOptions { backlog: 64, notsent_bytes: 16 * 1024, defer_seconds: 0, shared: false };
         let listener = listen("127.0.0.1:0".parse().expect("an address"), options).expect("listens");
         let address = local_addr(&listener).expect("an address");
         let ring = build_ring(RingSize { submissions: 64, completions: 256 }).expect("a ring");

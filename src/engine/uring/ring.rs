@@ -28,8 +28,6 @@ use crate::engine::sys::Socket;
 use crate::engine::wakers::Wakers;
 use crate::ids::ShardId;
 
-/// IORING_RECVSEND_POLL_FIRST and IORING_RECV_MULTISHOT (linux/io_uring.h): `opcode::RecvMulti` cannot carry the first.
-const RECV_FLAGS: u16 = 1 << 0 | 1 << 1;
 const BUFFER_GROUP: u16 = 0;
 /// Completions handled in one turn; the rest waits for the next.
 const REAP_MAX: usize = 512;
@@ -228,11 +226,8 @@ impl RingKernel {
                 let listener = self.listener.as_ref().expect("accept is only asked for before close_listener").as_raw_fd();
                 opcode::AcceptMulti::new(Fd(listener)).flags(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK).build()
             }
-            Op::Recv(socket) => opcode::Recv::new(Fd(socket.0), std::ptr::null_mut(), 0)
-                .ioprio(RECV_FLAGS)
-                .buf_group(BUFFER_GROUP)
-                .build()
-                .flags(squeue::Flags::BUFFER_SELECT),
+            // Tried at once: an accepted client has spoken (`limits.accept_defer_ms`), a starved one waits with bytes.
+            Op::Recv(socket) => opcode::RecvMulti::new(Fd(socket.0), BUFFER_GROUP).build(),
             Op::Send(socket, data) => self.send_entry(token, socket, data),
             Op::Cancel(target) => opcode::AsyncCancel2::new(CancelBuilder::user_data(target.0)).build(),
             Op::WatchWake => {
