@@ -1,4 +1,5 @@
-//! Bytes to values and back: request heads and responses ([`http`]), WebSocket frames and messages ([`ws`]), names ([`topic`]).
+//! Bytes to values and back: request heads and responses ([`http`]), WebSocket frames and messages ([`ws`]), names ([`topic`]), places in
+//! topics ([`position`]).
 //!
 //! Pure: no I/O, no clock, no sockets, no unsafe. Parsers never panic, whatever a peer sends; they grow memory only as bytes really
 //! arrive, never by a length that a peer announces; and what they return has been checked, so that nobody validates again behind this
@@ -6,5 +7,6 @@
 #![forbid(unsafe_code)]
 
 pub mod http;
+pub mod position;
 pub mod topic;
 pub mod ws;
