@@ -1,4 +1,4 @@
-//! What the protocol core costs by itself: decoding, unmasking, validating, head and handshake.
+//! What the protocol core costs by itself: decoding, unmasking, validating, head and handshake, events.
 //!
 //! `cargo bench --bench protocol`; against a saved baseline: `-- --save-baseline before`, change, `-- --baseline before`.
 
@@ -6,8 +6,10 @@ use std::hint::black_box;
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use shardcast::proto::http::{HeadStorage, parse_head};
+use shardcast::proto::position::{Epoch, Position};
+use shardcast::proto::sse::encode_event;
 use shardcast::proto::ws::frame::encode_masked_into;
-use shardcast::proto::ws::{Decoder, DecoderLimits, OpCode, handshake, mask, utf8};
+use shardcast::proto::ws::{Decoder, DecoderLimits, MessageKind, OpCode, handshake, mask, utf8};
 
 const LIMITS: DecoderLimits = DecoderLimits { message_bytes_max: 1 << 20 };
 const HEAD: &[u8] = b"GET /ws?room=lobby HTTP/1.1\r\nHost: example.org\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
@@ -59,5 +61,25 @@ fn open(c: &mut Criterion) {
     });
 }
 
-criterion_group!(benches, decode, bytes, open);
+fn event(c: &mut Criterion) {
+    let mut group = c.benchmark_group("encode an event of 128 B");
+    group.throughput(Throughput::Elements(1));
+    let id = Some(Position { epoch: Epoch(937_557), offset: 1042 });
+    let mut out = Vec::with_capacity(1024);
+    for (name, data, kind) in [
+        ("one line", vec![b'x'; 128], MessageKind::Text),
+        ("eight lines", b"fifteen bytes..\n".repeat(8), MessageKind::Text),
+        ("binary", vec![0; 128], MessageKind::Binary),
+    ] {
+        group.bench_function(name, |b| {
+            b.iter(|| {
+                out.clear();
+                encode_event(&mut out, black_box(id), None, black_box(&data), kind)
+            });
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, decode, bytes, open, event);
 criterion_main!(benches);

@@ -5,6 +5,7 @@
 use std::io::Write;
 
 use super::is_token;
+use crate::proto::json::push_string;
 
 /// A response under construction.
 ///
@@ -42,7 +43,7 @@ impl Response {
     pub fn error(status: u16, message: &str) -> Self {
         let mut body = Vec::with_capacity(48 + message.len());
         push(&mut body, format_args!("{{\"error\":{{\"status\":{status},\"message\":"));
-        push_json_string(&mut body, message);
+        push_string(&mut body, message);
         body.extend_from_slice(b"}}\n");
         Self { body, ..Self::new(status).header("Content-Type", "application/json") }
     }
@@ -162,24 +163,6 @@ pub const fn reason(status: u16) -> &'static str {
 /// Appends a header value that cannot leave its line: see [`Response::header`].
 pub(in crate::proto) fn push_header_value(out: &mut Vec<u8>, value: &[u8]) {
     out.extend(value.iter().map(|&byte| if byte.is_ascii_control() && byte != b'\t' { b' ' } else { byte }));
-}
-
-/// Appends a JSON string with its quotes (RFC 8259 section 7).
-fn push_json_string(out: &mut Vec<u8>, text: &str) {
-    out.push(b'"');
-    for byte in text.bytes() {
-        match byte {
-            b'"' => out.extend_from_slice(b"\\\""),
-            b'\\' => out.extend_from_slice(b"\\\\"),
-            b'\n' => out.extend_from_slice(b"\\n"),
-            b'\r' => out.extend_from_slice(b"\\r"),
-            b'\t' => out.extend_from_slice(b"\\t"),
-            0x00..=0x1f | 0x7f => push(out, format_args!("\\u{byte:04x}")),
-            // Bytes of a longer character are copied one by one; all of them are above 0x7f.
-            _ => out.push(byte),
-        }
-    }
-    out.push(b'"');
 }
 
 fn push(out: &mut Vec<u8>, text: std::fmt::Arguments<'_>) {
