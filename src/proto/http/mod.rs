@@ -1,13 +1,15 @@
 //! HTTP/1.1 as a gateway needs it: request heads in, short responses out.
 //!
 //! Heads are parsed by httparse and judged here ([`head`]): what a request means, how long its body is, and everything that RFC 9112 wants
-//! refused. Bodies are the caller's: [`head::Body`] says how they end.
+//! refused. Bodies are the caller's: [`head::Body`] says how they end, and [`chunked`] takes the framing of chunked ones away.
 #![forbid(unsafe_code)]
 
+pub mod chunked;
 pub mod head;
 pub mod query;
 pub mod response;
 
+pub use chunked::{ChunkError, ChunkedDecoder, Dechunked};
 pub use head::{Body, Head, HeadError, HeadStorage, head_end, parse_head};
 pub use query::query_pairs;
 pub use response::{Response, reason};
