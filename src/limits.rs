@@ -128,6 +128,18 @@ limits! {
     echo_bytes_max: Bytes = 64 * KIB, KIB => 64 * MIB;
     /// Topics in the process. Who asks for a new one beyond it is closed with 4503.
     topics_max: Count = 1_000_000, 1 => 1_000_000_000;
+    /// Newest messages of a topic that are kept for those who come back, an eighth more at times; 0 keeps none.
+    history_messages: Count = 100, 0 => 1_000_000;
+    /// How long they are kept, a sixty-fourth more at times.
+    history_age_ms: Millis = 300_000, 1_000 => 604_800_000;
+    /// Bytes of the histories of all topics, beside `queued_bytes_max`; 0 takes an eighth of the memory that the cgroup or the machine allows. Beyond it the topics looked at longest ago lose the older half of theirs.
+    history_bytes_max: Bytes = 0, 0 => 1024 * GIB;
+    /// Topics that are gone and whose last offset a shard remembers, so that who comes back to one is not told of a gap that there is not.
+    topics_remembered: Count = 65_536, 0 => 16_777_216;
+    /// A stream of events that was sent nothing for this long is sent a comment.
+    sse_heartbeat_ms: Millis = 15_000, 100 => 3_600_000;
+    /// The longest time that a poll waits for a message.
+    poll_wait_ms: Millis = 60_000, 100 => 600_000;
     /// Bytes by which a shard's fan-out of one topic may be behind before that topic's publishers pause.
     topic_lag_bytes_max: Bytes = MIB, 4 * KIB => GIB;
     /// Bytes of one topic on their way from a shard to the topic's home shard before that shard's publishers to it pause.

@@ -18,13 +18,22 @@ use std::sync::Arc;
 use super::segment::{Arena, Gather, Range, Ranges, SegmentMemory};
 use crate::ids::ConnId;
 
+/// What a publisher said of a message besides its payload.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Attributes {
+    /// The name of the event, for who gets it as one.
+    pub event: Box<str>,
+}
+
 /// What a log knows about one of its frames.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Frame {
     /// Where it ends, counted from the beginning of its chunk.
     pub end: u32,
     /// Who published it.
     pub sender: ConnId,
+    /// Rarely any; then shared by all shards.
+    pub attributes: Option<Arc<Attributes>>,
 }
 
 struct Chunk {
@@ -113,9 +122,14 @@ impl Log {
 
     /// Appends one frame: the one copy that its payload ever sees.
     pub fn append(&mut self, sender: ConnId, head: &[u8], payload: &[u8]) {
+        self.append_with(sender, None, head, payload);
+    }
+
+    /// The same with what the publisher said besides.
+    pub fn append_with(&mut self, sender: ConnId, attributes: Option<Arc<Attributes>>, head: &[u8], payload: &[u8]) {
         let range = self.arena.append(head, payload);
         let end = range.len() as u32;
-        self.push(range, &[Frame { end, sender }]);
+        self.push(range, &[Frame { end, sender, attributes }]);
     }
 
     /// Appends frames that another shard encoded, without a copy.
@@ -152,7 +166,7 @@ impl Log {
                 }
             };
             if joined {
-                body.frames.extend(frames.iter().map(|frame| Frame { end: base + frame.end, ..*frame }));
+                body.frames.extend(frames.iter().map(|frame| Frame { end: base + frame.end, ..frame.clone() }));
                 return;
             }
         }
@@ -226,6 +240,52 @@ impl Pin {
         Self { chunk: Rc::clone(chunk), offset }
     }
 
+    /// This log's position before frame `number`, at or after this one; the log's end if there are not so many.
+    pub fn seek_frame(&self, number: u64) -> Self {
+        let mut chunk = &self.chunk;
+        loop {
+            let body = chunk.body.borrow();
+            let within = number.saturating_sub(chunk.first_frame);
+            if within <= body.frames.len() as u64 {
+                let offset = match within {
+                    0 => chunk.start,
+                    _ => chunk.start + u64::from(body.frames[within as usize - 1].end),
+                };
+                return Self { chunk: Rc::clone(chunk), offset: offset.max(self.offset) };
+            }
+            match chunk.next.get() {
+                Some(next) => chunk = next,
+                None => return Self { chunk: Rc::clone(chunk), offset: chunk.start + u64::from(body.len()) },
+            }
+        }
+    }
+
+    /// Visits frames from here on in order, each with its number and its bytes, as long as `visit` wants more. The position after the last one it took.
+    pub fn each(&self, mut visit: impl FnMut(u64, &Frame, Range) -> bool) -> Self {
+        let mut chunk = &self.chunk;
+        let mut offset = self.offset;
+        'chunks: loop {
+            let body = chunk.body.borrow();
+            let mut from = (offset - chunk.start) as u32;
+            if let Some(range) = &body.range {
+                let first = body.frames.partition_point(|frame| frame.end <= from);
+                for (index, frame) in body.frames.iter().enumerate().skip(first) {
+                    let bytes = range.slice(from as usize, (frame.end - from) as usize);
+                    if !visit(chunk.first_frame + index as u64, frame, bytes) {
+                        break 'chunks;
+                    }
+                    from = frame.end;
+                    offset = chunk.start + u64::from(from);
+                }
+            }
+            match chunk.next.get() {
+                Some(next) => (chunk, offset) = (next, next.start.max(offset)),
+                None => break,
+            }
+        }
+        Self { chunk: Rc::clone(chunk), offset }
+    }
+
     /// Bundles what follows for one send: whole frames, `bytes_max` in all but at least two frames, without those that `without` published. None at the end.
     pub fn gather(&self, bytes_max: usize, without: Option<ConnId>) -> Option<Gathered> {
         let mut ranges = Ranges::new();
@@ -294,7 +354,7 @@ impl Pin {
             }
             if let Some(range) = body.range.as_ref().filter(|_| left > 0) {
                 let first = body.frames.partition_point(|frame| frame.end <= from);
-                let frames: Vec<Frame> = body.frames[first..].iter().map(|frame| Frame { end: frame.end - from, ..*frame }).collect();
+                let frames: Vec<Frame> = body.frames[first..].iter().map(|frame| Frame { end: frame.end - from, ..frame.clone() }).collect();
                 parcel.frames += frames.len() as u64;
                 parcel.bytes += u64::from(left);
                 parcel.parts.push((range.slice(from as usize, left as usize), frames));
@@ -355,6 +415,28 @@ mod tests {
         assert_eq!(text(&least), "one,two,");
         assert_eq!((least.next.offset(), least.next.frame()), (8, 2));
         assert_eq!(text(&least.next.gather(1, None).expect("frames")), "three,four,");
+    }
+
+    #[test]
+    fn frames_are_found_by_number_and_visited_in_order() {
+        let (mut log, _memory) = log();
+        let start = log.pin();
+        for n in 0..20 {
+            log.append(sender(n), b"#", n.to_string().as_bytes());
+        }
+        for n in 0..=20 {
+            let at = start.seek_frame(n);
+            assert_eq!(at.frame(), n);
+            let mut seen = Vec::new();
+            let next = at.each(|number, frame, bytes| {
+                assert_eq!((u64::from(frame.sender.key.slot), bytes.as_slice()), (number, format!("#{number}").as_bytes()));
+                seen.push(number);
+                seen.len() < 7
+            });
+            // The one that was declined counts as not taken.
+            assert_eq!((seen.first().copied(), next.frame()), ((n < 20).then_some(n), (n + 6).min(20)), "from {n}");
+        }
+        assert_eq!(start.seek_frame(99).offset(), log.end());
     }
 
     #[test]

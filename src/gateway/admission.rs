@@ -112,8 +112,7 @@ impl<D: Driver> Gateway<D> {
         self.busy = true;
         self.timers.clear(key.slot);
         let Some(session) = self.sessions.remove(key) else { return };
-        let transport = if session.upgraded { Transport::Ws } else { Transport::Http };
-        self.counters.connections.of(transport).sub(1);
+        self.counters.connections.of(session.transport).sub(1);
         self.shared.drop_load(self.shard);
         if session.over_capacity {
             self.admission.refusing -= 1;

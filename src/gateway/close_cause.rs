@@ -70,6 +70,8 @@ causes! {
     NoPong = "no_pong", Peer, Some(CloseCode::NO_PONG);
     /// The client reads slower than its topics are written.
     SlowConsumer = "slow_consumer", Peer, Some(CloseCode::SLOW_CONSUMER);
+    /// Messages after the position that the client came with are missing.
+    ContinuityLost = "continuity_lost", Gateway, Some(CloseCode::CONTINUITY_LOST);
     /// A browser page from an origin that may not connect.
     ForbiddenOrigin = "forbidden_origin", Peer, Some(CloseCode::FORBIDDEN);
     /// Connections or topics are at their cap.

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::close_cause::CloseCause;
+use crate::proto::gap::GapReason;
 
 /// Everything that one shard counts. The names in metrics are these, with `shardcast_` in front (docs/protocol.md, Metrics).
 #[derive(Debug, Default)]
@@ -30,6 +31,10 @@ pub struct Counters {
     pub deliveries_bytes: Counter,
     /// Frames that were queued for a connection and will never be sent.
     pub drops: ByLabel<Counter, DropReason, { DropReason::COUNT }>,
+    /// Times that a reader was told that messages are missing, by reason.
+    pub gaps: ByLabel<Counter, GapLabel, { GapLabel::COUNT }>,
+    /// Messages given out of a topic's history.
+    pub replayed: Counter,
     /// Topics whose home is this shard.
     pub topics: Gauge,
     /// Messages that wait in this shard's mailboxes.
@@ -231,6 +236,8 @@ labels! {
         Http = "http",
         /// Upgraded to WebSocket.
         Ws = "ws",
+        /// A stream of events.
+        Sse = "sse",
     }
 
     /// What became of a client that connected, or why none could.
@@ -281,6 +288,18 @@ labels! {
         Other = "other",
     }
 
+    /// Why messages are missing for a reader that comes back.
+    GapLabel {
+        /// They are not kept any more.
+        TooOld = "too_old",
+        /// Offsets have started again.
+        Restart = "restart",
+        /// Nobody can say what its position means.
+        Unknown = "unknown",
+        /// It was too slow.
+        Slow = "slow",
+    }
+
     /// Why a queued frame will never be sent.
     DropReason {
         /// Its reader was ended for being slow.
@@ -289,6 +308,17 @@ labels! {
         ConnectionClosed = "connection_closed",
         /// The gateway shut down.
         Shutdown = "shutdown",
+    }
+}
+
+impl From<GapReason> for GapLabel {
+    fn from(reason: GapReason) -> Self {
+        match reason {
+            GapReason::TooOld => Self::TooOld,
+            GapReason::Restart => Self::Restart,
+            GapReason::Unknown => Self::Unknown,
+            GapReason::Slow => Self::Slow,
+        }
     }
 }
 
@@ -349,6 +379,7 @@ mod tests {
         check::<AcceptResult>();
         check::<HandshakeResult>();
         check::<DropReason>();
+        check::<GapLabel>();
         check::<CloseCause>();
     }
 

@@ -81,7 +81,8 @@ impl<D: Driver> Gateway<D> {
                 State::Head if session.holds() => {}
                 State::Head => self.end(key, CloseCause::Shutdown),
                 State::Joining => self.refuse_waiting(key, CloseCause::Shutdown, ""),
-                State::Room | State::Echo => {
+                State::Polling => self.poll_timed_out(key),
+                State::Room | State::Echo | State::Stream => {
                     session.goodbye = true;
                     self.pump(key);
                 }

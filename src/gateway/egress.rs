@@ -8,11 +8,12 @@ use std::time::Duration;
 
 use super::Gateway;
 use super::close_cause::{CloseCause, Fault};
-use super::counters::DropReason;
+use super::counters::{DropReason, Transport};
 use super::session::{Stamp, State, micros};
 use crate::engine::driver::{CloseHow, Driver};
 use crate::engine::segment::{Gather, Range, Ranges};
 use crate::ids::ConnKey;
+use crate::proto::sse::encode_bye;
 use crate::proto::ws::frame::server_header;
 use crate::proto::ws::{CloseCode, Decoder, OpCode, encode_close_payload};
 
@@ -86,7 +87,7 @@ impl<D: Driver> Gateway<D> {
             }
             session.in_flight_frames = 0;
             self.start_send(key, Rc::new(Gather::new(ranges)));
-        } else if !self.catch_up(key) {
+        } else if !self.replay_more(key) && !self.stream_catch_up(key) && !self.catch_up(key) {
             self.caught_up(key);
         }
     }
@@ -142,8 +143,14 @@ impl<D: Driver> Gateway<D> {
                 self.driver.shut_write(key);
             }
             State::Room | State::Echo if session.goodbye => {
-                let end = session.topic.and_then(|topic| self.topics.get(topic)).map_or(0, |topic| topic.log.end());
-                if session.cursor == end || session.topic.is_none() {
+                let end = session.topic.and_then(|topic| self.topics.get(topic)).map_or(0, |topic| topic.raw.log.end());
+                if session.topic.is_none() || (session.seated && session.cursor == end) {
+                    self.end(key, CloseCause::Shutdown);
+                }
+            }
+            State::Stream if session.goodbye => {
+                let session = self.sessions.get(key).expect("looked up above");
+                if session.stream().is_none_or(|stream| self.stream_is_served(stream)) {
                     self.end(key, CloseCause::Shutdown);
                 }
             }
@@ -163,6 +170,7 @@ impl<D: Driver> Gateway<D> {
         if session.state.is_over() {
             return;
         }
+        let streams = session.state == State::Stream;
         self.counters.closes.of(cause).add(1);
         self.log_end(key, cause, reason);
         self.count_drops(key, cause);
@@ -183,7 +191,7 @@ impl<D: Driver> Gateway<D> {
             session.direct = None;
         }
         // Who has shut his side without a close frame gets what he is owed, and no close frame either.
-        let says_why = session.upgraded && cause != CloseCause::ClientGone;
+        let says_why = session.transport == Transport::Ws && cause != CloseCause::ClientGone;
         if std::mem::take(&mut session.paused) {
             // The end of its stream must be seen.
             self.driver.resume_recv(key);
@@ -197,6 +205,12 @@ impl<D: Driver> Gateway<D> {
             let payload = payload.as_deref().unwrap_or(&[]);
             let (header, len) = server_header(OpCode::Close, payload.len());
             self.push_direct(key, &header[..len], payload);
+        }
+        if streams && cause != CloseCause::ClientClosed {
+            let retry_ms = cause.wants_retry().then(|| self.retry_ms());
+            let mut out = Vec::new();
+            encode_bye(&mut out, code.or(cause.code()).unwrap_or(CloseCode::INTERNAL_RETRY), reason, retry_ms);
+            self.push_direct(key, &out, &[]);
         }
         self.timers.set(key.slot, self.now + Duration::from_millis(self.limits.linger_ms));
         self.pump(key);
@@ -214,13 +228,17 @@ impl<D: Driver> Gateway<D> {
 
     fn count_drops(&self, key: ConnKey, cause: CloseCause) {
         let Some(session) = self.sessions.get(key) else { return };
-        let (Some(behind), Some(topic)) = (session.behind(), session.topic.and_then(|topic| self.topics.get(topic))) else { return };
+        let room = session.behind().zip(session.topic.and_then(|topic| self.topics.get(topic)));
+        let frames = match session.stream() {
+            Some(stream) => self.stream_frames(stream),
+            None => room.map_or(0, |(behind, topic)| topic.raw.log.frames() - behind.frame()),
+        };
         let reason = match cause {
             CloseCause::SlowConsumer => DropReason::SlowConsumer,
             CloseCause::Shutdown | CloseCause::ShutdownDeadline => DropReason::Shutdown,
             _ => DropReason::ConnectionClosed,
         };
-        self.counters.drops.of(reason).add(topic.log.frames() - behind.frame());
+        self.counters.drops.of(reason).add(frames);
     }
 
     fn log_end(&mut self, key: ConnKey, cause: CloseCause, reason: &str) {

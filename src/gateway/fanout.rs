@@ -13,8 +13,10 @@ use std::time::Duration;
 
 use super::Gateway;
 use super::close_cause::CloseCause;
-use super::session::{Session, State, micros};
-use super::topic::{LastSend, Role, Topic};
+use super::session::{Session, micros};
+use super::feed::{Feed, FeedKey, Format, LastSend};
+use super::seats::Seat;
+use super::topic::Role;
 use crate::engine::driver::Driver;
 use crate::engine::log::Pin;
 use crate::engine::segment::Gather;
@@ -34,23 +36,27 @@ struct Portion {
 }
 
 impl<D: Driver> Gateway<D> {
+    fn feed_at(&mut self, key: FeedKey) -> Option<&mut Feed> {
+        self.topics.get_mut(key.topic).and_then(|topic| topic.feed_mut(key.format))
+    }
+
     /// Works on the laps under way, in turns, within the step's budget.
     pub(super) fn run_laps(&mut self) {
         let mut budget = self.limits.fanout_sends_per_turn;
         while budget > 0
-            && let Some(topic_key) = self.laps.pop_front()
+            && let Some(key) = self.laps.pop_front()
         {
-            if let Some(topic) = self.topics.get_mut(topic_key) {
-                topic.queued = false;
+            if let Some(feed) = self.feed_at(key) {
+                feed.queued = false;
             }
             let quantum = budget.min(QUANTUM);
-            budget -= self.run_lap(topic_key, quantum).max(1).min(budget);
-            let Some(topic) = self.topics.get_mut(topic_key) else { continue };
-            let Some(lap) = topic.lap.get() else { continue };
+            budget -= self.run_lap(key, quantum).max(1).min(budget);
+            let Some(feed) = self.feed_at(key) else { continue };
+            let Some(lap) = feed.lap.get() else { continue };
             if !lap.is_parked() {
-                self.queue_lap(topic_key);
-            } else if !std::mem::replace(&mut topic.parked, true) {
-                self.parked.push(topic_key);
+                self.queue_lap(key);
+            } else if !std::mem::replace(&mut feed.parked, true) {
+                self.parked.push(key);
             }
         }
         while let Some(key) = self.slow.pop() {
@@ -64,45 +70,49 @@ impl<D: Driver> Gateway<D> {
             return;
         }
         self.next_unpark = self.now + UNPARK;
-        for topic_key in std::mem::take(&mut self.parked) {
-            if let Some(topic) = self.topics.get_mut(topic_key) {
-                topic.parked = false;
-                if topic.lap.get().is_some() {
-                    self.queue_lap(topic_key);
+        for key in std::mem::take(&mut self.parked) {
+            if let Some(feed) = self.feed_at(key) {
+                feed.parked = false;
+                if feed.lap.get().is_some() {
+                    self.queue_lap(key);
                 }
             }
         }
     }
 
-    /// Gives a topic on a lap its place in the row.
-    pub(super) fn queue_lap(&mut self, topic_key: TopicKey) {
-        if let Some(topic) = self.topics.get_mut(topic_key)
-            && !std::mem::replace(&mut topic.queued, true)
+    /// Gives a feed on a lap its place in the row.
+    pub(super) fn queue_lap(&mut self, key: FeedKey) {
+        if let Some(feed) = self.feed_at(key)
+            && !std::mem::replace(&mut feed.queued, true)
         {
-            self.laps.push_back(topic_key);
+            self.laps.push_back(key);
         }
     }
 
-    /// Visits up to `quantum` members of one topic; how many.
-    fn run_lap(&mut self, topic_key: TopicKey, quantum: u64) -> u64 {
+    /// Visits up to `quantum` members of one feed; how many.
+    fn run_lap(&mut self, key: FeedKey, quantum: u64) -> u64 {
         let mut visits = 0;
         while visits < quantum {
-            let Some(topic) = self.topics.get_mut(topic_key) else { return visits };
-            let Some(lap) = topic.lap.get_mut() else { return visits };
+            let now = self.now;
+            let Some(feed) = self.feed_at(key) else { return visits };
+            let Some(lap) = feed.lap.get_mut() else { return visits };
             if lap.next_floor.is_none() {
-                lap.next_floor = Some(topic.log.pin());
-                lap.next_born = self.now;
+                lap.next_floor = Some(feed.log.pin());
+                lap.next_born = now;
                 lap.held = false;
-                topic.members.begin_lap();
+                feed.members.begin_lap();
             }
-            match topic.members.visit() {
-                Some(slot) => {
+            match feed.members.visit() {
+                Some(member) => {
                     visits += 1;
-                    self.visit(topic_key, slot);
+                    match Seat::of_member(member) {
+                        Some(seat) => self.visit_seat(key, seat),
+                        None => self.visit(key, member),
+                    }
                 }
                 None => {
-                    self.finish_lap(topic_key);
-                    if self.topics.get(topic_key).and_then(|topic| topic.lap.get()).is_some_and(|lap| lap.is_parked()) {
+                    self.finish_lap(key);
+                    if self.feed_at(key).and_then(|feed| feed.lap.get()).is_some_and(|lap| lap.is_parked()) {
                         return visits;
                     }
                 }
@@ -111,22 +121,23 @@ impl<D: Driver> Gateway<D> {
         visits
     }
 
-    fn finish_lap(&mut self, topic_key: TopicKey) {
-        let topic = self.topics.get_mut(topic_key).expect("a topic on a lap is live");
-        let sessions = &mut self.sessions;
-        topic.members.end_lap(|slot, place| {
-            let (_, session) = sessions.at(slot).expect("a member is a live connection");
-            session.place = place;
+    fn finish_lap(&mut self, key: FeedKey) {
+        let topic = self.topics.get_mut(key.topic).expect("a topic on a lap is live");
+        let feed = topic.feed_mut(key.format).expect("a feed on a lap is live");
+        let (sessions, seats) = (&mut self.sessions, &mut self.seats);
+        feed.members.end_lap(|member, place| match Seat::of_member(member) {
+            Some(seat) => seats.at(seat).place = place,
+            None => sessions.at(member).expect("a member is a live connection").1.place = place,
         });
-        let lap = topic.lap.get_mut().expect("the lap that ends");
+        let lap = feed.lap.get_mut().expect("the lap that ends");
         lap.floor = lap.next_floor.take().expect("a lap has begun before it ends");
         lap.born = lap.next_born;
         // It holds a position: kept on, it would keep all that follows.
         lap.last = None;
-        if lap.floor.offset() == topic.log.end() || topic.members.is_empty() {
-            topic.lap.end();
+        if lap.floor.offset() == feed.log.end() || feed.members.is_empty() {
+            feed.lap.end();
         }
-        self.everyone_was_served(topic_key);
+        self.everyone_was_served(key.topic);
     }
 
     /// The floor has risen: tell the home, or let held-back publishers go on.
@@ -139,22 +150,22 @@ impl<D: Driver> Gateway<D> {
         self.free_if_unused(topic_key);
     }
 
-    fn visit(&mut self, topic_key: TopicKey, slot: u32) {
-        let topic = self.topics.get_mut(topic_key).expect("a topic on a lap is live");
+    fn visit(&mut self, feed_key: FeedKey, slot: u32) {
+        let feed = self.topics.get_mut(feed_key.topic).and_then(|topic| topic.feed_mut(feed_key.format)).expect("a feed on a lap is live");
         let (key, session) = self.sessions.at(slot).expect("a member is a live connection");
-        debug_assert!(session.topic == Some(topic_key) && session.state == State::Room);
-        let end = topic.log.end();
+        debug_assert!(session.topic == Some(feed_key.topic) && session.seated);
+        let end = feed.log.end();
         if session.cursor == end {
             return;
         }
         let unsent = self.driver.unsent(key);
         if unsent > 0 || session.direct.is_some() {
-            let lap = topic.lap.get_mut().expect("on a lap");
+            let lap = feed.lap.get_mut().expect("on a lap");
             let behind = session.behind().unwrap_or_else(|| lap.floor.seek(session.cursor));
             // Only a send that its peer does not take makes the reader slow, and not us.
             let waits = unsent > 0 && u64::from(micros(self.now).wrapping_sub(session.sent_us)) >= self.limits.reader_hold_ms * 1000;
             let queued = end - session.cursor + unsent as u64;
-            let frames = topic.log.frames() - behind.frame();
+            let frames = feed.log.frames() - behind.frame();
             session.behind.get_or_insert_with(|| behind.clone().anchor());
             if !waits && behind.offset() >= lap.floor.offset() {
                 lap.hold(behind);
@@ -165,8 +176,8 @@ impl<D: Driver> Gateway<D> {
         }
         let id = ConnId { shard: self.shard, key };
         let bytes_max = self.limits.send_bytes_max as usize;
-        if let Some(portion) = next_portion(topic, session, bytes_max, id) {
-            let lap = topic.lap.get_mut().expect("on a lap");
+        if let Some(portion) = next_portion(feed, session, bytes_max, id) {
+            let lap = feed.lap.get_mut().expect("on a lap");
             if portion.next.offset() < end && session.cursor >= lap.floor.offset() {
                 // Too much for one send: the rest is still ours to deliver.
                 lap.hold(portion.next.clone());
@@ -186,16 +197,16 @@ impl<D: Driver> Gateway<D> {
         let id = self.id(key);
         let Some(session) = self.sessions.get_mut(key) else { return false };
         let Some(behind) = session.behind() else { return false };
-        let topic = session.topic.and_then(|topic| self.topics.get_mut(topic)).expect("a topic lives as long as its members");
+        let topic_key = session.topic.expect("who is behind is a member");
+        let feed = &mut self.topics.get_mut(topic_key).expect("a topic lives as long as its members").raw;
         let Some(gathered) = behind.gather(self.limits.send_bytes_max as usize, session.no_echo.then_some(id)) else {
             session.behind = None;
             return false;
         };
         let frames = gathered.next.frame() - behind.frame();
-        session.move_to(gathered.next, topic.log.end());
-        if topic.parked && session.behind.is_none() {
-            let topic_key = session.topic.expect("a member has a topic");
-            self.queue_lap(topic_key);
+        session.move_to(gathered.next, feed.log.end());
+        if feed.parked && session.behind.is_none() {
+            self.queue_lap(FeedKey { topic: topic_key, format: Format::Raw });
         }
         let Some(session) = self.sessions.get_mut(key) else { return false };
         let Some(data) = gathered.data else { return false };
@@ -207,9 +218,9 @@ impl<D: Driver> Gateway<D> {
 }
 
 /// What a member on a lap gets; when that is nothing but its own messages, it is moved past them here. Members at the same position share one gather.
-fn next_portion(topic: &mut Topic, session: &mut Session, bytes_max: usize, id: ConnId) -> Option<Portion> {
-    let lap = topic.lap.get_mut().expect("on a lap");
-    let end = topic.log.end();
+fn next_portion(feed: &mut Feed, session: &mut Session, bytes_max: usize, id: ConnId) -> Option<Portion> {
+    let lap = feed.lap.get_mut().expect("on a lap");
+    let end = feed.log.end();
     if let Some(last) = &lap.last
         && (last.from, last.end) == (session.cursor, end)
         && !session.no_echo

@@ -22,13 +22,19 @@ mod drain;
 mod egress;
 mod endpoints;
 mod fanout;
+mod feed;
 mod frames;
+mod history;
 mod log_limit;
 mod peers;
+mod polls;
+mod replay;
 mod requests;
 mod rooms;
+mod seats;
 mod session;
 mod shared;
+mod streams;
 mod timeouts;
 mod topic;
 
@@ -49,6 +55,9 @@ use crate::engine::timers::{TICK, TimerWheel};
 use crate::gateway::admission::Admission;
 use crate::gateway::close_cause::CloseCause;
 use crate::gateway::counters::Counters;
+use crate::gateway::feed::FeedKey;
+use crate::gateway::history::Past;
+use crate::gateway::seats::Seats;
 use crate::gateway::drain::Drain;
 use crate::gateway::log_limit::LogLimit;
 use crate::gateway::session::{Session, State};
@@ -56,6 +65,7 @@ use crate::gateway::topic::Topic;
 use crate::hub::{Directory, Placement};
 use crate::ids::{ConnId, ConnKey, ShardId, TopicKey};
 use crate::limits::Limits;
+use crate::proto::position::Epoch;
 use crate::proto::topic::TopicName;
 use crate::proto::ws::OpCode;
 use crate::proto::ws::frame::server_header;
@@ -63,6 +73,8 @@ use crate::time::Time;
 
 pub use endpoints::Pages;
 pub use peers::ShardMessage;
+pub use replay::Replay;
+pub use seats::Guest;
 pub use shared::Shared;
 
 /// A ping without a payload (RFC 6455 section 5.5.2).
@@ -94,6 +106,8 @@ pub enum Progress {
 pub struct Parts {
     /// Which shard.
     pub shard: ShardId,
+    /// The life of this process's offsets.
+    pub epoch: Epoch,
     /// What all shards share.
     pub shared: Arc<Shared>,
     /// This shard's counters.
@@ -158,6 +172,7 @@ pub struct Gateway<D> {
     mailbox: Mailbox<ShardMessage>,
     commands: Receiver<Command>,
     random: fastrand::Rng,
+    epoch: Epoch,
 
     now: Time,
     events: Vec<Event>,
@@ -166,6 +181,7 @@ pub struct Gateway<D> {
     /// Messages of clients that this step may still take.
     messages_left: u64,
     sessions: SideTable<Session>,
+    seats: Seats,
     timers: TimerWheel,
     fired: Vec<u32>,
     topics: Directory<TopicName, Topic>,
@@ -177,14 +193,20 @@ pub struct Gateway<D> {
     scratch: Vec<u8>,
 
     /// Topics on a lap, in the order of their turns.
-    laps: VecDeque<TopicKey>,
+    laps: VecDeque<FeedKey>,
     /// Topics whose lap waits for somebody, and when they have another turn anyway.
-    parked: Vec<TopicKey>,
+    parked: Vec<FeedKey>,
     next_unpark: Time,
     /// Topics that may have something for another shard.
     dispatches: VecDeque<TopicKey>,
     /// Topics that may hold memory for frames to come.
     warm: Vec<TopicKey>,
+    /// Topics with a history, in the order in which they are looked through.
+    histories: VecDeque<TopicKey>,
+    /// Where the offsets of topics that are gone have ended.
+    past: Past,
+    /// Polls that have something to be answered with.
+    ready_polls: Vec<ConnKey>,
     /// Publishers whose topic takes messages again.
     woken: Vec<ConnKey>,
     /// Publishers to wake when queued messages take less memory.
@@ -217,11 +239,13 @@ impl<D: Driver> Gateway<D> {
             mailbox: parts.mailbox,
             commands: parts.commands,
             random: fastrand::Rng::with_seed(parts.seed),
+            epoch: parts.epoch,
             now,
             events: Vec::new(),
             handled: 0,
             messages_left: 0,
             sessions: SideTable::default(),
+            seats: Seats::default(),
             timers: TimerWheel::new(TICK, now),
             fired: Vec::new(),
             topics: Directory::default(),
@@ -234,6 +258,9 @@ impl<D: Driver> Gateway<D> {
             next_unpark: now,
             dispatches: VecDeque::new(),
             warm: Vec::new(),
+            histories: VecDeque::new(),
+            past: Past::new(limits.topics_remembered as usize),
+            ready_polls: Vec::new(),
             woken: Vec::new(),
             memory_waiters: Vec::new(),
             next_relief: now,
@@ -324,6 +351,7 @@ impl<D: Driver> Gateway<D> {
         self.watch_sends();
         self.unpark_laps();
         self.run_laps();
+        self.answer_polls();
         self.dispatch();
         self.relieve_memory();
         self.sweep();
@@ -430,7 +458,13 @@ impl<D: Driver> Gateway<D> {
                     0
                 }
                 State::Room | State::Echo => self.read_frames(key, &mut bytes[at..]),
-                State::Finishing | State::Lingering | State::Closed => bytes.len() - at,
+                State::Polling => {
+                    // The next request, before this one is answered.
+                    self.pause_reading(key);
+                    0
+                }
+                // There is nothing to say to a stream.
+                State::Stream | State::Finishing | State::Lingering | State::Closed => bytes.len() - at,
             };
             if used == 0 {
                 break;
@@ -466,7 +500,7 @@ impl<D: Driver> Gateway<D> {
         session.peer_closed = true;
         match session.state {
             // What it sent before is handled first; then it ends.
-            State::Head | State::Joining | State::Room | State::Echo => self.end_if_gone(key),
+            State::Head | State::Joining | State::Room | State::Echo | State::Stream | State::Polling => self.end_if_gone(key),
             State::Finishing => {}
             State::Lingering => self.take_down(key, crate::engine::driver::CloseHow::Close),
             State::Closed => {}
@@ -476,13 +510,15 @@ impl<D: Driver> Gateway<D> {
     /// Ends a connection whose peer has shut its side, once everything that it sent was handled.
     pub(super) fn end_if_gone(&mut self, key: ConnKey) {
         let Some(session) = self.sessions.get(key) else { return };
-        let waits = session.holds() && (session.paused || session.state == State::Joining);
+        let waits = session.holds() && (session.paused || matches!(session.state, State::Joining));
         if !session.peer_closed || waits {
             return;
         }
         match session.state {
             State::Head => self.end(key, CloseCause::HttpDone),
             State::Room | State::Echo => self.end(key, CloseCause::ClientGone),
+            // There is no other way to end a stream.
+            State::Stream | State::Polling => self.end(key, CloseCause::ClientClosed),
             _ => {}
         }
     }
@@ -513,6 +549,7 @@ impl<D: Driver> Gateway<D> {
             topic.warm = !rested;
             !rested
         });
+        self.expire_histories();
         self.direct.rest();
         if self.was_busy && !self.busy {
             // It has gone quiet: what bursts have left behind in the heap is of no use for now.
@@ -527,6 +564,7 @@ impl<D: Driver> Gateway<D> {
         self.busy
             || self.was_busy
             || !self.warm.is_empty()
+            || !self.histories.is_empty()
             || self.admission.is_waiting()
             || self.log.has_suppressed()
             || self.shared.is_over_memory()

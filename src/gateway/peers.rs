@@ -17,12 +17,16 @@
 use super::Gateway;
 use super::MAILBOX_BUDGET;
 use super::close_cause::CloseCause;
+use super::feed::FeedKey;
+use super::replay::Replay;
 use super::rooms::TOPICS_FULL;
+use super::seats::Guest;
 use super::topic::{HeldParcel, Role};
 use crate::engine::driver::Driver;
 use crate::engine::log::Parcel;
 use crate::engine::sys::Socket;
 use crate::ids::{ShardId, TopicKey};
+use crate::proto::position::Start;
 use crate::proto::topic::TopicName;
 
 /// Topics that one step dispatches; each may have a batch for every other shard.
@@ -52,8 +56,8 @@ pub enum ShardMessage {
         key: TopicKey,
         /// What its home calls it.
         home: TopicKey,
-        /// How many frames it has had.
-        frame: u64,
+        /// The offset of its newest message.
+        offset: u64,
     },
     /// There are as many topics as there may be.
     Refused {
@@ -83,8 +87,8 @@ pub enum ShardMessage {
     Deliver {
         /// What you call the topic.
         key: TopicKey,
-        /// Number of the first frame.
-        frame: u64,
+        /// The offset before the first message.
+        after: u64,
         /// The home's offset after them.
         upto: u64,
         /// The frames.
@@ -96,6 +100,26 @@ pub enum ShardMessage {
         home: TopicKey,
         /// The home's offset.
         upto: u64,
+    },
+    /// The sender has a guest who wants what was before it came.
+    Resume {
+        /// What the home calls the topic.
+        home: TopicKey,
+        /// What the sender calls it.
+        key: TopicKey,
+        /// Who.
+        guest: Guest,
+        /// From where.
+        start: Start,
+    },
+    /// What your guest asked for, or a piece of it.
+    Replay {
+        /// What you call the topic.
+        key: TopicKey,
+        /// Who.
+        guest: Guest,
+        /// The piece.
+        replay: Box<Replay>,
     },
 }
 
@@ -111,13 +135,15 @@ impl<D: Driver> Gateway<D> {
         match message {
             ShardMessage::Adopt { socket } => self.adopt(socket),
             ShardMessage::Subscribe { name, key } => self.subscribe(from, name, key),
-            ShardMessage::Subscribed { key, home, frame } => self.subscribed(key, home, frame),
+            ShardMessage::Subscribed { key, home, offset } => self.subscribed(key, home, offset),
             ShardMessage::Refused { key } => self.topic_refused(key),
             ShardMessage::Unsubscribe { home } => self.unsubscribe(from, home),
             ShardMessage::Publish { home, key, parcel } => self.published_elsewhere(from, home, key, parcel),
             ShardMessage::Published { key } => self.publish_taken(key),
-            ShardMessage::Deliver { key, frame, upto, parcel } => self.deliver(key, frame, upto, parcel),
+            ShardMessage::Deliver { key, after, upto, parcel } => self.deliver(key, after, upto, parcel),
             ShardMessage::Delivered { home, upto } => self.delivered(from, home, upto),
+            ShardMessage::Resume { home, key, guest, start } => self.resume_elsewhere(from, home, key, guest, start),
+            ShardMessage::Replay { key, guest, replay } => self.replayed(key, guest, *replay),
         }
     }
 
@@ -128,21 +154,35 @@ impl<D: Driver> Gateway<D> {
         };
         let topic = self.topics.get_mut(home).expect("found or made above");
         let Role::Home(side) = &mut topic.role else { unreachable!("subscriptions go to a topic's home, which all shards agree on") };
-        side.home.subscribe(from, key, topic.log.end());
-        let frame = topic.log.frames();
-        self.mailbox.send(from, ShardMessage::Subscribed { key, home, frame });
+        side.home.subscribe(from, key, topic.raw.log.end());
+        let offset = topic.raw.offset();
+        self.mailbox.send(from, ShardMessage::Subscribed { key, home, offset });
     }
 
-    fn subscribed(&mut self, key: TopicKey, home: TopicKey, frame: u64) {
+    fn subscribed(&mut self, key: TopicKey, home: TopicKey, offset: u64) {
         let Some(topic) = self.topics.get_mut(key) else { return };
+        topic.raw.base = offset;
         let Role::Away(side) = &mut topic.role else { return };
         side.key = Some(home);
-        side.first_frame = frame;
-        // All of them are members before the first one's input is handled: what it says may free a topic that has nobody.
-        let mut joined = std::mem::take(&mut side.joining);
-        joined.retain(|&conn| self.take_seat(conn, key));
-        for conn in joined {
+        // All of them are members or guests before the first one's input is handled: what it says may free a topic that has nobody.
+        let joining = std::mem::take(&mut side.joining);
+        topic.guests += 1;
+        let mut seated = Vec::new();
+        for guest in joining {
+            let Some(session) = self.sessions.get(guest.conn) else { continue };
+            match session.cold.as_ref().and_then(|cold| cold.start) {
+                _ if session.stream().is_some() => self.stream_subscribed(key, guest),
+                Some(start) if session.topic == Some(key) => self.begin_replay(key, guest, start),
+                Some(_) => {}
+                None if self.take_seat(guest.conn, key) => seated.push(guest.conn),
+                None => {}
+            }
+        }
+        for conn in seated {
             self.enter_waiting(conn);
+        }
+        if let Some(topic) = self.topics.get_mut(key) {
+            topic.guests -= 1;
         }
         self.free_if_unused(key);
     }
@@ -150,8 +190,8 @@ impl<D: Driver> Gateway<D> {
     fn topic_refused(&mut self, key: TopicKey) {
         let Some(topic) = self.topics.remove(key) else { return };
         if let Role::Away(side) = topic.role {
-            for conn in side.joining {
-                self.refuse_waiting(conn, CloseCause::OverCapacity, TOPICS_FULL);
+            for guest in side.joining {
+                self.refuse_waiting(guest.conn, CloseCause::OverCapacity, TOPICS_FULL);
             }
         }
     }
@@ -209,39 +249,32 @@ impl<D: Driver> Gateway<D> {
         self.free_if_unused(key);
     }
 
-    fn deliver(&mut self, key: TopicKey, frame: u64, upto: u64, parcel: Parcel) {
+    fn deliver(&mut self, key: TopicKey, after: u64, upto: u64, parcel: Parcel) {
         let Some(topic) = self.topics.get_mut(key) else { return };
-        let on_lap = topic.want_lap(self.now);
-        let Role::Away(side) = &mut topic.role else { return };
-        assert!(
-            frame == side.first_frame + topic.log.frames(),
-            "frames between shards follow on each other: {frame} after {}",
-            side.first_frame + topic.log.frames()
-        );
-        topic.log.append_parcel(parcel);
-        side.to_acknowledge = Some((topic.log.end(), upto));
-        topic.last_append = self.now;
+        let offset = topic.raw.offset();
+        assert!(after == offset, "messages between shards follow on each other: after {after}, where {offset} was the last");
+        let laps = topic.append(self.now, self.epoch, |log| log.append_parcel(parcel));
+        topic.acknowledge_later(upto);
         self.busy = true;
         if !std::mem::replace(&mut topic.warm, true) {
             self.warm.push(key);
         }
-        if on_lap {
-            self.queue_lap(key);
-        } else if topic.lap.get().is_none() {
-            self.everyone_was_served(key);
+        for format in laps.into_iter().flatten() {
+            self.queue_lap(FeedKey { topic: key, format });
         }
+        self.seat_latecomers(key);
+        self.everyone_was_served(key);
     }
 
     /// Tells the home that everyone here was served, if that is so.
     pub(super) fn acknowledge(&mut self, key: TopicKey) {
         let Some(topic) = self.topics.get_mut(key) else { return };
-        let served = topic.lap.get().map_or(topic.log.end(), |lap| lap.floor.offset());
-        let Role::Away(side) = &mut topic.role else { return };
-        if let (Some((end, upto)), Some(home)) = (side.to_acknowledge, side.key)
-            && served >= end
-        {
+        let Role::Away(side) = &topic.role else { return };
+        let (Some(due), Some(home), shard) = (side.to_acknowledge, side.key, side.shard) else { return };
+        if topic.has_served(&due) {
+            let Role::Away(side) = &mut topic.role else { return };
             side.to_acknowledge = None;
-            self.mailbox.send(side.shard, ShardMessage::Delivered { home, upto });
+            self.mailbox.send(shard, ShardMessage::Delivered { home, upto: due.upto });
         }
     }
 
@@ -265,8 +298,9 @@ impl<D: Driver> Gateway<D> {
                     for target in side.home.due() {
                         let from = target.waiting.take().expect("due targets have something waiting");
                         let Some((parcel, next)) = from.parcel(BATCH_BYTES_MAX) else { continue };
-                        let message = ShardMessage::Deliver { key: target.key, frame: from.frame(), upto: next.offset(), parcel };
-                        target.sent((next.offset() < topic.log.end()).then_some(next));
+                        let after = topic.raw.base + from.frame();
+                        let message = ShardMessage::Deliver { key: target.key, after, upto: next.offset(), parcel };
+                        target.sent((next.offset() < topic.raw.log.end()).then_some(next));
                         self.mailbox.send(target.shard, message);
                     }
                 }

@@ -92,7 +92,8 @@ impl<D: Driver> Gateway<D> {
                     self.end(key, cause);
                 }
             }
-            Answer::Room { name, no_echo, upgrade } => self.join(key, name, no_echo, upgrade),
+            Answer::Room { name, no_echo, start, upgrade } => self.join(key, name, no_echo, start, upgrade),
+            Answer::Stream(stream) => self.begin_stream(key, *stream),
             Answer::Echo { upgrade } => {
                 self.counters.handshakes.of(HandshakeResult::Upgraded).add(1);
                 self.upgraded(key, &upgrade);
@@ -116,7 +117,7 @@ impl<D: Driver> Gateway<D> {
     pub(super) fn upgraded(&mut self, key: ConnKey, answer: &[u8]) {
         self.push_direct(key, answer, &[]);
         if let Some(session) = self.sessions.get_mut(key) {
-            session.upgraded = true;
+            session.transport = Transport::Ws;
             self.counters.connections.of(Transport::Http).sub(1);
             self.counters.connections.of(Transport::Ws).add(1);
         }

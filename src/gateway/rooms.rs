@@ -4,12 +4,15 @@ use super::close_cause::CloseCause;
 use super::counters::HandshakeResult;
 use super::peers::ShardMessage;
 use super::session::State;
+use super::feed::FeedKey;
+use super::seats::Guest;
 use super::topic::{AwaySide, HomeSide, Role, Topic, Uplink};
 use super::{Gateway, Shared};
 use crate::engine::driver::Driver;
 use crate::engine::log::Log;
 use crate::ids::{ConnKey, TopicKey};
 use crate::limits::Limits;
+use crate::proto::position::Start;
 use crate::proto::topic::TopicName;
 use crate::proto::ws::OpCode;
 use crate::proto::ws::frame::server_header;
@@ -20,7 +23,7 @@ pub(super) const TOPICS_FULL: &str = "no room for another topic (limits.topics_m
 impl<D: Driver> Gateway<D> {
     /// Makes a connection a member of a room: at once when this shard has the topic already, else when its home has answered. The upgrade is
     /// answered only then, so that a client that is connected is subscribed.
-    pub(super) fn join(&mut self, key: ConnKey, name: TopicName, no_echo: bool, upgrade: Vec<u8>) {
+    pub(super) fn join(&mut self, key: ConnKey, name: TopicName, no_echo: bool, start: Option<Start>, upgrade: Vec<u8>) {
         let Some(topic_key) = self.topics.find(&name).or_else(|| self.make_topic(name)) else {
             return self.refuse_join(key, &upgrade, CloseCause::OverCapacity, TOPICS_FULL);
         };
@@ -29,15 +32,23 @@ impl<D: Driver> Gateway<D> {
         session.topic = Some(topic_key);
         session.state = State::Joining;
         let topic = self.topics.get_mut(topic_key).expect("found or made above");
-        match &mut topic.role {
+        let guest = Guest { conn: key, number: 0, turn: 0 };
+        let answered = match &mut topic.role {
             Role::Away(side) if side.key.is_none() => {
-                side.joining.push(key);
-                session.cold.get_or_insert_default().upgrade = upgrade;
+                side.joining.push(guest);
+                false
             }
-            _ => {
-                self.take_seat(key, topic_key);
-                self.enter(key, &upgrade);
-            }
+            _ => true,
+        };
+        if let (true, None) = (answered, start) {
+            self.take_seat(key, topic_key);
+            return self.enter(key, &upgrade);
+        }
+        let cold = session.cold.get_or_insert_default();
+        cold.upgrade = upgrade;
+        cold.start = start;
+        if let (true, Some(start)) = (answered, start) {
+            self.begin_replay(topic_key, guest, start);
         }
     }
 
@@ -48,8 +59,9 @@ impl<D: Driver> Gateway<D> {
         if session.state != State::Joining || session.topic != Some(topic_key) {
             return false;
         }
-        session.place = topic.members.join(key.slot);
-        session.cursor = topic.log.end();
+        session.place = topic.raw.members.join(key.slot);
+        session.cursor = topic.raw.log.end();
+        session.seated = true;
         session.state = State::Room;
         true
     }
@@ -57,7 +69,7 @@ impl<D: Driver> Gateway<D> {
     /// Lets in one that waited for the home's answer and has its seat.
     pub(super) fn enter_waiting(&mut self, key: ConnKey) {
         let Some(session) = self.sessions.get_mut(key) else { return };
-        let upgrade = session.cold.as_mut().map(|cold| std::mem::take(&mut cold.upgrade)).unwrap_or_default();
+        let upgrade = session.take_upgrade();
         self.enter(key, &upgrade);
     }
 
@@ -80,10 +92,8 @@ impl<D: Driver> Gateway<D> {
         } else if session.holds() {
             self.feed_held(key);
         }
-        if let Some(session) = self.sessions.get_mut(key)
-            && !session.holds()
-        {
-            session.cold = None;
+        if let Some(session) = self.sessions.get_mut(key) {
+            session.drop_idle_cold();
         }
         self.end_if_gone(key);
     }
@@ -99,20 +109,23 @@ impl<D: Driver> Gateway<D> {
     pub(super) fn refuse_waiting(&mut self, key: ConnKey, cause: CloseCause, reason: &str) {
         let Some(session) = self.sessions.get_mut(key) else { return };
         if session.state == State::Joining {
-            let upgrade = session.cold.as_mut().map(|cold| std::mem::take(&mut cold.upgrade)).unwrap_or_default();
+            if session.stream().is_some() {
+                return self.refuse_stream(key, cause);
+            }
+            let upgrade = session.take_upgrade();
             self.refuse_join(key, &upgrade, cause, reason);
         }
     }
 
     /// Adds a topic to this shard's table and, when its home is elsewhere, subscribes there. None when the process has as many as it may.
-    fn make_topic(&mut self, name: TopicName) -> Option<TopicKey> {
+    pub(super) fn make_topic(&mut self, name: TopicName) -> Option<TopicKey> {
         let home = self.placement.home(name.as_str());
         if home == self.shard {
             return self.make_home_topic(name);
         }
-        let side = AwaySide { shard: home, key: None, first_frame: 0, uplink: None, to_acknowledge: None, joining: Vec::new() };
+        let side = AwaySide { shard: home, key: None, uplink: None, to_acknowledge: None, latecomers: Vec::new(), joining: Vec::new() };
         let log = new_log(&self.limits, &self.shared);
-        let key = self.topics.insert(name.clone(), Topic::new(Role::Away(Box::new(side)), log));
+        let key = self.topics.insert(name.clone(), Topic::new(Role::Away(Box::new(side)), log, 0));
         self.mailbox.send(home, ShardMessage::Subscribe { name, key });
         Some(key)
     }
@@ -122,7 +135,8 @@ impl<D: Driver> Gateway<D> {
             return None;
         }
         let log = new_log(&self.limits, &self.shared);
-        let key = self.topics.insert(name, Topic::new(Role::Home(HomeSide::default()), log));
+        let base = self.past.base_of(name.as_str());
+        let key = self.topics.insert(name, Topic::new(Role::Home(HomeSide::default()), log, base));
         self.counters.topics.add(1);
         Some(key)
     }
@@ -130,17 +144,21 @@ impl<D: Driver> Gateway<D> {
     /// Takes a connection out of its room.
     pub(super) fn leave(&mut self, key: ConnKey) {
         let Some(session) = self.sessions.get_mut(key) else { return };
+        if session.stream().is_some() {
+            return self.leave_stream(key);
+        }
         let Some(topic_key) = session.topic.take() else { return };
         session.behind = None;
-        let (place, was_member) = (session.place, session.state == State::Room);
+        let (place, was_member) = (session.place, std::mem::take(&mut session.seated));
         let waited = std::mem::take(&mut session.waiting);
         let Some(topic) = self.topics.get_mut(topic_key) else { return };
         if waited {
             topic.waiters.retain(|&waiter| waiter != key);
         }
-        if was_member && let Some(moved) = topic.members.leave(place) {
-            let (_, moved) = self.sessions.at(moved).expect("a member is a live connection");
-            moved.place = place;
+        if !was_member {
+            topic.guest_leaves();
+        } else if let Some(moved) = topic.raw.members.leave(place) {
+            self.set_place(moved, place);
         }
         self.free_if_unused(topic_key);
     }
@@ -151,9 +169,13 @@ impl<D: Driver> Gateway<D> {
         if !topic.is_unused() {
             return;
         }
+        let name = self.topics.name(key).map(|name| name.as_str().to_owned()).unwrap_or_default();
         let topic = self.topics.remove(key).expect("found above");
         match topic.role {
             Role::Home(_) => {
+                if topic.raw.offset() > 0 {
+                    self.past.remember(&name, topic.raw.offset());
+                }
                 self.counters.topics.sub(1);
                 self.shared.drop_topic();
             }
@@ -189,15 +211,25 @@ impl<D: Driver> Gateway<D> {
     /// Appends to a topic at its home: this is where messages get their order.
     pub(super) fn append_at_home(&mut self, topic_key: TopicKey, append: impl FnOnce(&mut Log)) {
         let topic = self.topics.get_mut(topic_key).expect("the caller has the topic");
-        let on_lap = topic.want_lap(self.now);
         if let Role::Home(side) = &mut topic.role {
-            side.home.appending(|| topic.log.pin());
+            side.home.appending(|| topic.raw.log.pin());
+            side.history.appending(&mut topic.raw.log, &self.limits, self.now);
         }
-        append(&mut topic.log);
-        if on_lap {
-            self.queue_lap(topic_key);
+        let laps = topic.append(self.now, self.epoch, append);
+        if let Role::Home(side) = &mut topic.role {
+            let grown = side.history.trim(&topic.raw.log, &self.limits);
+            self.shared.add_history(grown);
+            if !side.history.is_empty() && !std::mem::replace(&mut side.history.listed, true) {
+                self.histories.push_back(topic_key);
+            }
+        }
+        for format in laps.into_iter().flatten() {
+            self.queue_lap(FeedKey { topic: topic_key, format });
         }
         self.appended(topic_key);
+        if self.shared.is_history_over() {
+            self.relieve_histories();
+        }
     }
 
     /// Notes that a topic's log or uplink has grown.
@@ -260,6 +292,6 @@ impl<D: Driver> Gateway<D> {
     }
 }
 
-fn new_log(limits: &Limits, shared: &Shared) -> Log {
+pub(super) fn new_log(limits: &Limits, shared: &Shared) -> Log {
     Log::new(limits.segment_bytes_min as u32, limits.segment_bytes_max as u32, &shared.memory)
 }

@@ -3,9 +3,12 @@
 use std::collections::VecDeque;
 use std::num::NonZeroU32;
 
+use super::counters::Transport;
+use super::streams::Stream;
 use crate::engine::log::{Anchor, Pin};
 use crate::engine::segment::Range;
 use crate::ids::TopicKey;
+use crate::proto::position::Start;
 use crate::proto::ws::Decoder;
 use crate::time::Time;
 
@@ -20,6 +23,10 @@ pub(super) enum State {
     Room,
     /// `/echo`.
     Echo,
+    /// A stream of events (`/events`).
+    Stream,
+    /// A poll that waits for a message.
+    Polling,
     /// The last bytes are going out; then our side is shut.
     Finishing,
     /// Our side is shut; what comes in is thrown away until the peer shuts its side too.
@@ -34,9 +41,9 @@ impl State {
         matches!(self, Self::Finishing | Self::Lingering | Self::Closed)
     }
 
-    /// Whether frames are spoken.
+    /// Whether it is in use for messages.
     pub(super) fn is_open(self) -> bool {
-        matches!(self, Self::Room | Self::Echo)
+        matches!(self, Self::Room | Self::Echo | Self::Stream)
     }
 }
 
@@ -49,6 +56,14 @@ pub(super) struct Cold {
     pub(super) scanned: usize,
     /// The answer to an upgrade that waits for its room.
     pub(super) upgrade: Vec<u8>,
+    /// Where a raw WebSocket begins in its room.
+    pub(super) start: Option<Start>,
+    /// More was in its room before it came, after this offset.
+    pub(super) replay_after: Option<u64>,
+    /// What it asked for besides a room of its own.
+    pub(super) stream: Option<Box<Stream>>,
+    /// How many such requests it has made.
+    pub(super) turn: u16,
 }
 
 /// Odd milliseconds that wrap after 49 days: differences are right to a millisecond up to half of that. Never zero, so that an option takes no more room.
@@ -78,12 +93,14 @@ pub(super) struct Session {
     pub(super) no_echo: bool,
     /// It was answered a request before.
     pub(super) served: bool,
-    /// It speaks WebSocket.
-    pub(super) upgraded: bool,
+    /// What it speaks.
+    pub(super) transport: Transport,
     /// Accepted over the cap, only to be told so.
     pub(super) over_capacity: bool,
     /// Reading is paused.
     pub(super) paused: bool,
+    /// It is a member of its topic's feed; before that it is a guest, who is given what was before it came.
+    pub(super) seated: bool,
     /// It is in its topic's list of publishers to wake.
     pub(super) waiting: bool,
     /// A ping is unanswered since `pinged`.
@@ -122,9 +139,10 @@ impl Session {
             state: State::Head,
             no_echo: false,
             served: false,
-            upgraded: false,
+            transport: Transport::Http,
             over_capacity,
             paused: false,
+            seated: false,
             waiting: false,
             pinged: None,
             watched: false,
@@ -178,10 +196,38 @@ impl Session {
     pub(super) fn take_held(&mut self) -> Vec<u8> {
         let Some(cold) = &mut self.cold else { return Vec::new() };
         let held = std::mem::take(&mut cold.input);
-        if cold.upgrade.is_empty() && cold.scanned == 0 {
-            self.cold = None;
-        }
+        self.drop_idle_cold();
         held
+    }
+
+    /// The answer to its upgrade, which is about to be sent.
+    pub(super) fn take_upgrade(&mut self) -> Vec<u8> {
+        let Some(cold) = &mut self.cold else { return Vec::new() };
+        cold.start = None;
+        std::mem::take(&mut cold.upgrade)
+    }
+
+    /// Frees what a connection in the middle of something needed, once it is in the middle of nothing.
+    pub(super) fn drop_idle_cold(&mut self) {
+        self.cold.take_if(|cold| {
+            cold.input.is_empty()
+                && cold.scanned == 0
+                && cold.upgrade.is_empty()
+                && cold.start.is_none()
+                && cold.replay_after.is_none()
+                && cold.stream.is_none()
+                && cold.turn == 0
+        });
+    }
+
+    /// Its stream or poll, if it has one.
+    pub(super) fn stream_mut(&mut self) -> Option<&mut Stream> {
+        self.cold.as_mut().and_then(|cold| cold.stream.as_deref_mut())
+    }
+
+    /// The same, to look at.
+    pub(super) fn stream(&self) -> Option<&Stream> {
+        self.cold.as_ref().and_then(|cold| cold.stream.as_deref())
     }
 
     /// Whether bytes were kept.

@@ -1,7 +1,7 @@
 //! What all shards share: a few numbers, each written by whoever changes it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
 
 use crate::engine::segment::SegmentMemory;
 use crate::ids::ShardId;
@@ -22,6 +22,9 @@ pub struct Shared {
     pub queued_bytes_max: u64,
     /// Topics at once.
     pub topics_max: u64,
+    /// Bytes of all histories at once, as worked out at start.
+    pub history_bytes_max: u64,
+    history: AtomicI64,
     loads: Vec<Load>,
     topics: AtomicU64,
     /// Connections within the cap.
@@ -31,12 +34,14 @@ pub struct Shared {
 
 impl Shared {
     /// For a process of `shards` shards.
-    pub fn new(shards: u16, connections_max: u64, queued_bytes_max: u64, topics_max: u64) -> Arc<Self> {
+    pub fn new(shards: u16, connections_max: u64, queued_bytes_max: u64, topics_max: u64, history_bytes_max: u64) -> Arc<Self> {
         Arc::new(Self {
             memory: SegmentMemory::new(),
             connections_max,
             queued_bytes_max,
             topics_max,
+            history_bytes_max,
+            history: AtomicI64::new(0),
             loads: (0..shards).map(|_| Load::default()).collect(),
             topics: AtomicU64::new(0),
             admitted: AtomicU64::new(0),
@@ -112,9 +117,27 @@ impl Shared {
         self.topics.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// Whether queued messages take more memory than allowed.
+    /// Histories have grown, or shrunk.
+    pub fn add_history(&self, bytes: i64) {
+        if bytes != 0 {
+            self.history.fetch_add(bytes, Ordering::Relaxed);
+        }
+    }
+
+    /// Bytes of all histories.
+    pub fn history_bytes(&self) -> u64 {
+        self.history.load(Ordering::Relaxed).max(0) as u64
+    }
+
+    /// Whether histories take more than they may.
+    pub fn is_history_over(&self) -> bool {
+        self.history_bytes() > self.history_bytes_max
+    }
+
+    /// Whether queued messages take more memory than allowed. Histories lie in the same memory and have a bound of their own, so what is queued may be that
+    /// much more.
     pub fn is_over_memory(&self) -> bool {
-        self.memory.bytes() as u64 > self.queued_bytes_max
+        self.memory.bytes() as u64 > self.queued_bytes_max + self.history_bytes_max
     }
 }
 
@@ -129,7 +152,7 @@ mod tests {
     #[test]
     fn whatever_the_kernel_prefers_shards_stay_within_ten_percent() {
         for shards in [1_u16, 2, 3, 16] {
-            let shared = Shared::new(shards, 0, 0, 0);
+            let shared = Shared::new(shards, 0, 0, 0, 0);
             for n in 0..10_000_u64 {
                 // Three of four land on shard 0.
                 let here = ShardId(if n % 4 == 0 { (n / 4 % u64::from(shards)) as u16 } else { 0 });
@@ -145,7 +168,7 @@ mod tests {
 
     #[test]
     fn topics_are_counted_up_to_the_cap() {
-        let shared = Shared::new(1, 0, 0, 2);
+        let shared = Shared::new(1, 0, 0, 2, 0);
         assert!(shared.add_topic() && shared.add_topic() && !shared.add_topic());
         shared.drop_topic();
         assert!(shared.add_topic());

@@ -28,6 +28,10 @@ impl<D: Driver> Gateway<D> {
                 State::Head => self.end(key, CloseCause::HeadTimeout),
                 State::Joining => self.refuse_waiting(key, CloseCause::OverCapacity, "the room's shard did not answer in time"),
                 State::Room | State::Echo => self.open_timer(key),
+                State::Stream if self.driver.unsent(key) > 0 && session.watched => self.stall_timer(key),
+                State::Stream if self.driver.unsent(key) > 0 => self.watch(key),
+                State::Stream => self.stream_timer(key),
+                State::Polling => self.poll_timed_out(key),
                 State::Finishing | State::Lingering => self.take_down(key, CloseHow::Reset),
                 State::Closed => {}
             }
@@ -112,8 +116,12 @@ impl<D: Driver> Gateway<D> {
                 Some(pinged) => limits.pong_timeout_ms.saturating_sub(pinged.age_ms(self.now)),
                 None => limits.ping_interval_ms.saturating_sub(session.last_in.age_ms(self.now)),
             },
+            State::Stream => {
+                let silent_ms = u64::from(micros(self.now).wrapping_sub(session.sent_us)) / 1000;
+                limits.sse_heartbeat_ms.saturating_sub(silent_ms)
+            }
             // The end of these has its own deadline, set when it began.
-            State::Joining | State::Finishing | State::Lingering | State::Closed => return,
+            State::Joining | State::Polling | State::Finishing | State::Lingering | State::Closed => return,
         };
         self.rearm(key, Duration::from_millis(after_ms));
     }
@@ -152,9 +160,10 @@ impl<D: Driver> Gateway<D> {
 
     /// Bytes of its room that wait for a connection, besides the send in flight.
     pub(super) fn queued_bytes(&self, session: &Session) -> u64 {
-        let behind = match (&session.behind, session.topic.and_then(|topic| self.topics.get(topic))) {
-            (Some(_), Some(topic)) => topic.log.end() - session.cursor,
-            _ => 0,
+        let room = session.behind.as_ref().zip(session.topic.and_then(|topic| self.topics.get(topic)));
+        let behind = match session.stream() {
+            Some(stream) => self.stream_queued(stream),
+            None => room.map_or(0, |(_, topic)| topic.raw.log.end() - session.cursor),
         };
         behind + session.direct_bytes() as u64
     }
@@ -169,7 +178,7 @@ impl<D: Driver> Gateway<D> {
         let mut worst: Option<(u64, ConnKey)> = None;
         for slot in 0..self.driver.slots() {
             let Some((key, session)) = self.sessions.at(slot) else { continue };
-            if !session.state.is_open() || (session.behind.is_none() && session.direct.is_none()) {
+            if !session.state.is_open() || (session.behind.is_none() && session.direct.is_none() && session.stream().is_none()) {
                 continue;
             }
             let Some(session) = self.sessions.get(key) else { continue };

@@ -1,82 +1,17 @@
-//! One topic on one shard: its log, its members, its lap, and its tie to the other shards.
+//! One topic on one shard: its feeds, its history, and its tie to the other shards.
 
 use std::collections::VecDeque;
-use std::rc::Rc;
 
+use super::feed::{Feed, Format};
+use super::history::History;
+use super::seats::Guest;
+use super::streams;
 use crate::engine::log::{Log, Parcel, Pin};
-use crate::engine::segment::Gather;
-use crate::hub::{Home, Members};
+use crate::hub::Home;
 use crate::ids::{ConnKey, ShardId, TopicKey};
 use crate::limits::Limits;
+use crate::proto::position::Epoch;
 use crate::time::Time;
-
-/// Fan-out under way: every member gets everything from its cursor to the log's end.
-pub(super) struct Lap {
-    /// Nobody who is not waiting for its own send lies before this.
-    pub(super) floor: Pin,
-    /// The floor once this lap is over: the log's end at its first visit; none before that.
-    pub(super) next_floor: Option<Pin>,
-    /// When the oldest frame behind the floor was appended.
-    pub(super) born: Time,
-    /// The same for the frames behind the next floor.
-    pub(super) next_born: Time,
-    /// Somebody holds the floor.
-    pub(super) held: bool,
-    /// What the last visited member was sent; most members are at the same position and get the same.
-    pub(super) last: Option<LastSend>,
-}
-
-impl Lap {
-    /// Somebody at this position has not been given everything yet.
-    pub(super) fn hold(&mut self, position: Pin) {
-        if self.next_floor.as_ref().is_some_and(|floor| position.offset() < floor.offset()) {
-            self.next_floor = Some(position);
-            self.held = true;
-        }
-    }
-
-    /// Whether another lap would find the same holding the floor.
-    pub(super) fn is_parked(&self) -> bool {
-        self.held && self.next_floor.is_none()
-    }
-}
-
-/// A topic's lap, if one is under way. Its memory stays for the next one until the topic rests.
-#[derive(Default)]
-pub(super) struct LapSlot(Option<Box<Option<Lap>>>);
-
-impl LapSlot {
-    pub(super) fn get(&self) -> Option<&Lap> {
-        self.0.as_ref().and_then(|slot| slot.as_ref().as_ref())
-    }
-
-    pub(super) fn get_mut(&mut self) -> Option<&mut Lap> {
-        self.0.as_mut().and_then(|slot| slot.as_mut().as_mut())
-    }
-
-    fn begin(&mut self, lap: Lap) {
-        **self.0.get_or_insert_default() = Some(lap);
-    }
-
-    pub(super) fn end(&mut self) {
-        if let Some(slot) = &mut self.0 {
-            **slot = None;
-        }
-    }
-
-    fn rest(&mut self) {
-        self.0.take_if(|slot| slot.is_none());
-    }
-}
-
-/// A send that the next member can share.
-pub(super) struct LastSend {
-    pub(super) from: u64,
-    pub(super) end: u64,
-    pub(super) data: Rc<Gather>,
-    pub(super) next: Pin,
-    pub(super) frames: u64,
-}
 
 /// Frames from another shard that wait until the topic takes new ones.
 pub(super) struct HeldParcel {
@@ -90,6 +25,7 @@ pub(super) struct HeldParcel {
 pub(super) struct HomeSide {
     pub(super) home: Home<Pin>,
     pub(super) held: VecDeque<HeldParcel>,
+    pub(super) history: History,
 }
 
 /// The part of a shard that is not the home.
@@ -97,14 +33,22 @@ pub(super) struct AwaySide {
     pub(super) shard: ShardId,
     /// The home's key, once it has answered.
     pub(super) key: Option<TopicKey>,
-    /// The home's count of frames where our log begins.
-    pub(super) first_frame: u64,
     /// Messages of our clients on their way to the home; there while they publish.
     pub(super) uplink: Option<Box<Uplink>>,
-    /// To be acknowledged once everyone here was given what lies below the first number (ours); the second is the home's.
-    pub(super) to_acknowledge: Option<(u64, u64)>,
-    /// Upgrades that wait for the home's answer.
-    pub(super) joining: Vec<ConnKey>,
+    pub(super) to_acknowledge: Option<Acknowledgement>,
+    /// Guests who have more of the topic than this shard was sent so far, and up to which offset.
+    pub(super) latecomers: Vec<(Guest, u64)>,
+    /// Requests that wait for the home's answer.
+    pub(super) joining: Vec<Guest>,
+}
+
+/// What the home is told once everyone here was given what lies below these ends of the feeds.
+#[derive(Clone, Copy)]
+pub(super) struct Acknowledgement {
+    raw: u64,
+    sse: u64,
+    /// The home's offset.
+    pub(super) upto: u64,
 }
 
 /// Messages on their way to a topic's home.
@@ -132,16 +76,15 @@ pub(super) enum Role {
 }
 
 pub(super) struct Topic {
-    pub(super) log: Log,
-    pub(super) members: Members,
-    pub(super) lap: LapSlot,
+    /// The messages in the form in which they travel between shards, and the members who get them like that.
+    pub(super) raw: Feed,
+    /// There while somebody has a stream of events of this topic.
+    pub(super) sse: Option<Box<Feed>>,
     pub(super) role: Role,
+    /// Members-to-be that are still given what was before they came.
+    pub(super) guests: u32,
     /// Publishers to be woken when the topic takes messages again.
     pub(super) waiters: Vec<ConnKey>,
-    /// In the row of topics on a lap.
-    pub(super) queued: bool,
-    /// In the list of topics whose lap waits for somebody.
-    pub(super) parked: bool,
     /// In the list of topics that may have something for another shard.
     pub(super) dispatching: bool,
     /// In the list of topics that may hold memory for frames to come.
@@ -150,27 +93,55 @@ pub(super) struct Topic {
 }
 
 impl Topic {
-    pub(super) fn new(role: Role, log: Log) -> Self {
+    pub(super) fn new(role: Role, log: Log, base: u64) -> Self {
         Self {
-            log,
-            members: Members::default(),
-            lap: LapSlot::default(),
+            raw: Feed::new(log, base),
+            sse: None,
             role,
+            guests: 0,
             waiters: Vec::new(),
-            queued: false,
-            parked: false,
             dispatching: false,
             warm: false,
             last_append: Time::ZERO,
         }
     }
 
+    pub(super) fn feed(&self, format: Format) -> Option<&Feed> {
+        match format {
+            Format::Raw => Some(&self.raw),
+            Format::Sse => self.sse.as_deref(),
+        }
+    }
+
+    pub(super) fn feed_mut(&mut self, format: Format) -> Option<&mut Feed> {
+        match format {
+            Format::Raw => Some(&mut self.raw),
+            Format::Sse => self.sse.as_deref_mut(),
+        }
+    }
+
+    /// Appends messages to the log and makes their events, where somebody wants them. Which feeds are on a lap then: their turn must come.
+    pub(super) fn append(&mut self, now: Time, epoch: Epoch, append: impl FnOnce(&mut Log)) -> [Option<Format>; 2] {
+        let laps = [
+            self.raw.want_lap(now).then_some(Format::Raw),
+            self.sse.as_mut().is_some_and(|sse| sse.want_lap(now)).then_some(Format::Sse),
+        ];
+        self.last_append = now;
+        let fresh = self.sse.is_some().then(|| self.raw.log.pin());
+        append(&mut self.raw.log);
+        if let (Some(sse), Some(fresh)) = (&mut self.sse, fresh) {
+            streams::make_events(&fresh, self.raw.base, epoch, &mut sse.log);
+        }
+        laps
+    }
+
     /// By how many bytes the slowest shard's fan-out is behind, as far as this shard is the one to know.
     pub(super) fn lag(&self) -> u64 {
-        let end = self.log.end();
-        let here = self.lap.get().map_or(0, |lap| end - lap.floor.offset());
         match &self.role {
-            Role::Home(side) => here.max(side.home.lag(end)),
+            Role::Home(side) => {
+                let here = self.raw.lag().max(self.sse.as_ref().map_or(0, |sse| sse.lag()));
+                here.max(side.home.lag(self.raw.log.end()))
+            }
             Role::Away(side) => side.uplink.as_ref().map_or(0, |uplink| uplink.log.end() - uplink.taken),
         }
     }
@@ -183,6 +154,19 @@ impl Topic {
         }
     }
 
+    /// Notes that the home is to be told once everyone here was given what the feeds hold now.
+    pub(super) fn acknowledge_later(&mut self, upto: u64) {
+        let (raw, sse) = (self.raw.log.end(), self.sse.as_ref().map_or(0, |sse| sse.log.end()));
+        if let Role::Away(side) = &mut self.role {
+            side.to_acknowledge = Some(Acknowledgement { raw, sse, upto });
+        }
+    }
+
+    /// Whether everyone here was given what it says.
+    pub(super) fn has_served(&self, acknowledgement: &Acknowledgement) -> bool {
+        self.raw.served() >= acknowledgement.raw && self.sse.as_ref().is_none_or(|sse| sse.served() >= acknowledgement.sse)
+    }
+
     /// Gives back the memory kept for frames to come, as far as nobody has a position in it. Whether all of it went.
     pub(super) fn rest(&mut self) -> bool {
         let uplink_rests = match &mut self.role {
@@ -192,8 +176,9 @@ impl Topic {
             }
             Role::Home(_) => true,
         };
-        self.lap.rest();
-        self.log.rest() && uplink_rests
+        self.sse.take_if(|sse| sse.is_idle());
+        let sse_rests = self.sse.as_mut().is_none_or(|sse| sse.rest());
+        self.raw.rest() && uplink_rests && sse_rests
     }
 
     /// Whether enough was worked off to begin taking messages again: half of the bound, so that publishers are not woken for one message each.
@@ -204,12 +189,23 @@ impl Topic {
         }
     }
 
+    /// Somebody who was not yet a member does not want to be one any more.
+    pub(super) fn guest_leaves(&mut self) {
+        // Before the home has answered nobody is a guest; who asked is in `joining`.
+        if matches!(&self.role, Role::Away(side) if side.key.is_none()) {
+            return;
+        }
+        debug_assert!(self.guests > 0, "who has no seat is a guest");
+        self.guests -= 1;
+    }
+
     /// Whether nobody on this shard, and nobody elsewhere through this shard, needs the topic.
     pub(super) fn is_unused(&self) -> bool {
-        self.members.is_empty()
-            && self.lap.get().is_none()
+        self.raw.is_idle()
+            && self.sse.as_ref().is_none_or(|sse| sse.is_idle())
+            && self.guests == 0
             && match &self.role {
-                Role::Home(side) => side.home.is_empty() && side.held.is_empty(),
+                Role::Home(side) => side.home.is_empty() && side.held.is_empty() && side.history.is_empty(),
                 Role::Away(side) => {
                     side.joining.is_empty()
                         && side.key.is_some()
@@ -217,17 +213,5 @@ impl Topic {
                         && side.to_acknowledge.is_none()
                 }
             }
-    }
-
-    /// Asks for a lap for frames about to be appended, unless nobody would get them. Whether there is one; then its turn must come.
-    pub(super) fn want_lap(&mut self, now: Time) -> bool {
-        if self.lap.get().is_some() {
-            return true;
-        }
-        if self.members.is_empty() {
-            return false;
-        }
-        self.lap.begin(Lap { floor: self.log.pin(), next_floor: None, born: now, next_born: now, held: false, last: None });
-        true
     }
 }

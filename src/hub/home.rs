@@ -56,6 +56,11 @@ impl<P> Home<P> {
         }
     }
 
+    /// Where what waits for a shard begins; none when it has been sent everything, or does not want the topic.
+    pub fn waiting(&self, shard: ShardId) -> Option<&P> {
+        self.targets.iter().find(|target| target.shard == shard).and_then(|target| target.waiting.as_ref())
+    }
+
     /// The shards for which something waits and nothing is under way. After a batch was sent, call [`Target::sent`].
     pub fn due(&mut self) -> impl Iterator<Item = &mut Target<P>> {
         self.targets.iter_mut().filter(|target| target.waiting.is_some() && !target.under_way)

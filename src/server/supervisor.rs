@@ -24,6 +24,7 @@ use crate::gateway::counters::Counters;
 use crate::gateway::{Command, Pages, Parts, Shared};
 use crate::hub::Placement;
 use crate::ids::ShardId;
+use crate::proto::position::Epoch;
 use crate::limits::Limits;
 use crate::web;
 
@@ -91,6 +92,7 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
         if limits.connections_max > 0 { limits.connections_max } else { host::connections_allowed(&limits, nofile, shards) },
         if limits.queued_bytes_max > 0 { limits.queued_bytes_max } else { host::queued_bytes_allowed(&limits, host::memory_allowed()) },
         limits.topics_max,
+        if limits.history_bytes_max > 0 { limits.history_bytes_max } else { host::memory_allowed() / 8 },
     );
     let counters: Vec<Arc<Counters>> = (0..shards).map(|_| Arc::default()).collect();
     let readiness = Readiness::new();
@@ -243,6 +245,8 @@ impl Plan<'_> {
         let shards = listeners.len();
         let placement = Placement::new(shards as u16, (random(), random()));
         let origins: Arc<[String]> = self.config.origins.clone().into();
+        // Never again: seconds since 1970 and 20 random bits.
+        let epoch = Epoch(unix_time().as_secs() * (1 << 20) + random() % (1 << 20));
         let (started, starts) = bounded::<Started>(shards);
         let mut crew = Vec::with_capacity(shards);
         for (index, (listener, mailbox)) in listeners.into_iter().zip(mesh(shards, self.limits.mailbox_messages as usize)).enumerate() {
@@ -250,6 +254,7 @@ impl Plan<'_> {
             let (commands, commands_in) = bounded(16);
             let parts = Parts {
                 shard,
+                epoch,
                 shared: Arc::clone(&self.shared),
                 counters: Arc::clone(&self.counters[index]),
                 limits: Arc::clone(&self.limits),

@@ -16,6 +16,7 @@ use crate::gateway::counters::Counters;
 use crate::gateway::{Command, Gateway, Holdings, Pages, Parts, Progress, Shared};
 use crate::hub::Placement;
 use crate::ids::ShardId;
+use crate::proto::position::Epoch;
 use crate::limits::Limits;
 use crate::time::Time;
 
@@ -76,7 +77,7 @@ impl<K: Kernel> Shards<K> {
     /// If a shard cannot begin, which it always can here.
     pub fn start_on(plan: &ShardsPlan, world: &Rc<RefCell<World>>, around: impl Fn(SimKernel) -> K) -> Self {
         let limits = Arc::new(plan.limits.clone());
-        let shared = Shared::new(plan.shards, limits.connections_max, limits.queued_bytes_max, limits.topics_max);
+        let shared = Shared::new(plan.shards, limits.connections_max, limits.queued_bytes_max, limits.topics_max, limits.history_bytes_max);
         let placement = Placement::new(plan.shards, (plan.seed, !plan.seed));
         let counters: Vec<Arc<Counters>> = (0..plan.shards).map(|_| Arc::default()).collect();
         let now = world.borrow().now;
@@ -87,6 +88,7 @@ impl<K: Kernel> Shards<K> {
             let (commands, receiver) = bounded(1);
             let parts = Parts {
                 shard,
+                epoch: Epoch(plan.seed),
                 shared: Arc::clone(&shared),
                 counters: Arc::clone(&counters[index]),
                 limits: Arc::clone(&limits),

@@ -1,0 +1,150 @@
+//! A topic's members that get its messages in one form: their log, and the laps over them.
+
+use std::rc::Rc;
+
+use crate::engine::log::{Log, Pin};
+use crate::engine::segment::Gather;
+use crate::hub::Members;
+use crate::ids::TopicKey;
+use crate::time::Time;
+
+/// In which form a member gets messages.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Format {
+    /// WebSocket frames with the payload as it came: what a topic's log consists of.
+    Raw,
+    /// Events of a stream (`text/event-stream`), made from the log where somebody wants them.
+    Sse,
+}
+
+/// The members of one topic in one form.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct FeedKey {
+    pub(super) topic: TopicKey,
+    pub(super) format: Format,
+}
+
+/// A log and who is given it.
+pub(super) struct Feed {
+    pub(super) log: Log,
+    /// The offset of the last message before the log began; the first one in it has the next.
+    pub(super) base: u64,
+    pub(super) members: Members,
+    pub(super) lap: LapSlot,
+    /// In the row of feeds on a lap.
+    pub(super) queued: bool,
+    /// In the list of feeds whose lap waits for somebody.
+    pub(super) parked: bool,
+}
+
+impl Feed {
+    pub(super) fn new(log: Log, base: u64) -> Self {
+        Self { log, base, members: Members::default(), lap: LapSlot::default(), queued: false, parked: false }
+    }
+
+    /// The offset of the newest message.
+    pub(super) fn offset(&self) -> u64 {
+        self.base + self.log.frames()
+    }
+
+    /// Whether nobody needs it.
+    pub(super) fn is_idle(&self) -> bool {
+        self.members.is_empty() && self.lap.get().is_none()
+    }
+
+    /// The offset below which everybody was served, save who is slow.
+    pub(super) fn served(&self) -> u64 {
+        self.lap.get().map_or(self.log.end(), |lap| lap.floor.offset())
+    }
+
+    /// By how many bytes its fan-out is behind.
+    pub(super) fn lag(&self) -> u64 {
+        self.log.end() - self.served()
+    }
+
+    /// Gives back memory kept for frames to come; whether all of it went.
+    pub(super) fn rest(&mut self) -> bool {
+        self.lap.rest();
+        self.log.rest()
+    }
+
+    /// Asks for a lap for frames about to be appended, unless nobody would get them. Whether there is one; then its turn must come.
+    pub(super) fn want_lap(&mut self, now: Time) -> bool {
+        if self.lap.get().is_some() {
+            return true;
+        }
+        if self.members.is_empty() {
+            return false;
+        }
+        self.lap.begin(Lap { floor: self.log.pin(), next_floor: None, born: now, next_born: now, held: false, last: None });
+        true
+    }
+}
+
+/// Fan-out under way: every member gets everything from its cursor to the log's end.
+pub(super) struct Lap {
+    /// Nobody who is not waiting for its own send lies before this.
+    pub(super) floor: Pin,
+    /// The floor once this lap is over: the log's end at its first visit; none before that.
+    pub(super) next_floor: Option<Pin>,
+    /// When the oldest frame behind the floor was appended.
+    pub(super) born: Time,
+    /// The same for the frames behind the next floor.
+    pub(super) next_born: Time,
+    /// Somebody holds the floor.
+    pub(super) held: bool,
+    /// What the last visited member was sent; most members are at the same position and get the same.
+    pub(super) last: Option<LastSend>,
+}
+
+impl Lap {
+    /// Somebody at this position has not been given everything yet.
+    pub(super) fn hold(&mut self, position: Pin) {
+        if self.next_floor.as_ref().is_some_and(|floor| position.offset() < floor.offset()) {
+            self.next_floor = Some(position);
+            self.held = true;
+        }
+    }
+
+    /// Whether another lap would find the same holding the floor.
+    pub(super) fn is_parked(&self) -> bool {
+        self.held && self.next_floor.is_none()
+    }
+}
+
+/// A topic's lap, if one is under way. Its memory stays for the next one until the topic rests.
+#[derive(Default)]
+pub(super) struct LapSlot(Option<Box<Option<Lap>>>);
+
+impl LapSlot {
+    pub(super) fn get(&self) -> Option<&Lap> {
+        self.0.as_ref().and_then(|slot| slot.as_ref().as_ref())
+    }
+
+    pub(super) fn get_mut(&mut self) -> Option<&mut Lap> {
+        self.0.as_mut().and_then(|slot| slot.as_mut().as_mut())
+    }
+
+    fn begin(&mut self, lap: Lap) {
+        **self.0.get_or_insert_default() = Some(lap);
+    }
+
+    pub(super) fn end(&mut self) {
+        if let Some(slot) = &mut self.0 {
+            **slot = None;
+        }
+    }
+
+    fn rest(&mut self) {
+        self.0.take_if(|slot| slot.is_none());
+    }
+}
+
+/// A send that the next member can share.
+pub(super) struct LastSend {
+    pub(super) from: u64,
+    pub(super) end: u64,
+    pub(super) data: Rc<Gather>,
+    pub(super) next: Pin,
+    pub(super) frames: u64,
+}

@@ -1,0 +1,198 @@
+//! The newest messages of a topic, kept at its home shard for whoever comes later: a position in the topic's log, and when some of its frames came.
+//!
+//! Nothing is copied: the position keeps the log behind it alive. Times are noted a few dozen to a history's age, so an age is kept to within that
+//! grain, and never less than asked for.
+
+use std::collections::{HashMap, VecDeque};
+use std::hash::{BuildHasher, RandomState};
+use std::time::Duration;
+
+use super::Gateway;
+use super::topic::Role;
+use crate::engine::driver::Driver;
+use crate::engine::log::{Frame, Log, Pin};
+use crate::ids::TopicKey;
+use crate::limits::Limits;
+use crate::time::Time;
+
+/// Times noted in a history's age.
+const MARKS: u64 = 64;
+
+/// A topic's newest messages.
+#[derive(Default)]
+pub(super) struct History {
+    oldest: Option<Pin>,
+    /// The oldest frame's number.
+    first: u64,
+    /// When this frame came; those before it had come earlier.
+    marks: VecDeque<(Time, u64)>,
+    /// Bytes charged to the process's history.
+    charged: u64,
+    /// In the shard's list of topics with a history.
+    pub(super) listed: bool,
+}
+
+impl History {
+    /// Whether nothing is kept.
+    pub(super) fn is_empty(&self) -> bool {
+        self.oldest.is_none()
+    }
+
+    /// The number of the oldest frame kept, or of the next one to come.
+    pub(super) fn first(&self, log: &Log) -> u64 {
+        if self.oldest.is_some() { self.first } else { log.frames() }
+    }
+
+    /// The position before a frame that is kept.
+    pub(super) fn seek(&self, frame: u64) -> Option<Pin> {
+        self.oldest.as_ref().map(|oldest| oldest.seek_frame(frame))
+    }
+
+    /// The first frame that came at most so long ago, or one a little before it.
+    pub(super) fn since(&self, log: &Log, now: Time, ago: Duration) -> u64 {
+        let mark = self.marks.iter().rev().find(|(at, _)| now.since(*at) >= ago);
+        mark.map_or(self.first(log), |&(_, frame)| frame.max(self.first(log)))
+    }
+
+    /// A message is about to be appended.
+    pub(super) fn appending(&mut self, log: &mut Log, limits: &Limits, now: Time) {
+        if limits.history_messages == 0 {
+            return;
+        }
+        if self.oldest.is_none() {
+            self.oldest = Some(log.pin());
+            self.first = log.frames();
+        }
+        let grain = Duration::from_millis(limits.history_age_ms / MARKS);
+        if self.marks.back().is_none_or(|(at, _)| now.since(*at) >= grain) {
+            self.marks.push_back((now, log.frames()));
+        }
+    }
+
+    /// Lets go of what is more than `limits` allow. By how many bytes the history has grown since the last time.
+    pub(super) fn trim(&mut self, log: &Log, limits: &Limits) -> i64 {
+        let max = limits.history_messages;
+        // Some more than asked for, so that a position is not moved at every message.
+        if log.frames() - self.first(log) > max + max / 8 {
+            self.keep_from(log.frames() - max);
+        }
+        self.recharge(log)
+    }
+
+    /// Lets go of what is too old. By how many bytes the history has grown.
+    pub(super) fn expire(&mut self, log: &Log, limits: &Limits, now: Time, last_append: Time) -> i64 {
+        let age = Duration::from_millis(limits.history_age_ms);
+        if now.since(last_append) >= age {
+            self.clear();
+        } else if let Some(&(_, frame)) = self.marks.iter().rev().find(|(at, _)| now.since(*at) >= age) {
+            self.keep_from(frame);
+        }
+        self.recharge(log)
+    }
+
+    /// Lets go of the older half, for want of room. By how many bytes the history has grown.
+    pub(super) fn halve(&mut self, log: &Log) -> i64 {
+        let kept = (log.frames() - self.first(log)) / 2;
+        if kept == 0 { self.clear() } else { self.keep_from(log.frames() - kept) }
+        self.recharge(log)
+    }
+
+    fn clear(&mut self) {
+        self.oldest = None;
+        self.marks = VecDeque::new();
+    }
+
+    fn keep_from(&mut self, frame: u64) {
+        if let Some(oldest) = &mut self.oldest
+            && frame > self.first
+        {
+            *oldest = oldest.seek_frame(frame);
+            self.first = frame;
+            // The last mark at or before the oldest frame says how old that may be.
+            while self.marks.get(1).is_some_and(|(_, next)| *next <= frame) {
+                self.marks.pop_front();
+            }
+        }
+    }
+
+    fn recharge(&mut self, log: &Log) -> i64 {
+        let bytes = self.oldest.as_ref().map_or(0, |oldest| {
+            log.end() - oldest.offset() + (log.frames() - self.first) * size_of::<Frame>() as u64
+        });
+        bytes as i64 - std::mem::replace(&mut self.charged, bytes) as i64
+    }
+}
+
+/// Where the offsets of topics that are gone have ended, so that a topic that comes back goes on from there, and nobody who was up to date is told of a gap.
+pub(super) struct Past {
+    /// No topic that is gone and not remembered has had an offset above this.
+    floor: u64,
+    /// By the hash of their names.
+    offsets: HashMap<u64, u64>,
+    /// The order in which they are forgotten.
+    order: VecDeque<(u64, u64)>,
+    max: usize,
+    hasher: RandomState,
+}
+
+impl Past {
+    /// Remembers at most so many topics.
+    pub(super) fn new(max: usize) -> Self {
+        Self { floor: 0, offsets: HashMap::new(), order: VecDeque::new(), max, hasher: RandomState::new() }
+    }
+
+    /// The offset that a topic that comes to be goes on from.
+    pub(super) fn base_of(&mut self, name: &str) -> u64 {
+        self.offsets.remove(&self.hasher.hash_one(name)).unwrap_or(self.floor)
+    }
+
+    /// A topic goes whose newest message had this offset.
+    pub(super) fn remember(&mut self, name: &str, offset: u64) {
+        let hash = self.hasher.hash_one(name);
+        self.floor = self.floor.max(offset);
+        self.offsets.insert(hash, offset);
+        self.order.push_back((hash, offset));
+        while self.order.len() > self.max {
+            if let Some((hash, offset)) = self.order.pop_front()
+                && self.offsets.get(&hash) == Some(&offset)
+            {
+                self.offsets.remove(&hash);
+            }
+        }
+    }
+}
+
+/// Topics whose history one sweep looks at.
+const EXPIRE_BUDGET: usize = 8192;
+
+impl<D: Driver> Gateway<D> {
+    /// Lets go of histories that are too old.
+    pub(super) fn expire_histories(&mut self) {
+        for _ in 0..self.histories.len().min(EXPIRE_BUDGET) {
+            let Some(key) = self.histories.pop_front() else { break };
+            self.shorten_history(key, |history, topic_log, limits, now, last_append| history.expire(topic_log, limits, now, last_append));
+        }
+    }
+
+    /// While histories take more than they may, the one looked at longest ago is halved.
+    pub(super) fn relieve_histories(&mut self) {
+        while self.shared.is_history_over()
+            && let Some(key) = self.histories.pop_front()
+        {
+            self.shorten_history(key, |history, log, _, _, _| history.halve(log));
+        }
+    }
+
+    fn shorten_history(&mut self, key: TopicKey, shorten: impl FnOnce(&mut History, &Log, &Limits, Time, Time) -> i64) {
+        let Some(topic) = self.topics.get_mut(key) else { return };
+        let Role::Home(side) = &mut topic.role else { return };
+        let grown = shorten(&mut side.history, &topic.raw.log, &self.limits, self.now, topic.last_append);
+        self.shared.add_history(grown);
+        if side.history.is_empty() {
+            side.history.listed = false;
+            self.free_if_unused(key);
+        } else {
+            self.histories.push_back(key);
+        }
+    }
+}

@@ -1,0 +1,236 @@
+//! What a member-to-be is given of the time before it came. The topic's home answers from its history, in pieces; each is asked for when the one
+//! before it was sent, so that a slow reader holds one piece in memory and not a history.
+//!
+//! ```text
+//!   subscriber's shard                                       home shard
+//!        ── Resume{home, guest, start} ─────────────────────▶   finds the place in the history, or says what is missing
+//!        ◀── Replay{guest, at, gap, frames, last: false} ────
+//!        ── Resume{home, guest, After(…)} ──────────────────▶   when these frames were sent
+//!        ◀── Replay{guest, frames, last: true} ──────────────   up to what this shard was sent of the topic
+//!   becomes a member at its log's end
+//! ```
+//!
+//! The last piece ends where the home has sent the topic to this shard so far, and travels behind that in the same queue. So the log here ends exactly
+//! where the piece does when it arrives, and what is published later comes after both: nothing is missing between, and nothing comes twice.
+
+use std::time::Duration;
+
+use super::Gateway;
+use super::close_cause::CloseCause;
+use super::peers::ShardMessage;
+use super::seats::Guest;
+use super::session::State;
+use super::topic::{Role, Topic};
+use crate::engine::driver::Driver;
+use crate::engine::log::{Frame, Parcel, Pin};
+use crate::ids::{ConnId, ConnKey, ShardId, TopicKey};
+use crate::proto::gap::GapReason;
+use crate::proto::position::{Epoch, Position, Start};
+use crate::time::Time;
+
+/// The bytes of one piece, unless a single message is larger.
+const PIECE_BYTES_MAX: u64 = 128 * 1024;
+
+/// One piece of what was before.
+#[derive(Debug)]
+pub struct Replay {
+    /// The offset before the first message of the piece.
+    pub at: u64,
+    /// Messages before `at` may be missing; why, and after which position.
+    pub gap: Option<(GapReason, Option<Position>)>,
+    /// The messages.
+    pub parcel: Parcel,
+    /// The guest is a member after this.
+    pub last: bool,
+    /// It had more already than this shard has been sent: it is to get what comes after this offset.
+    pub after: Option<u64>,
+}
+
+impl<D: Driver> Gateway<D> {
+    /// Gives a guest of a topic that this shard has what it asks for.
+    pub(super) fn begin_replay(&mut self, topic_key: TopicKey, guest: Guest, start: Start) {
+        let Some(topic) = self.topics.get_mut(topic_key) else { return };
+        topic.guests += 1;
+        self.go_on_replaying(topic_key, guest, start);
+    }
+
+    /// Asks for the next piece.
+    pub(super) fn go_on_replaying(&mut self, topic_key: TopicKey, guest: Guest, start: Start) {
+        let Some(topic) = self.topics.get_mut(topic_key) else { return };
+        match &topic.role {
+            Role::Home(_) => {
+                let replay = self.resume_here(topic_key, self.shard, start);
+                self.replayed(topic_key, guest, replay);
+            }
+            Role::Away(_) if start == Start::Latest => {
+                let replay = Replay { at: topic.raw.offset(), gap: None, parcel: Parcel::default(), last: true, after: None };
+                self.replayed(topic_key, guest, replay);
+            }
+            Role::Away(side) => {
+                let home = side.key.expect("guests wait until the home has answered");
+                self.mailbox.send(side.shard, ShardMessage::Resume { home, key: topic_key, guest, start });
+            }
+        }
+    }
+
+    /// The home's part.
+    pub(super) fn resume_elsewhere(&mut self, from: ShardId, home: TopicKey, key: TopicKey, guest: Guest, start: Start) {
+        if self.topics.get(home).is_some() {
+            let replay = Box::new(self.resume_here(home, from, start));
+            self.mailbox.send(from, ShardMessage::Replay { key, guest, replay });
+        }
+    }
+
+    fn resume_here(&mut self, home: TopicKey, to: ShardId, start: Start) -> Replay {
+        let topic = self.topics.get(home).expect("the caller has the topic");
+        let Role::Home(side) = &topic.role else { unreachable!("resumes go to a topic's home, which all shards agree on") };
+        // What that shard has of the topic, or is about to get.
+        let sent = side.home.waiting(to).map_or(topic.raw.log.frames(), Pin::frame);
+        let (from, gap) = find(topic, start, sent, self.epoch, self.now);
+        let mut replay = Replay { at: topic.raw.base + from, gap, parcel: Parcel::default(), last: true, after: None };
+        if from > sent {
+            replay.after = Some(topic.raw.base + from);
+        } else if let Some(pin) = side.history.seek(from).filter(|_| from < sent) {
+            let next = fill(&mut replay.parcel, &pin, sent);
+            replay.last = next == sent;
+        }
+        self.counters.replayed.add(replay.parcel.frames);
+        replay
+    }
+
+    /// A guest's next piece is here.
+    pub(super) fn replayed(&mut self, topic_key: TopicKey, guest: Guest, replay: Replay) {
+        let Some(topic) = self.topics.get_mut(topic_key) else { return };
+        let Some(session) = self.sessions.get_mut(guest.conn) else { return self.free_if_unused(topic_key) };
+        if session.stream_mut().is_some() {
+            return self.stream_replayed(topic_key, guest, replay);
+        }
+        if session.topic != Some(topic_key) || session.seated || session.state.is_over() {
+            return;
+        }
+        if session.state == State::Joining {
+            if let Some((reason, _)) = replay.gap {
+                self.counters.gaps.of(reason.into()).add(1);
+                let text = format!("the position cannot be gone on from ({})", reason.word());
+                return self.refuse_waiting(guest.conn, CloseCause::ContinuityLost, &text);
+            }
+        } else if let Some((reason, _)) = replay.gap {
+            self.counters.gaps.of(reason.into()).add(1);
+            let text = format!("what comes next is not kept any more ({})", reason.word());
+            return self.end_with(guest.conn, CloseCause::ContinuityLost, None, &text);
+        }
+        if let Some(after) = replay.after.filter(|&after| after > topic.raw.offset()) {
+            if let Role::Away(side) = &mut topic.role {
+                side.latecomers.push((guest, after));
+            }
+            return;
+        }
+        let no_echo = session.no_echo.then_some(ConnId { shard: self.shard, key: guest.conn });
+        let next = replay.at + replay.parcel.frames;
+        let opens = session.state == State::Joining;
+        if replay.last {
+            session.place = topic.raw.members.join(guest.conn.slot);
+            session.cursor = topic.raw.log.end();
+            session.seated = true;
+            topic.guests -= 1;
+        } else {
+            session.cold.get_or_insert_default().replay_after = Some(next);
+        }
+        session.state = State::Room;
+        if opens {
+            self.enter_waiting(guest.conn);
+        }
+        let Some(session) = self.sessions.get_mut(guest.conn) else { return };
+        if session.state.is_over() {
+            return;
+        }
+        for (range, frames) in &replay.parcel.parts {
+            if no_echo.is_none() {
+                session.push_direct(range.clone());
+                continue;
+            }
+            let mut from = 0;
+            for frame in frames {
+                if Some(frame.sender) != no_echo {
+                    session.push_direct(range.slice(from as usize, (frame.end - from) as usize));
+                }
+                from = frame.end;
+            }
+        }
+        self.pump(guest.conn);
+    }
+
+    /// The bytes of the last piece have left: asks for the next, if there is one. Whether it did.
+    pub(super) fn replay_more(&mut self, key: ConnKey) -> bool {
+        let Some(session) = self.sessions.get_mut(key) else { return false };
+        let Some(offset) = session.cold.as_mut().and_then(|cold| cold.replay_after.take()) else { return false };
+        let Some(topic) = session.topic else { return false };
+        let start = Start::After(Position { epoch: self.epoch, offset });
+        self.go_on_replaying(topic, Guest { conn: key, number: 0, turn: 0 }, start);
+        true
+    }
+
+    /// Lets in those who had more of a topic than this shard had been sent, once it has that too.
+    pub(super) fn seat_latecomers(&mut self, topic_key: TopicKey) {
+        let Some(topic) = self.topics.get_mut(topic_key) else { return };
+        let offset = topic.raw.offset();
+        let Role::Away(side) = &mut topic.role else { return };
+        if side.latecomers.is_empty() {
+            return;
+        }
+        let (due, waiting): (Vec<_>, Vec<_>) = side.latecomers.drain(..).partition(|&(_, after)| after <= offset);
+        side.latecomers = waiting;
+        for (guest, after) in due {
+            // What this shard has since been sent of the topic beyond that, the home tells.
+            self.go_on_replaying(topic_key, guest, Start::After(Position { epoch: self.epoch, offset: after }));
+        }
+    }
+}
+
+/// The frame of a topic's log where a start is, at the topic's home, and what is missing before it.
+fn find(topic: &Topic, start: Start, sent: u64, epoch: Epoch, now: Time) -> (u64, Option<(GapReason, Option<Position>)>) {
+    let Role::Home(side) = &topic.role else { unreachable!("the caller is the home") };
+    let log = &topic.raw.log;
+    let first = side.history.first(log);
+    match start {
+        Start::Latest => (sent, None),
+        Start::Earliest => (first, None),
+        Start::Last(count) => (sent.saturating_sub(u64::from(count)).max(first), None),
+        Start::Ago { ms } => (side.history.since(log, now, Duration::from_millis(ms)), None),
+        Start::After(position) => {
+            let gap = |reason| (first, Some((reason, Some(position))));
+            if position.epoch != epoch {
+                return gap(GapReason::Restart);
+            }
+            match position.offset.checked_sub(topic.raw.base) {
+                Some(frame) if frame > log.frames() => gap(GapReason::Unknown),
+                Some(frame) if frame >= first => (frame, None),
+                _ => gap(GapReason::TooOld),
+            }
+        }
+    }
+}
+
+/// Puts frames from `pin` up to the frame `end` into a parcel, as many as a piece may have. The number of the next.
+fn fill(parcel: &mut Parcel, pin: &Pin, end: u64) -> u64 {
+    let mut next = pin.frame();
+    pin.each(|number, frame, bytes| {
+        let len = bytes.len() as u64;
+        if number >= end || (parcel.bytes > 0 && parcel.bytes + len > PIECE_BYTES_MAX) {
+            return false;
+        }
+        next = number + 1;
+        parcel.bytes += len;
+        parcel.frames += 1;
+        if let Some((range, frames)) = parcel.parts.last_mut() {
+            let before = range.len() as u32;
+            if range.try_join(&bytes) {
+                frames.push(Frame { end: before + len as u32, ..frame.clone() });
+                return true;
+            }
+        }
+        parcel.parts.push((bytes, vec![Frame { end: len as u32, ..frame.clone() }]));
+        true
+    });
+    next
+}

@@ -1,0 +1,502 @@
+//! Streams of events and polls: one connection, many topics. Each topic's messages are made into events once for all its streams; a stream of several
+//! topics puts an id of its own before each, which says where it is in all of them.
+//!
+//! A stream opens when the homes of all its topics have answered: then it is told where it begins, what is missing, and what was before it came.
+
+use std::collections::VecDeque;
+use std::rc::Rc;
+
+use super::Gateway;
+use super::close_cause::CloseCause;
+use super::counters::Transport;
+use super::feed::{Feed, FeedKey, Format, LastSend};
+use super::replay::Replay;
+use super::rooms::new_log;
+use super::seats::{Guest, Seat};
+use super::session::{State, micros};
+use super::topic::Role;
+use crate::engine::driver::Driver;
+use crate::engine::log::{Frame, Log, Parcel, Pin};
+use crate::engine::segment::{Arena, Gather, Range, Ranges};
+use crate::ids::{ConnKey, TopicKey};
+use crate::proto::gap::Gap;
+use crate::proto::position::{Epoch, Position, Start};
+use crate::proto::sse::{EventName, HEARTBEAT, encode_event, encode_gap, encode_id, encode_open, encode_retry};
+use crate::proto::topic::TopicName;
+use crate::proto::ws::frame::FrameHeader;
+use crate::proto::ws::{MessageKind, OpCode};
+
+/// What a stream is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Kind {
+    /// Server-sent events, until somebody ends it.
+    Events,
+    /// One answer, as soon as there is something to say.
+    Poll,
+}
+
+/// A connection's request for messages of topics.
+pub(super) struct Stream {
+    pub(super) kind: Kind,
+    /// Which of the connection's requests this is.
+    pub(super) turn: u16,
+    pub(super) parts: Vec<Part>,
+    /// Parts with something to send, in the order of their turns.
+    pub(super) pending: VecDeque<u16>,
+    /// Parts whose home has not answered.
+    unanswered: u16,
+    /// What came before all had answered.
+    arrived: Vec<(u16, Replay)>,
+    /// The response's head.
+    opening: Vec<u8>,
+    retry_ms: u64,
+}
+
+/// One topic of a stream.
+pub(super) struct Part {
+    pub(super) name: TopicName,
+    start: Start,
+    pub(super) topic: Option<TopicKey>,
+    pub(super) seat: Option<u32>,
+    answered: bool,
+    /// The offset up to which the client was given everything.
+    pub(super) at: u64,
+    /// More was before it came, after this offset.
+    more_after: Option<u64>,
+}
+
+impl Stream {
+    pub(super) fn new(kind: Kind, topics: Vec<(TopicName, Start)>, opening: Vec<u8>, retry_ms: u64) -> Self {
+        let part = |(name, start)| Part { name, start, topic: None, seat: None, answered: false, at: 0, more_after: None };
+        let parts: Vec<Part> = topics.into_iter().map(part).collect();
+        let unanswered = parts.len() as u16;
+        Self { kind, turn: 0, parts, pending: VecDeque::new(), unanswered, arrived: Vec::new(), opening, retry_ms }
+    }
+
+    fn format(&self) -> Format {
+        match self.kind {
+            Kind::Events => Format::Sse,
+            Kind::Poll => Format::Raw,
+        }
+    }
+
+    /// Where the client is in each topic.
+    pub(super) fn offsets(&self) -> impl ExactSizeIterator<Item = Option<u64>> + '_ {
+        self.parts.iter().map(|part| Some(part.at))
+    }
+}
+
+/// Takes a server's frame apart.
+pub(super) fn message(bytes: &[u8]) -> (MessageKind, &[u8]) {
+    let (header, len) = FrameHeader::parse(bytes).ok().flatten().expect("a log holds whole frames of ours");
+    let kind = if header.opcode == OpCode::Text { MessageKind::Text } else { MessageKind::Binary };
+    (kind, &bytes[len..])
+}
+
+fn push_event(out: &mut Vec<u8>, id: Option<Position>, frame: &Frame, bytes: &[u8]) {
+    let (kind, payload) = message(bytes);
+    let name = frame.attributes.as_ref().and_then(|attributes| EventName::parse(&*attributes.event).ok());
+    encode_event(out, id, name.as_ref(), payload, kind);
+}
+
+/// Makes events of the messages from `fresh` on; `base` is the offset before the log's first.
+pub(super) fn make_events(fresh: &Pin, base: u64, epoch: Epoch, events: &mut Log) {
+    let mut out = Vec::new();
+    fresh.each(|number, frame, bytes| {
+        out.clear();
+        push_event(&mut out, Some(Position { epoch, offset: base + number + 1 }), frame, bytes.as_slice());
+        events.append(frame.sender, &out, &[]);
+        true
+    });
+}
+
+impl<D: Driver> Gateway<D> {
+    /// Begins a stream or a poll: its topics are asked for, and when all have answered it opens.
+    pub(super) fn begin_stream(&mut self, key: ConnKey, mut stream: Stream) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        session.state = State::Joining;
+        let cold = session.cold.get_or_insert_default();
+        cold.turn = cold.turn.wrapping_add(1);
+        stream.turn = cold.turn;
+        let (turn, count) = (stream.turn, stream.parts.len());
+        session.cold.get_or_insert_default().stream = Some(Box::new(stream));
+        for number in 0..count {
+            let Some(stream) = self.sessions.get_mut(key).and_then(|session| session.stream_mut()) else { return };
+            let (name, start) = (stream.parts[number].name.clone(), stream.parts[number].start);
+            let Some(topic_key) = self.topics.find(&name).or_else(|| self.make_topic(name)) else {
+                return self.refuse_stream(key, CloseCause::OverCapacity);
+            };
+            let Some(stream) = self.sessions.get_mut(key).and_then(|session| session.stream_mut()) else { return };
+            stream.parts[number].topic = Some(topic_key);
+            let guest = Guest { conn: key, number: number as u16, turn };
+            match &mut self.topics.get_mut(topic_key).expect("found or made above").role {
+                Role::Away(side) if side.key.is_none() => side.joining.push(guest),
+                _ => self.begin_replay(topic_key, guest, start),
+            }
+        }
+    }
+
+    /// The home of a topic has answered: those who waited for it are guests now.
+    pub(super) fn stream_subscribed(&mut self, topic_key: TopicKey, guest: Guest) {
+        let Some(stream) = self.sessions.get_mut(guest.conn).and_then(|session| session.stream_mut()) else { return };
+        let Some(part) = stream.parts.get(usize::from(guest.number)) else { return };
+        let start = part.start;
+        if stream.turn == guest.turn && part.topic == Some(topic_key) {
+            self.begin_replay(topic_key, guest, start);
+        }
+    }
+
+    /// A piece of what was before came for one of a stream's topics.
+    pub(super) fn stream_replayed(&mut self, topic_key: TopicKey, guest: Guest, replay: Replay) {
+        let Some(topic) = self.topics.get_mut(topic_key) else { return };
+        let Some(session) = self.sessions.get_mut(guest.conn) else { return };
+        let opens = session.state == State::Joining;
+        let Some(stream) = session.stream_mut() else { return };
+        let format = stream.format();
+        let Some(part) = stream.parts.get_mut(usize::from(guest.number)) else { return };
+        if stream.turn != guest.turn || part.topic != Some(topic_key) || part.seat.is_some() {
+            return;
+        }
+        if let Some(after) = replay.after.filter(|&after| after > topic.raw.offset()) {
+            if let Role::Away(side) = &mut topic.role {
+                side.latecomers.push((guest, after));
+            }
+            return;
+        }
+        if !std::mem::replace(&mut part.answered, true) {
+            stream.unanswered -= 1;
+            part.at = replay.at;
+        }
+        if replay.last {
+            if format == Format::Sse && topic.sse.is_none() {
+                topic.sse = Some(Box::new(Feed::new(new_log(&self.limits, &self.shared), topic.raw.offset())));
+            }
+            let feed = topic.feed_mut(format).expect("made above");
+            let seat = Seat {
+                conn: guest.conn,
+                number: guest.number,
+                feed: FeedKey { topic: topic_key, format },
+                place: 0,
+                cursor: feed.log.end(),
+                behind: None,
+            };
+            let slot = self.seats.insert(seat);
+            self.seats.at(slot).place = feed.members.join(Seat::member(slot));
+            part.seat = Some(slot);
+            topic.guests -= 1;
+        } else {
+            part.more_after = Some(replay.at + replay.parcel.frames);
+        }
+        if opens {
+            stream.arrived.push((guest.number, replay));
+            if stream.unanswered == 0 {
+                self.open_stream(guest.conn);
+            }
+        } else {
+            self.tell_replay(guest.conn, guest.number, &replay);
+            self.pump(guest.conn);
+        }
+    }
+
+    fn open_stream(&mut self, key: ConnKey) {
+        let epoch = self.epoch;
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        let Some(stream) = session.stream_mut() else { return };
+        let arrived = std::mem::take(&mut stream.arrived);
+        match stream.kind {
+            Kind::Events => {
+                let mut out = std::mem::take(&mut stream.opening);
+                encode_retry(&mut out, stream.retry_ms);
+                encode_id(&mut out, epoch, stream.offsets());
+                let position = |part: &Part| Some(Position { epoch, offset: part.at });
+                encode_open(&mut out, stream.parts.iter().map(|part| (part.name.as_str(), position(part))), stream.retry_ms);
+                session.state = State::Stream;
+                session.transport = Transport::Sse;
+                self.counters.connections.of(Transport::Http).sub(1);
+                self.counters.connections.of(Transport::Sse).add(1);
+                self.push_direct(key, &out, &[]);
+                for (number, replay) in &arrived {
+                    self.tell_replay(key, *number, replay);
+                }
+                self.timers.set(key.slot, self.now + self.heartbeat());
+                self.pump(key);
+            }
+            Kind::Poll => self.open_poll(key, arrived),
+        }
+    }
+
+    /// Queues what a stream is told of the time before it came: what is missing, and what there is.
+    fn tell_replay(&mut self, key: ConnKey, number: u16, replay: &Replay) {
+        let epoch = self.epoch;
+        let mut out = std::mem::take(&mut self.scratch);
+        out.clear();
+        let Some(stream) = self.sessions.get_mut(key).and_then(|session| session.stream_mut()) else { return };
+        let index = usize::from(number);
+        if let Some((reason, from)) = replay.gap {
+            self.counters.gaps.of(reason.into()).add(1);
+            stream.parts[index].at = replay.at;
+            encode_id(&mut out, epoch, stream.offsets());
+            let to = Position { epoch, offset: replay.at };
+            encode_gap(&mut out, &Gap { topic: stream.parts[index].name.as_str(), from, to, reason });
+        }
+        each_of(&replay.parcel, |frame, bytes| {
+            stream.parts[index].at += 1;
+            encode_id(&mut out, epoch, stream.offsets());
+            push_event(&mut out, None, frame, bytes);
+        });
+        if !out.is_empty() {
+            self.push_direct(key, &out, &[]);
+        }
+        self.scratch = out;
+    }
+
+    /// A lap visits a seat.
+    pub(super) fn visit_seat(&mut self, feed_key: FeedKey, slot: u32) {
+        let topic = self.topics.get_mut(feed_key.topic).expect("a topic on a lap is live");
+        let feed = topic.feed_mut(feed_key.format).expect("a feed on a lap is live");
+        let seat = self.seats.at(slot);
+        let end = feed.log.end();
+        if seat.cursor == end {
+            return;
+        }
+        let (key, number) = (seat.conn, seat.number);
+        let session = self.sessions.get_mut(key).expect("a seat's connection is live");
+        let unsent = self.driver.unsent(key);
+        let (sent_us, joining, queued) = (session.sent_us, session.state == State::Joining, session.direct.is_some());
+        let stream = session.stream_mut().expect("a seat's connection has a stream");
+        let lap = feed.lap.get_mut().expect("on a lap");
+        let polls = stream.kind == Kind::Poll;
+        if unsent > 0 || queued || joining || polls || !stream.pending.is_empty() {
+            let behind = seat.behind().unwrap_or_else(|| lap.floor.seek(seat.cursor));
+            if seat.behind.is_none() {
+                seat.behind = Some(behind.clone().anchor());
+                stream.pending.push_back(number);
+            }
+            if polls {
+                if !joining {
+                    self.ready_polls.push(key);
+                }
+                return;
+            }
+            let waits = unsent > 0 && u64::from(micros(self.now).wrapping_sub(sent_us)) >= self.limits.reader_hold_ms * 1000;
+            let queued = end - seat.cursor + unsent as u64;
+            let frames = feed.log.frames() - behind.frame();
+            if !waits && behind.offset() >= lap.floor.offset() {
+                lap.hold(behind);
+            } else if queued > self.limits.queue_bytes_max || frames > self.limits.queue_frames_max {
+                self.slow.push(key);
+            }
+            return;
+        }
+        let from = seat.behind().unwrap_or_else(|| lap.floor.seek(seat.cursor));
+        let bytes_max = self.limits.send_bytes_max as usize;
+        let shared = lap.last.as_ref().filter(|last| stream.parts.len() == 1 && (last.from, last.end) == (seat.cursor, end));
+        let portion = match shared {
+            Some(last) => (Rc::clone(&last.data), last.next.clone(), last.frames),
+            None => {
+                let portion = events(stream, number, &from, feed.base, self.epoch, bytes_max, &mut self.direct);
+                if stream.parts.len() == 1 {
+                    let (data, next, frames) = portion.clone();
+                    lap.last = Some(LastSend { from: from.offset(), end, data, next, frames });
+                }
+                portion
+            }
+        };
+        let (data, next, frames) = portion;
+        if next.offset() < end {
+            if seat.cursor >= lap.floor.offset() {
+                lap.hold(next.clone());
+            }
+            stream.pending.push_back(number);
+        }
+        stream.parts[usize::from(number)].at = feed.base + next.frame();
+        seat.move_to(next, end);
+        session.born_us = micros(lap.born);
+        session.in_flight_frames = frames as u32;
+        self.counters.deliveries_bytes.add(data.len() as u64);
+        self.start_send(key, data);
+    }
+
+    /// Sends the next events of one of a stream's topics that was behind. Whether there were any.
+    pub(super) fn stream_catch_up(&mut self, key: ConnKey) -> bool {
+        let Some(session) = self.sessions.get_mut(key) else { return false };
+        let Some(stream) = session.stream_mut() else { return false };
+        if stream.kind == Kind::Poll {
+            return false;
+        }
+        let Some(number) = stream.pending.pop_front() else { return self.stream_replay_more(key) };
+        let slot = stream.parts[usize::from(number)].seat.expect("what is pending has a seat");
+        let seat = self.seats.at(slot);
+        let (Some(from), feed_key) = (seat.behind(), seat.feed) else { return self.stream_catch_up(key) };
+        let topic = self.topics.get_mut(feed_key.topic).expect("a topic lives as long as its members");
+        let feed = topic.feed_mut(feed_key.format).expect("a feed lives as long as its members");
+        let (data, next, frames) = events(stream, number, &from, feed.base, self.epoch, self.limits.send_bytes_max as usize, &mut self.direct);
+        stream.parts[usize::from(number)].at = feed.base + next.frame();
+        seat.move_to(next, feed.log.end());
+        if seat.behind.is_some() {
+            stream.pending.push_back(number);
+        }
+        let unpark = feed.parked && seat.behind.is_none();
+        session.in_flight_frames = frames as u32;
+        self.counters.deliveries_bytes.add(data.len() as u64);
+        if unpark {
+            self.queue_lap(feed_key);
+        }
+        self.start_send(key, data);
+        true
+    }
+
+    /// The bytes of a stream's last piece have left: asks for the next one of some topic. Whether it did.
+    fn stream_replay_more(&mut self, key: ConnKey) -> bool {
+        let epoch = self.epoch;
+        let Some(stream) = self.sessions.get_mut(key).and_then(|session| session.stream_mut()) else { return false };
+        let Some(number) = stream.parts.iter().position(|part| part.more_after.is_some()) else { return false };
+        let part = &mut stream.parts[number];
+        let offset = part.more_after.take().expect("found above");
+        let (topic, guest) = (part.topic, Guest { conn: key, number: number as u16, turn: stream.turn });
+        if let Some(topic) = topic {
+            self.go_on_replaying(topic, guest, Start::After(Position { epoch, offset }));
+        }
+        true
+    }
+
+    /// Takes a stream out of all its topics.
+    pub(super) fn leave_stream(&mut self, key: ConnKey) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        let Some(stream) = session.cold.as_mut().and_then(|cold| cold.stream.take()) else { return };
+        for part in stream.parts {
+            let Some(topic_key) = part.topic else { continue };
+            let Some(topic) = self.topics.get_mut(topic_key) else { continue };
+            match part.seat {
+                Some(slot) => {
+                    let seat = self.seats.remove(slot);
+                    let feed = topic.feed_mut(seat.feed.format).expect("a feed lives as long as its members");
+                    if let Some(moved) = feed.members.leave(seat.place) {
+                        self.set_place(moved, seat.place);
+                    }
+                }
+                None => topic.guest_leaves(),
+            }
+            self.free_if_unused(topic_key);
+        }
+    }
+
+    /// A member has another place in its feed.
+    pub(super) fn set_place(&mut self, member: u32, place: u32) {
+        match Seat::of_member(member) {
+            Some(seat) => self.seats.at(seat).place = place,
+            None => self.sessions.at(member).expect("a member is a live connection").1.place = place,
+        }
+    }
+
+    /// Bytes that wait for a stream, besides the send in flight.
+    pub(super) fn stream_queued(&self, stream: &Stream) -> u64 {
+        let seats = stream.parts.iter().filter_map(|part| part.seat).map(|slot| self.seats.see(slot));
+        let behind = |seat: &Seat| {
+            let feed = self.topics.get(seat.feed.topic).and_then(|topic| topic.feed(seat.feed.format));
+            feed.filter(|_| seat.behind.is_some()).map_or(0, |feed| feed.log.end() - seat.cursor)
+        };
+        seats.map(behind).sum()
+    }
+
+    /// Frames that wait for a stream and will never be sent, when it ends now.
+    pub(super) fn stream_frames(&self, stream: &Stream) -> u64 {
+        let seats = stream.parts.iter().filter_map(|part| part.seat).map(|slot| self.seats.see(slot));
+        let behind = |seat: &Seat| {
+            let feed = self.topics.get(seat.feed.topic).and_then(|topic| topic.feed(seat.feed.format));
+            feed.zip(seat.behind()).map_or(0, |(feed, behind)| feed.log.frames() - behind.frame())
+        };
+        seats.map(behind).sum()
+    }
+
+    /// Whether a stream was given everything that there is.
+    pub(super) fn stream_is_served(&self, stream: &Stream) -> bool {
+        stream.parts.iter().all(|part| {
+            part.more_after.is_none()
+                && part.seat.is_none_or(|slot| {
+                    let seat = self.seats.see(slot);
+                    let feed = self.topics.get(seat.feed.topic).and_then(|topic| topic.feed(seat.feed.format));
+                    feed.is_none_or(|feed| seat.cursor == feed.log.end())
+                })
+        })
+    }
+
+    /// A stream that cannot be had: an EventSource must be told so with 200 or it never comes back, so it is told in the stream.
+    pub(super) fn refuse_stream(&mut self, key: ConnKey, cause: CloseCause) {
+        let Some(stream) = self.sessions.get_mut(key).and_then(|session| session.stream_mut()) else { return };
+        let events = stream.kind == Kind::Events;
+        let mut opening = std::mem::take(&mut stream.opening);
+        if events {
+            encode_retry(&mut opening, stream.retry_ms);
+            let Some(session) = self.sessions.get_mut(key) else { return };
+            session.state = State::Stream;
+            session.transport = Transport::Sse;
+            self.counters.connections.of(Transport::Http).sub(1);
+            self.counters.connections.of(Transport::Sse).add(1);
+            self.push_direct(key, &opening, &[]);
+            self.end(key, cause);
+        } else {
+            self.refuse_poll(key, cause);
+        }
+    }
+
+    /// A silent stream is sent a comment, so that proxies keep it, and so that a dead one is found out.
+    pub(super) fn stream_timer(&mut self, key: ConnKey) {
+        let heartbeat = self.heartbeat();
+        let now = micros(self.now);
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        session.watched = false;
+        let silent = std::time::Duration::from_micros(u64::from(now.wrapping_sub(session.sent_us)));
+        if silent < heartbeat {
+            self.timers.set(key.slot, self.now + (heartbeat - silent));
+            return;
+        }
+        self.timers.set(key.slot, self.now + heartbeat);
+        self.push_direct(key, HEARTBEAT, &[]);
+        self.pump(key);
+    }
+
+    pub(super) fn heartbeat(&self) -> std::time::Duration {
+        std::time::Duration::from_millis(self.limits.sse_heartbeat_ms)
+    }
+}
+
+/// Visits the messages of a parcel.
+pub(super) fn each_of(parcel: &Parcel, mut visit: impl FnMut(&Frame, &[u8])) {
+    for (range, frames) in &parcel.parts {
+        let bytes = range.as_slice();
+        let mut from = 0;
+        for frame in frames {
+            visit(frame, &bytes[from..frame.end as usize]);
+            from = frame.end as usize;
+        }
+    }
+}
+
+/// The next events of one topic of a stream, for one send. A stream of one topic gets them as they lie in the feed. One of several gets an id of its
+/// own before each, which replaces the line that the event begins with.
+fn events(stream: &mut Stream, number: u16, from: &Pin, base: u64, epoch: Epoch, bytes_max: usize, direct: &mut Arena) -> (Rc<Gather>, Pin, u64) {
+    if stream.parts.len() == 1 {
+        let gathered = from.gather(bytes_max, None).expect("the caller has something to send");
+        let frames = gathered.next.frame() - from.frame();
+        return (gathered.data.expect("nothing was left out"), gathered.next, frames);
+    }
+    let mut ranges = Ranges::new();
+    let (mut bytes, mut frames) = (0, 0);
+    let mut id = Vec::new();
+    let next = from.each(|frame, _, event: Range| {
+        if ranges.len() + 2 > Gather::RANGES_MAX || (frames >= 2 && bytes + event.len() > bytes_max) {
+            return false;
+        }
+        stream.parts[usize::from(number)].at = base + frame + 1;
+        id.clear();
+        encode_id(&mut id, epoch, stream.offsets());
+        let own = memchr::memchr(b'\n', event.as_slice()).map_or(0, |end| end + 1);
+        ranges.push(direct.append(&id, &[]));
+        ranges.push(event.slice(own, event.len() - own));
+        bytes += event.len();
+        frames += 1;
+        true
+    });
+    (Rc::new(Gather::new(ranges)), next, frames)
+}
