@@ -91,6 +91,37 @@ fn fanout_in_an_open_loop_sends_what_is_due() {
 }
 
 #[test]
+fn receivers_leave_and_come_back_without_a_fault_or_a_stall() {
+    let gateway = gateway().start();
+    let url = rooms(&gateway);
+    let words = ["fanout", "--url", &url, "-c", "60", "--rooms", "3", "--publishers", "2", "--churn", "200", "-d", "1", "--warmup", "0.2"];
+    for pressure in [["--in-flight", "4"], ["--rate", "600"]] {
+        let report = bench(&[&words[..], &pressure, &["--threads", "2", "--total-order", "--json"]].concat()).passed();
+        let churned = number(&report["churned"]);
+        assert!((100..=220).contains(&churned), "200 a second: {churned}");
+        assert_eq!((number(&report["stalls"]), &report["churn"]), (0, &serde_json::json!(200.0)), "{report:#}");
+        assert!(number(&report["deliveries"]) > 100, "{report:#}");
+        assert_eq!(report["total_order"]["different"], 0, "among those that stayed");
+    }
+    let metrics = gateway.metrics();
+    let upgraded = metrics.sum("shardcast_handshakes_total", &[("result", "upgraded")]) as u64;
+    assert!((2 * 161..=2 * 310).contains(&upgraded), "60 clients, a look, and 100 to 240 that came back, twice: {upgraded}");
+    gateway.wait_for_connections(0);
+}
+
+#[test]
+fn who_cannot_come_back_fails_the_run() {
+    // One look and ten clients; then the server takes nobody.
+    let url = format!("ws://127.0.0.1:{}/", broadcaster(11, |_| 1));
+    let run = bench(&["fanout", "--url", &url, "-c", "10", "--churn", "20", "-d", "1", "--warmup", "0", "--json"]);
+    assert_eq!(run.code, Some(1), "{}{}", run.stdout, run.stderr);
+    let report = run.report();
+    assert_eq!(number(&report["churned"]), 0);
+    assert!(run.stderr.contains("left, and could not come back: no connection"), "{}", run.stderr);
+    assert!(number(&report["deliveries"]) > 10, "nobody waits for those that are gone: {report:#}");
+}
+
+#[test]
 fn echo_makes_round_trips_on_every_connection() {
     let gateway = gateway().start();
     let url = format!("ws://127.0.0.1:{}/echo", gateway.port);
@@ -198,15 +229,15 @@ fn errors_say_what_is_wrong() {
     assert!(run.code == Some(1) && run.stderr.contains("3000064 file descriptors"), "{}", run.stderr);
 }
 
-/// A server of one room that treats the deliveries by their number, counted over all clients.
-fn broadcaster(treat: fn(u32) -> usize) -> u16 {
+/// A server of one room that treats the deliveries by their number, counted over all clients. It takes so many clients, and then listens no more.
+fn broadcaster(clients: usize, treat: fn(u32) -> usize) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let port = listener.local_addr().expect("it is bound").port();
     let members: Arc<Mutex<Vec<Sender<Message>>>> = Arc::default();
     let number = Arc::new(AtomicU32::new(0));
     // Threads end with their sockets, and with the test process at the latest.
     std::thread::spawn(move || {
-        for stream in listener.incoming().flatten() {
+        for stream in listener.incoming().flatten().take(clients) {
             let (members, number) = (members.clone(), number.clone());
             std::thread::spawn(move || {
                 let Ok(mut socket) = tungstenite::accept(stream) else { return };
@@ -245,7 +276,7 @@ fn a_server_that_loses_or_repeats_messages_fails_the_checks() {
         ((|number| usize::from(!number.is_multiple_of(50))) as fn(u32) -> usize, "lost"),
         (|number| 1 + usize::from(number.is_multiple_of(50)), "repeated"),
     ] {
-        let url = format!("ws://127.0.0.1:{}/", broadcaster(treat));
+        let url = format!("ws://127.0.0.1:{}/", broadcaster(usize::MAX, treat));
         let words = ["fanout", "--url", &url, "-c", "5", "--in-flight", "4", "-d", "1", "--warmup", "0.2", "--json"];
         let run = bench(&words);
         assert_eq!(run.code, Some(1), "{}{}", run.stdout, run.stderr);
@@ -257,7 +288,13 @@ fn a_server_that_loses_or_repeats_messages_fails_the_checks() {
         assert!(number(&report["deliveries"]) > 100, "{report:#}");
         assert!(run.stderr.contains("messages"), "{}", run.stderr);
     }
+    // A loss is found also while receivers come and go.
+    let url = format!("ws://127.0.0.1:{}/", broadcaster(usize::MAX, |number| usize::from(!number.is_multiple_of(50))));
+    let words = ["fanout", "--url", &url, "-c", "10", "--rate", "500", "--churn", "20", "-d", "1", "--warmup", "0.2", "--json"];
+    let run = bench(&words);
+    assert_eq!(run.code, Some(1), "{}{}", run.stdout, run.stderr);
+    assert!(number(&run.report()["checks"]["lost"]) > 0 && number(&run.report()["churned"]) > 0, "{}", run.stdout);
     // And the same server without a fault passes.
-    let url = format!("ws://127.0.0.1:{}/", broadcaster(|_| 1));
+    let url = format!("ws://127.0.0.1:{}/", broadcaster(usize::MAX, |_| 1));
     bench(&["fanout", "--url", &url, "-c", "5", "--in-flight", "4", "-d", "1", "--warmup", "0.2", "--json"]).passed();
 }

@@ -259,10 +259,19 @@ pub fn disable_huge_pages() {
     unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0) };
 }
 
-/// Has this thread's heap give freed memory back to the system. Where another allocator is in use this does nothing of worth, and no harm.
+/// Has this thread's heap give freed memory back to the system; under glibc's allocator every thread's. Where another one is in use this does nothing of
+/// worth, and no harm.
 pub fn release_freed_memory() {
+    #[cfg(feature = "mimalloc")]
     // SAFETY: takes no pointers; frees what the calling thread's own mimalloc heap holds for later use.
-    unsafe { libmimalloc_sys::mi_collect(true) };
+    unsafe {
+        libmimalloc_sys::mi_collect(true);
+    }
+    #[cfg(all(not(feature = "mimalloc"), target_env = "gnu"))]
+    // SAFETY: takes no pointers; glibc locks its arenas and gives back pages that hold nothing live.
+    unsafe {
+        libc::malloc_trim(0);
+    }
 }
 
 /// The kernel's release, for example `6.18.4`.

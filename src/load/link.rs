@@ -56,6 +56,10 @@ pub(super) enum End {
     Failed(String),
     /// The server broke the protocol.
     Protocol(String),
+    /// It left, as it was told to, to come back.
+    Left,
+    /// It could not come back.
+    NotBack(String),
 }
 
 impl fmt::Display for End {
@@ -66,6 +70,8 @@ impl fmt::Display for End {
             Self::Eof => f.write_str("ended without a close frame"),
             Self::Failed(error) => f.write_str(error),
             Self::Protocol(error) => write!(f, "broke the protocol: {error}"),
+            Self::Left => f.write_str("left, and was not back at the end"),
+            Self::NotBack(error) => write!(f, "left, and could not come back: {error}"),
         }
     }
 }
@@ -185,8 +191,16 @@ impl Link {
                 break;
             }
         }
-        *self.half.borrow_mut() = Some(half);
+        if !self.broken.get() {
+            *self.half.borrow_mut() = Some(half);
+        }
         self.flushing.set(false);
+    }
+
+    /// Lets go of the socket: it closes when the reader does the same.
+    pub(super) fn let_go(&self) {
+        self.broken.set(true);
+        self.half.borrow_mut().take();
     }
 
     /// Says that nothing more will be sent.

@@ -90,6 +90,8 @@ pub(super) struct Tally {
     /// Messages of somebody else.
     pub(super) foreign: u64,
     pub(super) pings: u64,
+    /// Receivers that left and came back, within the window.
+    pub(super) churned: u64,
     /// Connections that ended while they should have stayed, by how.
     pub(super) ends: BTreeMap<String, u64>,
     /// How the slow ones fared.
@@ -194,6 +196,7 @@ impl Tally {
         self.stalls += other.stalls;
         self.foreign += other.foreign;
         self.pings += other.pings;
+        self.churned += other.churned;
         for (into, from) in [(&mut self.ends, other.ends), (&mut self.slow_ends, other.slow_ends)] {
             for (how, count) in from {
                 *into.entry(how).or_default() += count;

@@ -1,4 +1,4 @@
-//! One receiver's check: from each publisher of its room, every message once and in the order in which it was sent.
+//! One receiver's check: from each publisher of its room, every message once and in the order in which it was sent, from the first one that it sees on.
 
 use std::ops::Range;
 
@@ -11,7 +11,7 @@ pub(super) struct Order {
     count: u64,
 }
 
-#[derive(Clone, Copy, Default, Debug)]
+#[derive(Clone, Copy, Debug)]
 struct Stream {
     next: u32,
     seen: bool,
@@ -29,8 +29,9 @@ pub(super) enum Seen {
 }
 
 impl Order {
-    pub(super) fn new(publishers: usize) -> Self {
-        Self { streams: vec![Stream::default(); publishers].into(), fingerprint: 0, count: 0 }
+    /// Of one that joined when each publisher had sent so many messages.
+    pub(super) fn new(joined: &[u32]) -> Self {
+        Self { streams: joined.iter().map(|&next| Stream { next, seen: false }).collect(), fingerprint: 0, count: 0 }
     }
 
     /// Takes a message of the publisher with this place in its room.
@@ -52,7 +53,7 @@ impl Order {
         }
     }
 
-    /// The sequence that is expected next from this publisher: 0 when nothing has come.
+    /// The sequence that is expected next from this publisher: the first one after joining when nothing has come.
     pub(super) fn next(&self, publisher: usize) -> u32 {
         self.streams[publisher].next
     }
@@ -69,16 +70,16 @@ mod tests {
 
     #[test]
     fn a_stream_begins_with_the_first_that_was_seen() {
-        let mut order = Order::new(2);
-        assert_eq!(order.see(1, 40), Seen::Next);
+        let mut order = Order::new(&[0, 41, 7]);
+        assert_eq!(order.see(1, 40), Seen::Next, "sent before it joined, and came all the same");
         assert_eq!(order.see(1, 41), Seen::Next);
         assert_eq!(order.see(0, 0), Seen::Next);
-        assert_eq!((order.next(0), order.next(1)), (1, 42));
+        assert_eq!([0, 1, 2].map(|publisher| order.next(publisher)), [1, 42, 7]);
     }
 
     #[test]
     fn a_hole_a_repeat_and_a_late_message_are_seen() {
-        let mut order = Order::new(1);
+        let mut order = Order::new(&[0]);
         assert_eq!(order.see(0, 0), Seen::Next);
         assert_eq!(order.see(0, 3), Seen::Skipped(1..3));
         assert_eq!(order.see(0, 3), Seen::Old);
@@ -89,7 +90,7 @@ mod tests {
     #[test]
     fn the_fingerprint_tells_orders_apart() {
         let total = |messages: &[(usize, u32)]| {
-            let mut order = Order::new(2);
+            let mut order = Order::new(&[0, 0]);
             for &(publisher, sequence) in messages {
                 order.see(publisher, sequence);
             }

@@ -248,6 +248,9 @@ impl Outcome {
             if tally.stalls > 0 {
                 line("stalls", &format!("{} messages of the closed loop were given up", count(tally.stalls)));
             }
+            if self.plan.churn.is_some() {
+                line("churned", &format!("{} receivers left and came back", count(tally.churned)));
+            }
             if tally.foreign > 0 {
                 line("foreign", &format!("{} messages were not ours", count(tally.foreign)));
             }
@@ -363,6 +366,8 @@ impl Outcome {
             put("unsent", json!(tally.unsent));
             put("stalls", json!(tally.stalls));
             put("foreign", json!(tally.foreign));
+            put("churn", json!(plan.churn));
+            put("churned", json!(tally.churned));
             put("seconds", self.seconds_json());
         }
         if traffic && plan.total_order {

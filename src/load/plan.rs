@@ -53,6 +53,9 @@ pub struct Ask {
     /// Also check that all receivers of a room get all publishers' messages in one order
     #[arg(long, help_heading = "Traffic")]
     total_order: bool,
+    /// Receivers per second, of all that do not publish, that leave and come back to their room at once: every other one with a close frame, the rest by RST (fanout)
+    #[arg(long, value_name = "N", help_heading = "Traffic")]
+    churn: Option<f64>,
 
     /// Times that all connections are dropped and opened again (storm)
     #[arg(long, value_name = "N", default_value_t = 3, help_heading = "Storm")]
@@ -153,6 +156,8 @@ pub struct Plan {
     pub(super) text: bool,
     pub(super) pressure: Pressure,
     pub(super) total_order: bool,
+    /// Receivers per second that leave and come back.
+    pub(super) churn: Option<f64>,
     pub(super) duration: Duration,
     pub(super) warmup: Duration,
     pub(super) cycles: u32,
@@ -177,6 +182,8 @@ pub struct Plan {
 const OTHER_DESCRIPTORS: u64 = 64;
 /// A receiver count from which letting messages gather pays.
 const GATHER_FROM: u64 = 64;
+/// Receivers per second that may leave and come back: more than one thread can open.
+const CHURN_MAX: f64 = 100_000.0;
 
 impl Plan {
     /// Checks what is asked against itself and the machine.
@@ -243,6 +250,16 @@ impl Plan {
                 rooms * publishers
             ));
         }
+        match ask.churn {
+            Some(_) if scenario != Scenario::Fanout => return usage(format!("--churn is for fanout, not for {}", scenario.name())),
+            Some(churn) if !(churn > 0.0 && churn <= CHURN_MAX) => {
+                return usage(format!("--churn is {churn}; it must be above 0 and at most {CHURN_MAX}"));
+            }
+            Some(_) if connections == rooms * publishers => {
+                return usage(format!("--churn needs receivers that do not publish, and all {connections} do; raise --connections"));
+            }
+            _ => {}
+        }
         let payload = ask.payload.unwrap_or(if scenario == Scenario::Slow { 1024 } else { 128 });
         let least = Stamp::bytes(ask.text);
         if payload < least || payload > 16 << 20 {
@@ -291,6 +308,7 @@ impl Plan {
             text: ask.text,
             pressure,
             total_order: ask.total_order,
+            churn: ask.churn,
             duration: seconds("--duration", ask.duration, 0.1)?,
             warmup: seconds("--warmup", ask.warmup, 0.0)?,
             cycles: ask.cycles,
@@ -341,6 +359,11 @@ impl Plan {
         client >= self.connections - self.slow
     }
 
+    /// Whether this connection leaves and comes back.
+    pub(super) fn churns(&self, client: u32) -> bool {
+        self.churn.is_some() && self.publisher(client).is_none()
+    }
+
     /// One line that says what is done.
     pub(super) fn summary(&self) -> String {
         let kind = if self.text { "text" } else { "binary" };
@@ -351,10 +374,13 @@ impl Plan {
         let seconds = self.duration.as_secs_f64();
         let rooms = if self.rooms == 1 { "1 room".to_owned() } else { format!("{} rooms", self.rooms) };
         match self.scenario {
-            Scenario::Fanout | Scenario::Slow => format!(
-                "{} connections in {rooms}, {} publishing in each, {} B {kind}; {pressure}; {seconds} s",
-                self.connections, self.publishers, self.payload
-            ),
+            Scenario::Fanout | Scenario::Slow => {
+                let churn = self.churn.map_or(String::new(), |churn| format!("; {churn} leave and come back per second"));
+                format!(
+                    "{} connections in {rooms}, {} publishing in each, {} B {kind}; {pressure}{churn}; {seconds} s",
+                    self.connections, self.publishers, self.payload
+                )
+            }
             Scenario::Echo => format!("{} connections, {} B {kind}; {pressure} each; {seconds} s", self.connections, self.payload),
             Scenario::Idle => format!("{} connections held for {seconds} s", self.connections),
             Scenario::Storm => {
@@ -443,6 +469,9 @@ pub(super) mod tests {
             ("fanout --url ws://127.0.0.1:1/ws --cpus x", "--cpus"),
             ("fanout --url ws://127.0.0.1:1/ws --header nonsense", "--header"),
             ("fanout --url ws://127.0.0.1:1/ws --duration=-1", "--duration"),
+            ("idle --url ws://127.0.0.1:1/ws --churn 1", "not for idle"),
+            ("fanout --url ws://127.0.0.1:1/ws --churn 0", "--churn is 0"),
+            ("fanout --url ws://127.0.0.1:1/ws -c 5 --publishers 5 --churn 1", "do not publish"),
             ("idle --url ws://127.0.0.1:1/ws -c 30000", "30064 file descriptors"),
             ("slow --url ws://127.0.0.1:1/ws -c 10 --slow-percent 100", "publishers must read"),
         ] {

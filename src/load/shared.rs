@@ -20,8 +20,6 @@ pub(super) struct Shared {
     /// The cycle of a storm that threads may begin.
     pub(super) cycle: AtomicU32,
     pub(super) publishers: Vec<Publisher>,
-    /// Members of each room that must get a message.
-    pub(super) rooms: Vec<AtomicU32>,
     pub(super) bells: Vec<Bell>,
     pub(super) gauges: Vec<Gauge>,
 }
@@ -61,14 +59,10 @@ impl Shared {
         let publishers = (0..plan.publishers_total())
             .map(|publisher| Publisher {
                 thread: plan.thread(plan.client_of(publisher)),
-                sent: AtomicU32::new(0),
+                ledger: AtomicU64::new(0),
                 flights: (0..in_flight).map(|_| AtomicU64::new(0)).collect(),
             })
             .collect();
-        let rooms: Vec<AtomicU32> = (0..plan.rooms).map(|_| AtomicU32::new(0)).collect();
-        for client in (0..plan.connections).filter(|client| !plan.is_slow(*client)) {
-            rooms[plan.room(client) as usize].fetch_add(1, Ordering::Relaxed);
-        }
         let shared = Self {
             clock: Clock::new(),
             schedule: Default::default(),
@@ -76,7 +70,6 @@ impl Shared {
             open: AtomicU32::new(0),
             cycle: AtomicU32::new(0),
             publishers,
-            rooms,
             bells,
             gauges: (0..plan.threads).map(|_| Gauge::default()).collect(),
         };
@@ -118,15 +111,41 @@ impl Shared {
 pub(super) struct Publisher {
     /// The thread that has its connection.
     pub(super) thread: usize,
-    /// Messages sent, which is the next sequence.
-    pub(super) sent: AtomicU32,
+    /// Messages sent, which is the next sequence, and in the lower half how many receivers a message has. In one word, so that each message has
+    /// either counted a receiver that comes or goes, or not.
+    ledger: AtomicU64,
     /// In a closed loop, for each message on its way: its sequence, and in the lower half how many receivers do not have it yet.
     flights: Box<[AtomicU64]>,
 }
 
+/// One message in a [`Publisher`]'s ledger.
+const MESSAGE: u64 = 1 << 32;
+
 impl Publisher {
     fn flight(&self, sequence: u32) -> Option<&AtomicU64> {
         (!self.flights.is_empty()).then(|| &self.flights[sequence as usize % self.flights.len()])
+    }
+
+    /// Messages sent, which is the next sequence.
+    pub(super) fn sent(&self) -> u32 {
+        (self.ledger.load(Ordering::Acquire) >> 32) as u32
+    }
+
+    /// Receivers of the next message.
+    pub(super) fn receivers(&self) -> u32 {
+        self.ledger.load(Ordering::Acquire) as u32
+    }
+
+    /// One receiver more. Returns the first sequence that counts it.
+    pub(super) fn join(&self) -> u32 {
+        (self.ledger.fetch_add(1, Ordering::AcqRel) >> 32) as u32
+    }
+
+    /// One receiver less. Returns the first sequence that does not count it.
+    pub(super) fn leave(&self) -> u32 {
+        let before = self.ledger.fetch_sub(1, Ordering::AcqRel);
+        debug_assert!(before as u32 > 0, "who leaves has joined");
+        (before >> 32) as u32
     }
 
     /// Whether this message may take off: the one before it in its place has landed.
@@ -134,12 +153,20 @@ impl Publisher {
         self.flight(sequence).is_none_or(|flight| flight.load(Ordering::Acquire) as u32 == 0)
     }
 
-    /// It is on its way to so many.
-    pub(super) fn take_off(&self, sequence: u32, receivers: u32) {
-        if let Some(flight) = self.flight(sequence) {
-            flight.store(u64::from(sequence) << 32 | u64::from(receivers), Ordering::Release);
+    /// The next message is on its way to everyone who has joined.
+    pub(super) fn take_off(&self, sequence: u32) {
+        let mut ledger = self.ledger.load(Ordering::Acquire);
+        debug_assert_eq!((ledger >> 32) as u32, sequence, "messages take off one after the other");
+        loop {
+            // Nobody looks at this place before the ledger says that the message was sent.
+            if let Some(flight) = self.flight(sequence) {
+                flight.store(u64::from(sequence) << 32 | u64::from(ledger as u32), Ordering::Release);
+            }
+            match self.ledger.compare_exchange_weak(ledger, ledger.wrapping_add(MESSAGE), Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => return,
+                Err(now) => ledger = now,
+            }
         }
-        self.sent.store(sequence.wrapping_add(1), Ordering::Release);
     }
 
     /// Gives the message up that has this one's place.
@@ -167,7 +194,7 @@ impl Publisher {
 
     /// The messages that may still be on their way.
     pub(super) fn aloft(&self) -> std::ops::Range<u32> {
-        let sent = self.sent.load(Ordering::Acquire);
+        let sent = self.sent();
         sent.saturating_sub(self.flights.len() as u32)..sent
     }
 }
@@ -223,18 +250,60 @@ mod tests {
         let plan = plan("fanout --url ws://127.0.0.1:1/ -c 3 --in-flight 2").expect("it is valid");
         let (shared, _ears) = Shared::new(&plan).expect("sockets can be made");
         let publisher = &shared.publishers[0];
-        assert_eq!(shared.rooms[0].load(Ordering::Relaxed), 3);
+        assert_eq!([publisher.join(), publisher.join(), publisher.join()], [0; 3]);
         assert!(publisher.is_free(0));
-        publisher.take_off(0, 3);
-        publisher.take_off(1, 3);
+        publisher.take_off(0);
+        publisher.take_off(1);
         assert!(!publisher.is_free(2));
         assert_eq!([publisher.land(0), publisher.land(0), publisher.land(1), publisher.land(0)], [false, false, false, true]);
         assert!(publisher.is_free(2) && !publisher.is_free(3));
         assert!(!publisher.land(0), "once more does not count");
-        publisher.take_off(2, 3);
+        publisher.take_off(2);
         assert_eq!(publisher.aloft(), 1..3);
         publisher.give_up(3);
         assert!(publisher.is_free(3) && !publisher.land(1), "what was given up does not land");
+    }
+
+    #[test]
+    fn a_message_counts_who_has_joined_and_not_left_when_it_takes_off() {
+        let plan = plan("fanout --url ws://127.0.0.1:1/ -c 3 --in-flight 4").expect("it is valid");
+        let (shared, _ears) = Shared::new(&plan).expect("sockets can be made");
+        let publisher = &shared.publishers[0];
+        publisher.join();
+        publisher.take_off(0);
+        assert_eq!((publisher.join(), publisher.receivers()), (1, 2), "message 1 is the first that counts the second one");
+        publisher.take_off(1);
+        assert_eq!((publisher.leave(), publisher.receivers()), (2, 1));
+        publisher.take_off(2);
+        assert_eq!([0, 1, 1, 2].map(|sequence| publisher.land(sequence)), [true, false, true, true]);
+    }
+
+    #[test]
+    fn every_message_lands_while_receivers_come_and_go_on_other_threads() {
+        const MESSAGES: u32 = 20_000;
+        let plan = plan("fanout --url ws://127.0.0.1:1/ -c 2 --in-flight 1").expect("it is valid");
+        let (shared, _ears) = Shared::new(&plan).expect("sockets can be made");
+        let publisher = &shared.publishers[0];
+        publisher.join();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while publisher.sent() < MESSAGES {
+                    let joined = publisher.join();
+                    // It gets nothing, and leaves: nobody waits for it.
+                    for sequence in joined..publisher.leave() {
+                        publisher.land(sequence);
+                    }
+                }
+            });
+            for sequence in 0..MESSAGES {
+                publisher.take_off(sequence);
+                publisher.land(sequence);
+                while !publisher.is_free(sequence + 1) {
+                    std::hint::spin_loop();
+                }
+            }
+        });
+        assert_eq!((publisher.sent(), publisher.receivers()), (MESSAGES, 1));
     }
 
     fn heard(ear: &Ear, limit: Duration) -> bool {

@@ -1,6 +1,9 @@
 //! Messages through open connections: fan-out, echo (rooms of one), slow readers (some do not read), idle (nobody publishes).
 //!
 //! A [`Traffic`] is one thread's part of it. Receivers count each message down; who counts the last one makes room for the publisher's next.
+//! `churn` has receivers leave and come back meanwhile.
+
+mod churn;
 
 use std::cell::{Cell, RefCell};
 use std::cmp::Reverse;
@@ -8,18 +11,20 @@ use std::collections::{BinaryHeap, HashMap};
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::Sender;
+use std::task::Waker;
 use std::time::Duration;
 
 use super::link::{self, End, Link, Reader};
 use super::measure::Tally;
 use super::order::{Order, Seen};
 use super::plan::{Plan, Pressure};
-use super::shared::Schedule;
+use super::shared::{Publisher, Schedule};
 use super::stamp::Stamp;
 use super::wire::Incoming;
 use super::worker::{Hearing, Worker};
 use crate::proto::ws::OpCode;
 use crate::time::Time;
+use churn::Departure;
 
 /// A closed loop that waits for a receiver this long gives the message up and goes on.
 const STALL: Duration = Duration::from_secs(5);
@@ -41,14 +46,27 @@ pub(super) enum Report {
     Done(Box<Tally>),
 }
 
+/// One client. Its connection is its life: with churn it has several, one after the other.
 struct Connection {
     client: u32,
     room: u32,
     slow: bool,
-    link: Rc<Link>,
+    /// Leaves and comes back.
+    churns: bool,
+    link: RefCell<Rc<Link>>,
+    /// Of this life.
     order: RefCell<Order>,
+    /// Of each publisher of the room: the first message that counts this receiver and that it does not have; `NOTHING` while it is not counted.
+    owed: RefCell<Box<[u32]>>,
     end: RefCell<Option<End>>,
+    /// How it is leaving.
+    departure: Cell<Option<Departure>>,
+    has_left: Cell<bool>,
+    /// Of a task that reads until it is told to leave.
+    waker: RefCell<Option<Waker>>,
 }
+
+const NOTHING: u32 = u32::MAX;
 
 /// A publisher whose connection is on this thread.
 struct Local {
@@ -72,6 +90,8 @@ struct Traffic {
     message: RefCell<Vec<u8>>,
     last_delivery: Cell<Time>,
     closing: Cell<bool>,
+    /// Receivers that left and are not back.
+    away: Cell<u32>,
     schedule: Cell<Option<Schedule>>,
     reports: Sender<Report>,
 }
@@ -90,6 +110,7 @@ pub(super) async fn run(worker: Rc<Worker>, hearing: Hearing, reports: Sender<Re
         message: RefCell::new(message),
         last_delivery: Cell::new(Time::ZERO),
         closing: Cell::new(false),
+        away: Cell::new(0),
         schedule: Cell::new(None),
         reports,
     });
@@ -134,38 +155,65 @@ impl Traffic {
             client,
             room: plan.room(client),
             slow: plan.is_slow(client),
-            link: Rc::new(link),
-            order: RefCell::new(Order::new(plan.publishers as usize)),
+            churns: plan.churns(client),
+            link: RefCell::new(Rc::new(link)),
+            order: RefCell::new(Order::new(&[])),
+            owed: RefCell::default(),
             end: RefCell::default(),
+            departure: Cell::new(None),
+            has_left: Cell::new(false),
+            waker: RefCell::default(),
         });
+        self.begin_life(&connection, &mut reader);
+        self.connections.borrow_mut().push(connection.clone());
+        drop(monoio::spawn(self.clone().read(connection, reader)));
+    }
+
+    /// It is a member of its room from here on.
+    fn begin_life(&self, connection: &Connection, reader: &mut Reader) {
+        let plan = self.plan();
+        let publishers = self.publishers_of(connection.room).map(|publisher| &self.worker.shared.publishers[publisher as usize]);
+        // Nobody waits for slow readers.
+        let joined: Box<[u32]> = if connection.slow { publishers.map(|_| 0).collect() } else { publishers.map(Publisher::join).collect() };
+        *connection.order.borrow_mut() = Order::new(&joined);
+        *connection.owed.borrow_mut() = if connection.slow { vec![NOTHING; joined.len()].into() } else { joined };
         let busy = match plan.pressure {
             _ if plan.publishers == 0 => 0,
             Pressure::Closed { in_flight } => (plan.payload + 14) * in_flight.min(64) as usize,
             Pressure::Open { .. } => (plan.payload + 14) * 16,
         };
         reader.input.resize(busy.next_power_of_two().clamp(*BUFFER_BYTES.start(), *BUFFER_BYTES.end()));
-        self.connections.borrow_mut().push(connection.clone());
         self.worker.shared.open.fetch_add(1, Ordering::AcqRel);
-        drop(monoio::spawn(self.clone().read(connection, reader)));
     }
 
-    /// A connection's task: reads to the end.
+    /// A client's task: reads to the end of its last life.
     async fn read(self: Rc<Self>, connection: Rc<Connection>, mut reader: Reader) {
-        let end = loop {
-            if let Some(end) = self.take(&connection, &mut reader) {
-                break end;
+        loop {
+            let end = self.read_life(&connection, &mut reader).await;
+            if connection.departure.get().is_none() {
+                return self.ended(&connection, end);
+            }
+            let Some(next) = self.come_back(&connection, reader).await else { return };
+            reader = next;
+        }
+    }
+
+    async fn read_life(&self, connection: &Connection, reader: &mut Reader) -> End {
+        loop {
+            if let Some(end) = self.take(connection, reader) {
+                return end;
             }
             if connection.slow
                 && let Some(until) = self.pause()
             {
                 self.worker.shared.clock.wait_until(until).await;
             }
-            if let Err(end) = reader.fill().await {
-                break end;
+            let filled = if connection.churns { churn::fill(connection, reader).await } else { reader.fill().await };
+            if let Err(end) = filled {
+                return end;
             }
             self.worker.touch();
-        };
-        self.ended(&connection, end);
+        }
     }
 
     /// Until when slow readers do not read.
@@ -187,11 +235,15 @@ impl Traffic {
                 Ok(Some(Incoming::Message(payload))) => self.deliver(connection, payload, now, &mut tally, &mut deliveries),
                 Ok(Some(Incoming::Ping(payload))) => {
                     tally.pings += 1;
-                    connection.link.send(OpCode::Pong, payload);
+                    connection.link.borrow().send(OpCode::Pong, payload);
                 }
                 Ok(Some(Incoming::Pong)) => {}
                 Ok(Some(Incoming::Close(code))) => {
-                    connection.link.send(OpCode::Close, &code.map_or([0; 2], u16::to_be_bytes)[..if code.is_some() { 2 } else { 0 }]);
+                    // One that leaves has sent its own.
+                    if connection.departure.get().is_none() {
+                        let code = code.map(u16::to_be_bytes);
+                        connection.link.borrow().send(OpCode::Close, code.as_ref().map_or(&[], |code| code));
+                    }
                     break Some(End::Closed(code));
                 }
                 Err(error) => break Some(End::Protocol(error)),
@@ -218,14 +270,11 @@ impl Traffic {
         deliveries.count += 1;
         deliveries.bytes += payload.len() as u64;
         match connection.order.borrow_mut().see(place as usize, stamp.sequence) {
-            Seen::Next => self.land(connection, stamp.publisher, stamp.sequence..stamp.sequence.wrapping_add(1)),
-            Seen::Skipped(missing) => {
-                // What did not come is not waited for, or one lost message would stop a closed loop.
-                self.land(connection, stamp.publisher, missing.start..stamp.sequence.wrapping_add(1));
-                tally.skipped(connection.slow, connection.client, stamp.publisher, missing);
-            }
+            Seen::Next => {}
+            Seen::Skipped(missing) => tally.skipped(connection.slow, connection.client, stamp.publisher, missing),
             Seen::Old => tally.old(connection.slow, connection.client, stamp.publisher, stamp.sequence),
         }
+        self.land(connection, place as usize, stamp.sequence);
         if !connection.slow {
             let latency = now.since(stamp.due);
             deliveries.worst = deliveries.worst.max(latency);
@@ -255,11 +304,18 @@ impl Traffic {
         gauge.worst.fetch_max(deliveries.worst.as_nanos() as u64, Ordering::Relaxed);
     }
 
-    /// A receiver has these, or will never have them.
-    fn land(&self, connection: &Connection, publisher: u32, sequences: std::ops::Range<u32>) {
-        if connection.slow {
-            return;
+    /// A receiver has this message of the publisher with this place in its room. What did not come before it is not waited for, or one lost message
+    /// would stop a closed loop; neither is what was sent before this life and does not count it.
+    fn land(&self, connection: &Connection, place: usize, sequence: u32) {
+        let owed = &mut connection.owed.borrow_mut()[place];
+        if sequence >= *owed && *owed != NOTHING {
+            let next = sequence.wrapping_add(1);
+            self.land_all(connection.room * self.plan().publishers + place as u32, std::mem::replace(owed, next)..next);
         }
+    }
+
+    /// A receiver has these, or will never have them.
+    fn land_all(&self, publisher: u32, sequences: std::ops::Range<u32>) {
         let shared = &self.worker.shared.publishers[publisher as usize];
         let mut last = false;
         for sequence in sequences.start.max(shared.aloft().start)..sequences.end {
@@ -300,12 +356,13 @@ impl Traffic {
     /// Sends a message. False when there is nobody to send it to, nobody to send it, or no time left.
     fn publish(&self, local: &mut Local, due: Time, now: Time) -> bool {
         let Some(schedule) = self.schedule.get() else { return false };
-        let receivers = self.worker.shared.rooms[local.connection.room as usize].load(Ordering::Acquire);
-        if due >= schedule.end || receivers == 0 || local.connection.link.is_broken() || local.connection.end.borrow().is_some() {
+        let shared = &self.worker.shared.publishers[local.publisher as usize];
+        let link = local.connection.link.borrow();
+        if due >= schedule.end || shared.receivers() == 0 || link.is_broken() || local.connection.end.borrow().is_some() {
             return false;
         }
         let sequence = local.next;
-        self.worker.shared.publishers[local.publisher as usize].take_off(sequence, receivers);
+        shared.take_off(sequence);
         local.next = sequence.wrapping_add(1);
         if !local.sent_at.is_empty() {
             let places = local.sent_at.len();
@@ -314,7 +371,7 @@ impl Traffic {
         let text = self.plan().text;
         let mut message = self.message.borrow_mut();
         Stamp { publisher: local.publisher, sequence, due }.write(text, &mut message);
-        local.connection.link.send(if text { OpCode::Text } else { OpCode::Binary }, &message);
+        link.send(if text { OpCode::Text } else { OpCode::Binary }, &message);
         let mut tally = self.tally.borrow_mut();
         tally.published += u64::from(schedule.measures(now));
         tally.second(now.since(schedule.start).as_secs() as usize).published += 1;
@@ -343,6 +400,9 @@ impl Traffic {
             drop(monoio::spawn(self.clone().watch()));
         }
         drop(monoio::spawn(self.clone().listen(hearing)));
+        if let Some(rate) = self.plan().churn {
+            drop(monoio::spawn(self.clone().churn(rate, schedule)));
+        }
         clock.wait_until(schedule.end).await;
         self.give_up_due(&schedule);
         self.drain(&schedule).await;
@@ -386,7 +446,7 @@ impl Traffic {
         while let Some(Reverse((time, at))) = heap.peek().copied().filter(|Reverse((time, _))| *time <= now && *time < schedule.end) {
             heap.pop();
             let local = &mut locals[at];
-            if local.connection.link.queued() > QUEUE_BYTES_MAX {
+            if local.connection.link.borrow().queued() > QUEUE_BYTES_MAX {
                 full.push(Reverse((time, at)));
             } else if self.publish(local, time, now) {
                 let number = u64::from(local.next) * u64::from(self.plan().publishers_total()) + u64::from(local.publisher);
@@ -435,7 +495,9 @@ impl Traffic {
         loop {
             let now = self.now();
             let quiet_since = self.last_delivery.get().max(schedule.end);
-            if self.plan().publishers == 0 || self.has_everything() || now > limit || now.since(quiet_since) > SILENCE {
+            // Who is on its way back ends in time, one way or the other.
+            let settled = self.away.get() == 0 && (self.has_everything() || now.since(quiet_since) > SILENCE);
+            if self.plan().publishers == 0 || settled || now > limit {
                 return;
             }
             monoio::time::sleep(Duration::from_millis(10)).await;
@@ -451,9 +513,12 @@ impl Traffic {
 
     /// The publishers of a room, and how many messages each has sent.
     fn sent_in(&self, room: u32) -> impl Iterator<Item = (u32, u32)> {
+        self.publishers_of(room).map(|publisher| (publisher, self.worker.shared.publishers[publisher as usize].sent()))
+    }
+
+    fn publishers_of(&self, room: u32) -> std::ops::Range<u32> {
         let publishers = self.plan().publishers;
-        (room * publishers..(room + 1) * publishers)
-            .map(|publisher| (publisher, self.worker.shared.publishers[publisher as usize].sent.load(Ordering::Acquire)))
+        room * publishers..(room + 1) * publishers
     }
 
     /// Looks at the end of every stream, and at the one order.
@@ -475,7 +540,7 @@ impl Traffic {
             tally.faults_of(connection.slow).lost += missing;
             if connection.slow {
                 *tally.slow_ends.entry(if missing == 0 { "caught up" } else { "open, behind" }.to_owned()).or_default() += 1;
-            } else if self.plan().total_order && self.plan().publishers > 0 {
+            } else if self.plan().total_order && self.plan().publishers > 0 && !connection.has_left.get() {
                 tally.order(connection.room, order.total());
             }
         }
@@ -486,7 +551,7 @@ impl Traffic {
         let connections = self.connections.take();
         for connection in &connections {
             if connection.end.borrow().is_none() {
-                connection.link.send(OpCode::Close, &NORMAL_CLOSURE);
+                connection.link.borrow().send(OpCode::Close, &NORMAL_CLOSURE);
             }
         }
         let limit = self.now() + CLOSE_MAX;
@@ -494,7 +559,8 @@ impl Traffic {
             monoio::time::sleep(Duration::from_millis(10)).await;
         }
         for connection in &connections {
-            connection.link.shut_write().await;
+            let link = connection.link.borrow().clone();
+            link.shut_write().await;
         }
     }
 
@@ -504,12 +570,15 @@ impl Traffic {
         if self.closing.get() || connection.slow {
             return;
         }
-        // Nobody waits for it any more.
-        self.worker.shared.rooms[connection.room as usize].fetch_sub(1, Ordering::AcqRel);
-        for (place, (publisher, _)) in self.sent_in(connection.room).enumerate() {
-            let aloft = self.worker.shared.publishers[publisher as usize].aloft();
-            let next = connection.order.borrow().next(place);
-            self.land(connection, publisher, next.max(aloft.start)..aloft.end);
+        self.end_life(connection);
+    }
+
+    /// Nobody waits for it any more.
+    fn end_life(&self, connection: &Connection) {
+        for (place, publisher) in self.publishers_of(connection.room).enumerate() {
+            let left = self.worker.shared.publishers[publisher as usize].leave();
+            let owed = std::mem::replace(&mut connection.owed.borrow_mut()[place], NOTHING);
+            self.land_all(publisher, owed..left);
         }
         self.serve_landed();
     }
