@@ -132,7 +132,7 @@ impl BodyError {
         if matches!(self, Self::TooManyItems { .. }) { 413 } else { 400 }
     }
 
-    /// The word for [`ErrorBody::code`].
+    /// The word for `code` of [`ErrorBody`](super::ErrorBody).
     pub const fn code(&self) -> &'static str {
         match self {
             Self::Empty | Self::NotUtf8 { .. } | Self::NotJson { .. } => "bad_json",
@@ -241,7 +241,7 @@ impl ItemError {
         if matches!(self.fault, ItemFault::TooLarge { .. }) { 413 } else { 400 }
     }
 
-    /// The word for [`ErrorBody::code`].
+    /// The word for `code` of [`ErrorBody`](super::ErrorBody).
     pub const fn code(&self) -> &'static str {
         if matches!(self.fault, ItemFault::TooLarge { .. }) { "too_large" } else { "bad_request" }
     }
