@@ -11,7 +11,7 @@ pub mod response;
 
 pub use chunked::{ChunkError, ChunkedDecoder, Dechunked};
 pub use head::{Body, Head, HeadError, HeadStorage, head_end, parse_head};
-pub use query::query_pairs;
+pub use query::{TopicsError, query_pairs, topic_names};
 pub use response::{Response, reason};
 
 /// Whether the bytes are a token (RFC 9110 section 5.6.2): methods, header names, subprotocols.

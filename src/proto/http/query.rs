@@ -4,6 +4,9 @@ use std::borrow::Cow;
 
 use percent_encoding::percent_decode;
 
+use crate::proto::position::TOPICS_MAX;
+use crate::proto::topic::{TopicName, TopicNameError};
+
 /// The `name=value` pairs of a query, in order, percent-decoded and with `+` as a space (the form encoding of the URL standard, which is
 /// what browsers, curl's `--data-urlencode` and every client library send).
 ///
@@ -22,6 +25,46 @@ pub fn query_pairs(query: &str) -> impl Iterator<Item = (Cow<'_, [u8]>, Cow<'_, 
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
         (decode(name), decode(value))
     })
+}
+
+/// The topics that a query names with `topic` and its other name `room`, in order; none when it names none. A comma is part of a name. A topic that
+/// is named again counts once, where it was first: so a cursor's offsets have their order.
+///
+/// ```
+/// use shardcast::proto::http::topic_names;
+///
+/// let topics = topic_names("topic=a&last=3&room=caf%C3%A9,1&topic=a")?;
+/// assert_eq!(topics.iter().map(|topic| topic.as_str()).collect::<Vec<_>>(), ["a", "café,1"]);
+/// assert_eq!(topic_names("topic=").unwrap_err().to_string(), "topic name is empty; 1 to 255 bytes are allowed");
+/// # Ok::<(), shardcast::proto::http::TopicsError>(())
+/// ```
+///
+/// # Errors
+/// A name that is none, and over [`TOPICS_MAX`] of them.
+pub fn topic_names(query: &str) -> Result<Vec<TopicName>, TopicsError> {
+    let mut names: Vec<TopicName> = Vec::new();
+    for (_, value) in query_pairs(query).filter(|(name, _)| matches!(&**name, b"topic" | b"room")) {
+        let name = TopicName::from_bytes(&value)?;
+        if names.contains(&name) {
+            continue;
+        }
+        if names.len() == TOPICS_MAX {
+            return Err(TopicsError::TooMany);
+        }
+        names.push(name);
+    }
+    Ok(names)
+}
+
+/// Why a query's topics cannot be taken. The fault is the peer's: 400.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum TopicsError {
+    /// A name that is none.
+    #[error("{0}")]
+    Name(#[from] TopicNameError),
+    /// Over [`TOPICS_MAX`].
+    #[error("request names over {TOPICS_MAX} topics; use more than one connection")]
+    TooMany,
 }
 
 fn decode(text: &str) -> Cow<'_, [u8]> {
@@ -76,5 +119,35 @@ mod tests {
         for (name, value) in query_pairs("room=lobby&x=1") {
             assert!(matches!((name, value), (Cow::Borrowed(_), Cow::Borrowed(_))));
         }
+    }
+
+    fn topics(query: &str, expect: Result<&[&str], TopicsError>) {
+        let found = topic_names(query);
+        let found: Result<Vec<_>, _> = found.as_ref().map(|names| names.iter().map(TopicName::as_str).collect()).map_err(|error| *error);
+        assert_eq!(found, expect.map(<[_]>::to_vec), "{query:?}");
+    }
+
+    #[test]
+    fn topics_are_named_by_topic_and_room_in_order_and_count_once() {
+        topics("", Ok(&[]));
+        topics("Topic=a&topics=b&last=1", Ok(&[]));
+        topics("topic=b&x=1&room=a&topic=c", Ok(&["b", "a", "c"]));
+        topics("topic=b&room=a&room=b&topic=%61", Ok(&["b", "a"]));
+        topics("topic=a,b&topic=a+b&topic=a%26b&t%6Fpic=*", Ok(&["a,b", "a b", "a&b", "*"]));
+    }
+
+    #[test]
+    fn a_name_that_is_none_is_refused_with_its_reason() {
+        topics("topic=a&topic=", Err(TopicsError::Name(TopicNameError::Empty)));
+        topics("room", Err(TopicsError::Name(TopicNameError::Empty)));
+        topics("topic=a%0Ab", Err(TopicsError::Name(TopicNameError::ControlCharacter { code: 10, at: 1 })));
+        topics("topic=%FF", Err(TopicsError::Name(TopicNameError::NotUtf8 { at: 0 })));
+    }
+
+    #[test]
+    fn a_query_names_128_topics_and_no_more() {
+        let query = |count| (0..count).map(|number| format!("topic={number}&topic=0")).collect::<Vec<_>>().join("&");
+        assert_eq!(topic_names(&query(128)).map(|names| names.len()), Ok(128));
+        topics(&query(129), Err(TopicsError::TooMany));
     }
 }
