@@ -2,10 +2,10 @@
 
 use super::close_cause::CloseCause;
 use super::counters::HandshakeResult;
-use super::peers::ShardMessage;
-use super::session::State;
 use super::feed::FeedKey;
+use super::peers::ShardMessage;
 use super::seats::Guest;
+use super::session::State;
 use super::topic::{AwaySide, HomeSide, Role, Topic, Uplink};
 use super::{Gateway, Shared};
 use crate::engine::driver::Driver;
@@ -63,6 +63,7 @@ impl<D: Driver> Gateway<D> {
         session.cursor = topic.raw.log.end();
         session.seated = true;
         session.state = State::Room;
+        self.recount(topic_key);
         true
     }
 
@@ -160,6 +161,7 @@ impl<D: Driver> Gateway<D> {
         } else if let Some(moved) = topic.raw.members.leave(place) {
             self.set_place(moved, place);
         }
+        self.recount(topic_key);
         self.free_if_unused(topic_key);
     }
 

@@ -10,6 +10,7 @@ use super::Gateway;
 use super::close_cause::CloseCause;
 use super::counters::Transport;
 use super::feed::{Feed, FeedKey, Format, LastSend};
+use super::polls::Poll;
 use super::replay::Replay;
 use super::rooms::new_log;
 use super::seats::{Guest, Seat};
@@ -50,6 +51,8 @@ pub(super) struct Stream {
     /// The response's head.
     opening: Vec<u8>,
     retry_ms: u64,
+    /// Of a poll.
+    pub(super) poll: Poll,
 }
 
 /// One topic of a stream.
@@ -70,7 +73,11 @@ impl Stream {
         let part = |(name, start)| Part { name, start, topic: None, seat: None, answered: false, at: 0, more_after: None };
         let parts: Vec<Part> = topics.into_iter().map(part).collect();
         let unanswered = parts.len() as u16;
-        Self { kind, turn: 0, parts, pending: VecDeque::new(), unanswered, arrived: Vec::new(), opening, retry_ms }
+        Self { kind, turn: 0, parts, pending: VecDeque::new(), unanswered, arrived: Vec::new(), opening, retry_ms, poll: Poll::default() }
+    }
+
+    pub(super) fn poll(topics: Vec<(TopicName, Start)>, poll: Poll) -> Self {
+        Self { poll, ..Self::new(Kind::Poll, topics, Vec::new(), 0) }
     }
 
     fn format(&self) -> Format {
@@ -167,6 +174,7 @@ impl<D: Driver> Gateway<D> {
             stream.unanswered -= 1;
             part.at = replay.at;
         }
+        let mut seated = false;
         if replay.last {
             if format == Format::Sse && topic.sse.is_none() {
                 topic.sse = Some(Box::new(Feed::new(new_log(&self.limits, &self.shared), topic.raw.offset())));
@@ -184,9 +192,14 @@ impl<D: Driver> Gateway<D> {
             self.seats.at(slot).place = feed.members.join(Seat::member(slot));
             part.seat = Some(slot);
             topic.guests -= 1;
+            seated = true;
         } else {
             part.more_after = Some(replay.at + replay.parcel.frames);
         }
+        if seated {
+            self.recount(topic_key);
+        }
+        let Some(stream) = self.sessions.get_mut(guest.conn).and_then(|session| session.stream_mut()) else { return };
         if opens {
             stream.arrived.push((guest.number, replay));
             if stream.unanswered == 0 {
@@ -330,7 +343,8 @@ impl<D: Driver> Gateway<D> {
         let (Some(from), feed_key) = (seat.behind(), seat.feed) else { return self.stream_catch_up(key) };
         let topic = self.topics.get_mut(feed_key.topic).expect("a topic lives as long as its members");
         let feed = topic.feed_mut(feed_key.format).expect("a feed lives as long as its members");
-        let (data, next, frames) = events(stream, number, &from, feed.base, self.epoch, self.limits.send_bytes_max as usize, &mut self.direct);
+        let (data, next, frames) =
+            events(stream, number, &from, feed.base, self.epoch, self.limits.send_bytes_max as usize, &mut self.direct);
         stream.parts[usize::from(number)].at = feed.base + next.frame();
         seat.move_to(next, feed.log.end());
         if seat.behind.is_some() {
@@ -374,6 +388,7 @@ impl<D: Driver> Gateway<D> {
                     if let Some(moved) = feed.members.leave(seat.place) {
                         self.set_place(moved, seat.place);
                     }
+                    self.recount(topic_key);
                 }
                 None => topic.guest_leaves(),
             }
@@ -475,7 +490,15 @@ pub(super) fn each_of(parcel: &Parcel, mut visit: impl FnMut(&Frame, &[u8])) {
 
 /// The next events of one topic of a stream, for one send. A stream of one topic gets them as they lie in the feed. One of several gets an id of its
 /// own before each, which replaces the line that the event begins with.
-fn events(stream: &mut Stream, number: u16, from: &Pin, base: u64, epoch: Epoch, bytes_max: usize, direct: &mut Arena) -> (Rc<Gather>, Pin, u64) {
+fn events(
+    stream: &mut Stream,
+    number: u16,
+    from: &Pin,
+    base: u64,
+    epoch: Epoch,
+    bytes_max: usize,
+    direct: &mut Arena,
+) -> (Rc<Gather>, Pin, u64) {
     if stream.parts.len() == 1 {
         let gathered = from.gather(bytes_max, None).expect("the caller has something to send");
         let frames = gathered.next.frame() - from.frame();

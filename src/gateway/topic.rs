@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use super::feed::{Feed, Format};
 use super::history::History;
+use super::publishing::Awaited;
 use super::seats::Guest;
 use super::streams;
 use crate::engine::log::{Log, Parcel, Pin};
@@ -26,6 +27,8 @@ pub(super) struct HomeSide {
     pub(super) home: Home<Pin>,
     pub(super) held: VecDeque<HeldParcel>,
     pub(super) history: History,
+    /// Receipts that wait until a message was sent to everyone.
+    pub(super) awaited: Vec<Awaited>,
 }
 
 /// The part of a shard that is not the home.
@@ -87,6 +90,8 @@ pub(super) struct Topic {
     pub(super) waiters: Vec<ConnKey>,
     /// In the list of topics that may have something for another shard.
     pub(super) dispatching: bool,
+    /// In the list of topics whose members were joined or left.
+    pub(super) recounted: bool,
     /// In the list of topics that may hold memory for frames to come.
     pub(super) warm: bool,
     pub(super) last_append: Time,
@@ -101,6 +106,7 @@ impl Topic {
             guests: 0,
             waiters: Vec::new(),
             dispatching: false,
+            recounted: false,
             warm: false,
             last_append: Time::ZERO,
         }
@@ -122,10 +128,8 @@ impl Topic {
 
     /// Appends messages to the log and makes their events, where somebody wants them. Which feeds are on a lap then: their turn must come.
     pub(super) fn append(&mut self, now: Time, epoch: Epoch, append: impl FnOnce(&mut Log)) -> [Option<Format>; 2] {
-        let laps = [
-            self.raw.want_lap(now).then_some(Format::Raw),
-            self.sse.as_mut().is_some_and(|sse| sse.want_lap(now)).then_some(Format::Sse),
-        ];
+        let laps =
+            [self.raw.want_lap(now).then_some(Format::Raw), self.sse.as_mut().is_some_and(|sse| sse.want_lap(now)).then_some(Format::Sse)];
         self.last_append = now;
         let fresh = self.sse.is_some().then(|| self.raw.log.pin());
         append(&mut self.raw.log);
@@ -144,6 +148,11 @@ impl Topic {
             }
             Role::Away(side) => side.uplink.as_ref().map_or(0, |uplink| uplink.log.end() - uplink.taken),
         }
+    }
+
+    /// Members on this shard, of all forms.
+    pub(super) fn members(&self) -> u64 {
+        (self.raw.members.len() + self.sse.as_ref().map_or(0, |sse| sse.members.len())) as u64
     }
 
     /// Whether a client's message may be taken now. When not, *we* are behind, and the publisher waits.
@@ -205,7 +214,7 @@ impl Topic {
             && self.sse.as_ref().is_none_or(|sse| sse.is_idle())
             && self.guests == 0
             && match &self.role {
-                Role::Home(side) => side.home.is_empty() && side.held.is_empty() && side.history.is_empty(),
+                Role::Home(side) => side.home.is_empty() && side.held.is_empty() && side.history.is_empty() && side.awaited.is_empty(),
                 Role::Away(side) => {
                     side.joining.is_empty()
                         && side.key.is_some()
