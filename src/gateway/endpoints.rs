@@ -175,24 +175,15 @@ fn is_allowed(origin: &[u8], head: &Head<'_, '_>, origins: &[String]) -> bool {
 }
 
 fn room(head: &Head<'_, '_>, upgrade: Vec<u8>) -> Result<Answer, String> {
-    let mut no_echo = false;
     let (names, starts) = topics(head)?;
     if names.len() > 1 {
         return Err("more than one room; a raw WebSocket has one: open another for another room, or use /events".into());
     }
-    for (key, value) in query_pairs(head.query.unwrap_or("")) {
-        match &*key {
-            b"echo" => {
-                no_echo = match &*value {
-                    b"0" | b"false" => true,
-                    b"1" | b"true" | b"" => false,
-                    other => return Err(format!("echo={} is neither 0 nor 1", String::from_utf8_lossy(other))),
-                }
-            }
-            // Unknown parameters are the application's own business: cache busters, its own ids.
-            _ => {}
-        }
-    }
+    let no_echo = match parameter(head, "echo").as_deref() {
+        Some("0" | "false") => true,
+        None | Some("1" | "true" | "") => false,
+        Some(other) => return Err(format!("echo={other} is neither 0 nor 1")),
+    };
     let name = names.into_iter().next().unwrap_or_else(TopicName::default_room);
     let start = starts.and_then(|starts| starts.of(0)).filter(|&start| start != Start::Latest);
     Ok(Answer::Room { name, no_echo, start, upgrade })
