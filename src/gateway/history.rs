@@ -175,14 +175,23 @@ impl<D: Driver> Gateway<D> {
             let Some(key) = self.histories.pop_front() else { break };
             self.shorten_history(key, |history, topic_log, limits, now, last_append| history.expire(topic_log, limits, now, last_append));
         }
+        self.relieve_histories();
     }
 
     /// While histories take more than they may, the one looked at longest ago is halved.
     pub(super) fn relieve_histories(&mut self) {
-        while self.shared.is_history_over()
+        while self.shared.is_history_over(self.counters.history_bytes.value())
             && let Some(key) = self.histories.pop_front()
         {
             self.shorten_history(key, |history, log, _, _, _| history.halve(log));
+        }
+    }
+
+    /// Charges what a history has grown by to the process.
+    pub(super) fn grow_history(&mut self, bytes: i64) {
+        if bytes != 0 {
+            self.shared.add_history(bytes);
+            self.counters.history_bytes.set(self.counters.history_bytes.value().saturating_add_signed(bytes));
         }
     }
 
@@ -190,7 +199,9 @@ impl<D: Driver> Gateway<D> {
         let Some(topic) = self.topics.get_mut(key) else { return };
         let Role::Home(side) = &mut topic.role else { return };
         let grown = shorten(&mut side.history, &topic.raw.log, &self.limits, self.now, topic.last_append);
-        self.shared.add_history(grown);
+        self.grow_history(grown);
+        let Some(topic) = self.topics.get_mut(key) else { return };
+        let Role::Home(side) = &mut topic.role else { return };
         if side.history.is_empty() {
             side.history.listed = false;
             self.free_if_unused(key);

@@ -348,13 +348,15 @@ impl<D: Driver> Gateway<D> {
         }
         let (header, len) = server_header(offer.kind.opcode(), offer.payload.len());
         let sender = ConnId { shard: from, key: offer.ticket.conn };
+        let position = Position { epoch: self.epoch, offset: topic.raw.offset() + 1 };
         self.append_at_home(home, |log| log.append_with(sender, offer.attributes, &header[..len], &offer.payload));
-        let topic = self.topics.get_mut(home).expect("it has a history or members, or is freed below");
-        let position = Position { epoch: self.epoch, offset: topic.raw.offset() };
         if let Some(id) = offer.id {
             self.keys.remember(offer.topic, id, position, self.now, &self.limits);
         }
-        if offer.ack == Ack::Sent {
+        // For want of room for histories it may be gone already, if it has no members.
+        if offer.ack == Ack::Sent
+            && let Some(topic) = self.topics.get_mut(home)
+        {
             let (raw, sse) = (topic.raw.log.end(), topic.sse.as_ref().map_or(0, |sse| sse.log.end()));
             let awaited = Awaited { raw, sse, from, ticket: offer.ticket, position, deadline: self.now + SENT_WITHIN };
             if let Role::Home(side) = &mut topic.role {

@@ -218,9 +218,9 @@ impl<D: Driver> Gateway<D> {
             side.history.appending(&mut topic.raw.log, &self.limits, self.now);
         }
         let laps = topic.append(self.now, self.epoch, append);
+        let mut grown = 0;
         if let Role::Home(side) = &mut topic.role {
-            let grown = side.history.trim(&topic.raw.log, &self.limits);
-            self.shared.add_history(grown);
+            grown = side.history.trim(&topic.raw.log, &self.limits);
             if !side.history.is_empty() && !std::mem::replace(&mut side.history.listed, true) {
                 self.histories.push_back(topic_key);
             }
@@ -229,9 +229,8 @@ impl<D: Driver> Gateway<D> {
             self.queue_lap(FeedKey { topic: topic_key, format });
         }
         self.appended(topic_key);
-        if self.shared.is_history_over() {
-            self.relieve_histories();
-        }
+        self.grow_history(grown);
+        self.relieve_histories();
     }
 
     /// Notes that a topic's log or uplink has grown.
