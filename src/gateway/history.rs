@@ -101,6 +101,11 @@ impl History {
         self.recharge(log)
     }
 
+    /// Gives back what the log has allocated and not used. Whether nobody else had a position in it.
+    pub(super) fn compact(&mut self, log: &mut Log) -> bool {
+        self.oldest.as_mut().is_some_and(|oldest| log.compact(oldest))
+    }
+
     fn clear(&mut self) {
         self.oldest = None;
         self.marks = VecDeque::new();
@@ -204,6 +209,9 @@ impl<D: Driver> Gateway<D> {
         let Role::Home(side) = &mut topic.role else { return };
         if side.history.is_empty() {
             side.history.listed = false;
+            if !std::mem::replace(&mut topic.warm, true) {
+                self.warm.push(key);
+            }
             self.free_if_unused(key);
         } else {
             self.histories.push_back(key);

@@ -276,7 +276,7 @@ impl<D: Driver> Gateway<D> {
         let Some(topic) = self.topics.get_mut(key) else { return };
         let offset = topic.raw.offset();
         assert!(after == offset, "messages between shards follow on each other: after {after}, where {offset} was the last");
-        let laps = topic.append(self.now, self.epoch, |log| log.append_parcel(parcel));
+        let laps = topic.append(self.now, self.epoch, &mut self.scratch, |log| log.append_parcel(parcel));
         topic.acknowledge_later(upto);
         self.busy = true;
         if !std::mem::replace(&mut topic.warm, true) {

@@ -217,7 +217,7 @@ impl<D: Driver> Gateway<D> {
             side.home.appending(|| topic.raw.log.pin());
             side.history.appending(&mut topic.raw.log, &self.limits, self.now);
         }
-        let laps = topic.append(self.now, self.epoch, append);
+        let laps = topic.append(self.now, self.epoch, &mut self.scratch, append);
         let mut grown = 0;
         if let Role::Home(side) = &mut topic.role {
             grown = side.history.trim(&topic.raw.log, &self.limits);

@@ -107,12 +107,11 @@ fn push_event(out: &mut Vec<u8>, id: Option<Position>, frame: &Frame, bytes: &[u
 }
 
 /// Makes events of the messages from `fresh` on; `base` is the offset before the log's first.
-pub(super) fn make_events(fresh: &Pin, base: u64, epoch: Epoch, events: &mut Log) {
-    let mut out = Vec::new();
+pub(super) fn make_events(fresh: &Pin, base: u64, epoch: Epoch, out: &mut Vec<u8>, events: &mut Log) {
     fresh.each(|number, frame, bytes| {
         out.clear();
-        push_event(&mut out, Some(Position { epoch, offset: base + number + 1 }), frame, bytes.as_slice());
-        events.append(frame.sender, &out, &[]);
+        push_event(out, Some(Position { epoch, offset: base + number + 1 }), frame, bytes.as_slice());
+        events.append(frame.sender, out, &[]);
         true
     });
 }

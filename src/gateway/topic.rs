@@ -127,14 +127,14 @@ impl Topic {
     }
 
     /// Appends messages to the log and makes their events, where somebody wants them. Which feeds are on a lap then: their turn must come.
-    pub(super) fn append(&mut self, now: Time, epoch: Epoch, append: impl FnOnce(&mut Log)) -> [Option<Format>; 2] {
+    pub(super) fn append(&mut self, now: Time, epoch: Epoch, scratch: &mut Vec<u8>, append: impl FnOnce(&mut Log)) -> [Option<Format>; 2] {
         let laps =
             [self.raw.want_lap(now).then_some(Format::Raw), self.sse.as_mut().is_some_and(|sse| sse.want_lap(now)).then_some(Format::Sse)];
         self.last_append = now;
         let fresh = self.sse.is_some().then(|| self.raw.log.pin());
         append(&mut self.raw.log);
         if let (Some(sse), Some(fresh)) = (&mut self.sse, fresh) {
-            streams::make_events(&fresh, self.raw.base, epoch, &mut sse.log);
+            streams::make_events(&fresh, self.raw.base, epoch, scratch, &mut sse.log);
         }
         laps
     }
@@ -183,11 +183,21 @@ impl Topic {
                 side.uplink.take_if(|uplink| uplink.is_idle());
                 side.uplink.is_none()
             }
-            Role::Home(_) => true,
+            Role::Home(side) => {
+                if side.history.compact(&mut self.raw.log) {
+                    // What is left of it is the history's.
+                    self.raw.lap.rest();
+                    return self.rest_events();
+                }
+                true
+            }
         };
+        self.raw.rest() && uplink_rests && self.rest_events()
+    }
+
+    fn rest_events(&mut self) -> bool {
         self.sse.take_if(|sse| sse.is_idle());
-        let sse_rests = self.sse.as_mut().is_none_or(|sse| sse.rest());
-        self.raw.rest() && uplink_rests && sse_rests
+        self.sse.as_mut().is_none_or(|sse| sse.rest())
     }
 
     /// Whether enough was worked off to begin taking messages again: half of the bound, so that publishers are not woken for one message each.
