@@ -354,7 +354,8 @@ impl Pin {
             }
             if let Some(range) = body.range.as_ref().filter(|_| left > 0) {
                 let first = body.frames.partition_point(|frame| frame.end <= from);
-                let frames: Vec<Frame> = body.frames[first..].iter().map(|frame| Frame { end: frame.end - from, ..frame.clone() }).collect();
+                let frames: Vec<Frame> =
+                    body.frames[first..].iter().map(|frame| Frame { end: frame.end - from, ..frame.clone() }).collect();
                 parcel.frames += frames.len() as u64;
                 parcel.bytes += u64::from(left);
                 parcel.parts.push((range.slice(from as usize, left as usize), frames));

@@ -64,7 +64,8 @@ const EVENT_STREAM: &str = "text/event-stream";
 /// The subprotocol that raw clients may name.
 const RAW_PROTOCOL: &str = "shardcast.raw";
 
-const EXISTS: &str = "GET / (a page to try it), GET /ws?room=NAME and GET /echo (WebSocket), GET /events?topic=NAME (event stream), GET /healthz";
+const EXISTS: &str =
+    "GET / (a page to try it), GET /ws?room=NAME and GET /echo (WebSocket), GET /events?topic=NAME (event stream), GET /healthz";
 
 pub(super) fn answer(head: &Head<'_, '_>, context: &Context<'_>) -> Answer {
     match head.path {
@@ -264,9 +265,10 @@ fn forbidden(head: &Head<'_, '_>, context: &Context<'_>) -> Option<String> {
 /// Adds what a browser asks for before it lets a page of an allowed origin read an answer (Fetch, section 3.3).
 fn cross_origin(head: &Head<'_, '_>, context: &Context<'_>, response: Response) -> Response {
     match head.header("origin") {
-        Some(origin) if is_allowed(origin, head, context.origins) => {
-            response.header("Access-Control-Allow-Origin", origin).header("Access-Control-Allow-Credentials", "true").header("Vary", "Origin")
-        }
+        Some(origin) if is_allowed(origin, head, context.origins) => response
+            .header("Access-Control-Allow-Origin", origin)
+            .header("Access-Control-Allow-Credentials", "true")
+            .header("Vary", "Origin"),
         _ => response,
     }
 }

@@ -13,9 +13,9 @@ use std::time::Duration;
 
 use super::Gateway;
 use super::close_cause::CloseCause;
-use super::session::{Session, micros};
 use super::feed::{Feed, FeedKey, Format, LastSend};
 use super::seats::Seat;
+use super::session::{Session, micros};
 use super::topic::Role;
 use crate::engine::driver::Driver;
 use crate::engine::log::Pin;

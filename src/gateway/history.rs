@@ -93,7 +93,11 @@ impl History {
     /// Lets go of the older half, for want of room. By how many bytes the history has grown.
     pub(super) fn halve(&mut self, log: &Log) -> i64 {
         let kept = (log.frames() - self.first(log)) / 2;
-        if kept == 0 { self.clear() } else { self.keep_from(log.frames() - kept) }
+        if kept == 0 {
+            self.clear()
+        } else {
+            self.keep_from(log.frames() - kept)
+        }
         self.recharge(log)
     }
 
@@ -116,9 +120,8 @@ impl History {
     }
 
     fn recharge(&mut self, log: &Log) -> i64 {
-        let bytes = self.oldest.as_ref().map_or(0, |oldest| {
-            log.end() - oldest.offset() + (log.frames() - self.first) * size_of::<Frame>() as u64
-        });
+        let bytes =
+            self.oldest.as_ref().map_or(0, |oldest| log.end() - oldest.offset() + (log.frames() - self.first) * size_of::<Frame>() as u64);
         bytes as i64 - std::mem::replace(&mut self.charged, bytes) as i64
     }
 }

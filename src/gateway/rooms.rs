@@ -2,10 +2,10 @@
 
 use super::close_cause::CloseCause;
 use super::counters::HandshakeResult;
-use super::peers::ShardMessage;
-use super::session::State;
 use super::feed::FeedKey;
+use super::peers::ShardMessage;
 use super::seats::Guest;
+use super::session::State;
 use super::topic::{AwaySide, HomeSide, Role, Topic, Uplink};
 use super::{Gateway, Shared};
 use crate::engine::driver::Driver;

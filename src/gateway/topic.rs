@@ -122,10 +122,8 @@ impl Topic {
 
     /// Appends messages to the log and makes their events, where somebody wants them. Which feeds are on a lap then: their turn must come.
     pub(super) fn append(&mut self, now: Time, epoch: Epoch, append: impl FnOnce(&mut Log)) -> [Option<Format>; 2] {
-        let laps = [
-            self.raw.want_lap(now).then_some(Format::Raw),
-            self.sse.as_mut().is_some_and(|sse| sse.want_lap(now)).then_some(Format::Sse),
-        ];
+        let laps =
+            [self.raw.want_lap(now).then_some(Format::Raw), self.sse.as_mut().is_some_and(|sse| sse.want_lap(now)).then_some(Format::Sse)];
         self.last_append = now;
         let fresh = self.sse.is_some().then(|| self.raw.log.pin());
         append(&mut self.raw.log);
