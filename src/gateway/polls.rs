@@ -73,12 +73,13 @@ impl<D: Driver> Gateway<D> {
                 let to = Position { epoch, offset: replay.at };
                 answer.gap(&Gap { topic: part.name.as_str(), from, to, reason });
             }
+            part.at = replay.at;
             each_of(&replay.parcel, |frame, bytes| {
                 let position = Position { epoch, offset: part.at + 1 };
-                let room = position.offset == replay.at + 1 || part.at > replay.at;
-                if room && add(&mut answer, &mut left, part.name.as_str(), position, frame, bytes) {
+                if add(&mut answer, &mut left, part.name.as_str(), position, frame, bytes) {
                     part.at += 1;
                 } else {
+                    // What follows would leave a hole: the next answer begins here.
                     left = 0;
                 }
             });

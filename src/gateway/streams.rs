@@ -20,7 +20,7 @@ use crate::engine::driver::Driver;
 use crate::engine::log::{Frame, Log, Parcel, Pin};
 use crate::engine::segment::{Arena, Gather, Range, Ranges};
 use crate::ids::{ConnKey, TopicKey};
-use crate::proto::gap::Gap;
+use crate::proto::gap::{Gap, GapReason};
 use crate::proto::position::{Epoch, Position, Start};
 use crate::proto::sse::{EventName, HEARTBEAT, encode_event, encode_gap, encode_id, encode_open, encode_retry};
 use crate::proto::topic::TopicName;
@@ -66,11 +66,13 @@ pub(super) struct Part {
     pub(super) at: u64,
     /// More was before it came, after this offset.
     more_after: Option<u64>,
+    /// What is missing, while nothing was told yet because this shard has still to be sent what comes next.
+    gap: Option<(GapReason, Option<Position>)>,
 }
 
 impl Stream {
     pub(super) fn new(kind: Kind, topics: Vec<(TopicName, Start)>, opening: Vec<u8>, retry_ms: u64) -> Self {
-        let part = |(name, start)| Part { name, start, topic: None, seat: None, answered: false, at: 0, more_after: None };
+        let part = |(name, start)| Part { name, start, topic: None, seat: None, answered: false, at: 0, more_after: None, gap: None };
         let parts: Vec<Part> = topics.into_iter().map(part).collect();
         let unanswered = parts.len() as u16;
         Self { kind, turn: 0, parts, pending: VecDeque::new(), unanswered, arrived: Vec::new(), opening, retry_ms, poll: Poll::default() }
@@ -153,7 +155,8 @@ impl<D: Driver> Gateway<D> {
     }
 
     /// A piece of what was before came for one of a stream's topics.
-    pub(super) fn stream_replayed(&mut self, topic_key: TopicKey, guest: Guest, replay: Replay) {
+    pub(super) fn stream_replayed(&mut self, topic_key: TopicKey, guest: Guest, mut replay: Replay) {
+        let epoch = self.epoch;
         let Some(topic) = self.topics.get_mut(topic_key) else { return };
         let Some(session) = self.sessions.get_mut(guest.conn) else { return };
         let opens = session.state == State::Joining;
@@ -163,7 +166,9 @@ impl<D: Driver> Gateway<D> {
         if stream.turn != guest.turn || part.topic != Some(topic_key) || part.seat.is_some() {
             return;
         }
+        replay.gap = part.gap.take().or(replay.gap);
         if let Some(after) = replay.after.filter(|&after| after > topic.raw.offset()) {
+            part.gap = replay.gap;
             if let Role::Away(side) = &mut topic.role {
                 side.latecomers.push((guest, after));
             }
@@ -171,7 +176,9 @@ impl<D: Driver> Gateway<D> {
         }
         if !std::mem::replace(&mut part.answered, true) {
             stream.unanswered -= 1;
-            part.at = replay.at;
+            // Before it was told what is missing it is where it was: cut off until then, it is told when it comes back.
+            let from = replay.gap.and_then(|(_, from)| from).filter(|from| from.epoch == epoch);
+            part.at = from.map_or(replay.at, |from| from.offset);
         }
         let mut seated = false;
         if replay.last {
@@ -232,6 +239,14 @@ impl<D: Driver> Gateway<D> {
                 }
                 self.timers.set(key.slot, self.now + self.heartbeat());
                 self.pump(key);
+                // What came while it waited is nothing to it, but for its end.
+                let Some(session) = self.sessions.get_mut(key) else { return };
+                if session.paused {
+                    self.resume_reading(key);
+                } else if session.holds() {
+                    self.feed_held(key);
+                }
+                self.end_if_gone(key);
             }
             Kind::Poll => self.open_poll(key, arrived),
         }
