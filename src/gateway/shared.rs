@@ -122,6 +122,11 @@ impl Shared {
         self.history.fetch_add(bytes, Ordering::Relaxed);
     }
 
+    /// Bytes of all histories.
+    pub fn history_bytes(&self) -> u64 {
+        self.history.load(Ordering::Relaxed).max(0) as u64
+    }
+
     /// Whether histories take more than they may, and a shard with so many bytes of them more than its share: it is the one to let go of some.
     pub fn is_history_over(&self, mine: u64) -> bool {
         self.history.load(Ordering::Relaxed) > self.history_bytes_max as i64 && mine > self.history_bytes_max / self.loads.len() as u64
