@@ -138,6 +138,16 @@ limits! {
     topics_remembered: Count = 65_536, 0 => 16_777_216;
     /// A stream of events that was sent nothing for this long is sent a comment.
     sse_heartbeat_ms: Millis = 15_000, 100 => 3_600_000;
+    /// Time for the whole body of a request, from its head. Slower clients are answered 408.
+    body_timeout_ms: Millis = 30_000, 100 => 600_000;
+    /// Body of a request that publishes several messages; larger ones are answered 413. Of one message `message_bytes_max` is the bound.
+    body_bytes_max: Bytes = MIB, 128 => GIB;
+    /// Messages in one request.
+    publish_items_max: Count = 1000, 1 => 1_000_000;
+    /// Idempotency keys that a shard remembers.
+    idempotency_keys: Count = 65_536, 0 => 16_777_216;
+    /// How long it remembers them.
+    idempotency_ms: Millis = 120_000, 0 => 86_400_000;
     /// The longest time that a poll waits for a message.
     poll_wait_ms: Millis = 60_000, 100 => 600_000;
     /// Bytes by which a shard's fan-out of one topic may be behind before that topic's publishers pause.

@@ -15,7 +15,7 @@ use std::fmt;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use super::segment::{Arena, Gather, Range, Ranges, SegmentMemory};
+use super::segment::{Arena, Gather, Range, Ranges, SegmentMemory, SegmentWriter};
 use crate::ids::ConnId;
 
 /// What a publisher said of a message besides its payload.
@@ -149,6 +149,56 @@ impl Log {
         }
         alone
     }
+
+    /// Moves what lies behind `oldest`, the only position in the log, into one segment of its own size, if that saves an eighth or more; and begins small
+    /// again. Whether nobody else had a position.
+    pub fn compact(&mut self, oldest: &mut Pin) -> bool {
+        let Some(tail) = &self.tail else { return true };
+        let mut chunk = &oldest.chunk;
+        let (mut allocated, mut frames) = (0, 0);
+        loop {
+            // Held by `oldest` or by the chunk before it, and the last one by the log too.
+            let holders = if Rc::ptr_eq(chunk, tail) { 2 } else { 1 };
+            if Rc::strong_count(chunk) != holders {
+                return false;
+            }
+            let body = chunk.body.borrow();
+            allocated += body.range.as_ref().map_or(0, |range| range.segment_bytes());
+            frames += body.frames.len();
+            match chunk.next.get() {
+                Some(next) => chunk = next,
+                None => break,
+            }
+        }
+        self.arena.rest();
+        let used = (self.end - oldest.offset) as usize;
+        if used == 0 || used > Self::COMPACT_BYTES_MAX || allocated <= used + used / 8 {
+            return true;
+        }
+        let mut writer = SegmentWriter::new(used, self.arena.memory());
+        let mut body = Body { range: None, frames: Vec::with_capacity(frames) };
+        let first_frame = oldest.frame();
+        oldest.each(|_, frame, bytes| {
+            let fresh = writer.append(bytes.as_slice(), &[]);
+            let end = body.len() + fresh.len() as u32;
+            match &mut body.range {
+                Some(range) => assert!(range.try_join(&fresh), "one segment is filled without gaps"),
+                empty => *empty = Some(fresh),
+            }
+            body.frames.push(Frame { end, ..frame.clone() });
+            true
+        });
+        body.frames.shrink_to_fit();
+        self.arena.memory().charge(body.frames.len() * size_of::<Frame>());
+        let (start, next, memory) = (oldest.offset, OnceCell::new(), Arc::clone(self.arena.memory()));
+        let chunk = Rc::new(Chunk { start, first_frame, body: RefCell::new(body), next, memory });
+        self.tail = Some(Rc::clone(&chunk));
+        oldest.chunk = chunk;
+        true
+    }
+
+    /// More than this is not copied at once.
+    const COMPACT_BYTES_MAX: usize = 4 << 20;
 
     fn push(&mut self, range: Range, frames: &[Frame]) {
         debug_assert_eq!(frames.last().map(|frame| frame.end as usize), Some(range.len()));
@@ -354,7 +404,8 @@ impl Pin {
             }
             if let Some(range) = body.range.as_ref().filter(|_| left > 0) {
                 let first = body.frames.partition_point(|frame| frame.end <= from);
-                let frames: Vec<Frame> = body.frames[first..].iter().map(|frame| Frame { end: frame.end - from, ..frame.clone() }).collect();
+                let frames: Vec<Frame> =
+                    body.frames[first..].iter().map(|frame| Frame { end: frame.end - from, ..frame.clone() }).collect();
                 parcel.frames += frames.len() as u64;
                 parcel.bytes += u64::from(left);
                 parcel.parts.push((range.slice(from as usize, left as usize), frames));
@@ -483,6 +534,31 @@ mod tests {
         }
         assert!(memory.bytes() <= 8 + 32 + 4 * size_of::<Frame>(), "{} bytes", memory.bytes());
         drop(in_flight);
+    }
+
+    #[test]
+    fn a_compacted_log_holds_what_it_must_and_reads_the_same() {
+        let memory = SegmentMemory::new();
+        let mut log = Log::new(256, 4096, &memory);
+        let mut oldest = log.pin();
+        for n in 0..300 {
+            log.append(sender(n), b"#", n.to_string().as_bytes());
+        }
+        oldest = oldest.seek_frame(100);
+        let before = text(&oldest.gather(100_000, None).expect("frames"));
+        let reader = oldest.seek_frame(200);
+        assert!(!log.compact(&mut oldest), "somebody else has a position");
+        drop(reader);
+        assert!(log.compact(&mut oldest));
+        let used = (log.end() - oldest.offset()) as usize;
+        assert_eq!(memory.bytes(), used + 200 * size_of::<Frame>());
+        assert_eq!((oldest.frame(), text(&oldest.gather(100_000, None).expect("frames"))), (100, before.clone()));
+        log.append(sender(7), b"#", b"new");
+        assert_eq!(text(&oldest.gather(100_000, None).expect("frames")), format!("{before}#new"));
+        assert_eq!(oldest.seek_frame(300).gather(100, None).map(|gathered| text(&gathered)), Some("#new".into()));
+        drop(oldest);
+        assert!(log.rest());
+        assert_eq!(memory.bytes(), 0);
     }
 
     #[test]

@@ -35,6 +35,8 @@ pub struct Counters {
     pub gaps: ByLabel<Counter, GapLabel, { GapLabel::COUNT }>,
     /// Messages given out of a topic's history.
     pub replayed: Counter,
+    /// Memory of the histories of topics whose home is this shard.
+    pub history_bytes: Gauge,
     /// Topics whose home is this shard.
     pub topics: Gauge,
     /// Messages that wait in this shard's mailboxes.

@@ -82,6 +82,8 @@ impl<D: Driver> Gateway<D> {
                 State::Head => self.end(key, CloseCause::Shutdown),
                 State::Joining => self.refuse_waiting(key, CloseCause::Shutdown, ""),
                 State::Polling => self.poll_timed_out(key),
+                // They are answered, and end then.
+                State::Body | State::Publishing => {}
                 State::Room | State::Echo | State::Stream => {
                     session.goodbye = true;
                     self.pump(key);

@@ -1,15 +1,20 @@
 //! What a request gets. Pure: a head in, an answer out.
 
-use std::borrow::Cow;
+use std::time::Duration;
 
+use crate::proto::http::query::topic_names;
 use crate::proto::http::{Body, Head, Response, query_pairs};
-use crate::proto::position::{Start, StartWords, Starts, TOPICS_MAX};
-use crate::proto::sse::{encode_bye, encode_retry};
+use crate::proto::position::{Start, StartWords, Starts};
+use crate::proto::sse::{EventName, encode_bye, encode_retry};
 use crate::proto::topic::TopicName;
 use crate::proto::ws::handshake::{self, HandshakeError, Upgrade};
 
 use super::close_cause::CloseCause;
+use super::polls::Poll;
+use super::publishing::{Ack, Framing, Receipts, Upload, What};
 use super::streams::{Kind, Stream};
+use crate::limits::Limits;
+use crate::proto::publish::Key;
 use crate::proto::ws::CloseCode;
 
 /// The pages that the gateway serves from its binary.
@@ -26,6 +31,7 @@ pub(super) struct Context<'a> {
     /// The connection is over the cap.
     pub(super) over_capacity: bool,
     pub(super) draining: bool,
+    pub(super) limits: &'a Limits,
     /// When to come back, where that is the answer.
     pub(super) retry_ms: u64,
 }
@@ -41,6 +47,8 @@ pub(super) enum Answer {
     RefusePolitely(Vec<u8>, Response, CloseCause),
     /// Upgrade to this room.
     Room { name: TopicName, no_echo: bool, start: Option<Start>, upgrade: Vec<u8> },
+    /// Take the body, and publish what it says.
+    Upload(Box<Upload>),
     /// Open this stream, or answer this poll.
     Stream(Box<Stream>),
     /// Upgrade to `/echo`.
@@ -58,19 +66,26 @@ impl Answer {
     }
 }
 
+/// How long a poll waits that does not say.
+const POLL_WAIT_MS: u64 = 25_000;
+
 /// The media type of a stream of events.
 const EVENT_STREAM: &str = "text/event-stream";
 
 /// The subprotocol that raw clients may name.
 const RAW_PROTOCOL: &str = "shardcast.raw";
 
-const EXISTS: &str = "GET / (a page to try it), GET /ws?room=NAME and GET /echo (WebSocket), GET /events?topic=NAME (event stream), GET /healthz";
+const EXISTS: &str = "GET / (a page to try it), GET /ws?room=NAME and GET /echo (WebSocket), GET /events?topic=NAME (event stream), GET /poll?topic=NAME and GET /v1/history?topic=NAME, POST /publish?topic=NAME and POST /v1/publish, GET /healthz";
 
 pub(super) fn answer(head: &Head<'_, '_>, context: &Context<'_>) -> Answer {
     match head.path {
         "/ws" => socket(head, context, room),
         "/echo" => socket(head, context, |_, upgrade| Ok(Answer::Echo { upgrade })),
         "/events" => events(head, context),
+        "/poll" => poll(head, context, context.limits.poll_wait_ms),
+        "/v1/history" => poll(head, context, 0),
+        "/publish" => publish(head, context, false),
+        "/v1/publish" => publish(head, context, true),
         "/" if context.over_capacity || context.draining => unavailable(context),
         "/" => plain(head, |response| {
             response.header("Cache-Control", "no-cache").body("text/html; charset=utf-8", context.pages.index.as_bytes())
@@ -160,24 +175,15 @@ fn is_allowed(origin: &[u8], head: &Head<'_, '_>, origins: &[String]) -> bool {
 }
 
 fn room(head: &Head<'_, '_>, upgrade: Vec<u8>) -> Result<Answer, String> {
-    let mut no_echo = false;
     let (names, starts) = topics(head)?;
     if names.len() > 1 {
         return Err("more than one room; a raw WebSocket has one: open another for another room, or use /events".into());
     }
-    for (key, value) in query_pairs(head.query.unwrap_or("")) {
-        match &*key {
-            b"echo" => {
-                no_echo = match &*value {
-                    b"0" | b"false" => true,
-                    b"1" | b"true" | b"" => false,
-                    other => return Err(format!("echo={} is neither 0 nor 1", String::from_utf8_lossy(other))),
-                }
-            }
-            // Unknown parameters are the application's own business: cache busters, its own ids.
-            _ => {}
-        }
-    }
+    let no_echo = match parameter(head, "echo").as_deref() {
+        Some("0" | "false") => true,
+        None | Some("1" | "true" | "") => false,
+        Some(other) => return Err(format!("echo={other} is neither 0 nor 1")),
+    };
     let name = names.into_iter().next().unwrap_or_else(TopicName::default_room);
     let start = starts.and_then(|starts| starts.of(0)).filter(|&start| start != Start::Latest);
     Ok(Answer::Room { name, no_echo, start, upgrade })
@@ -185,27 +191,9 @@ fn room(head: &Head<'_, '_>, upgrade: Vec<u8>) -> Result<Answer, String> {
 
 /// The topics that a request names, in its order, and where it wants to begin.
 fn topics(head: &Head<'_, '_>) -> Result<(Vec<TopicName>, Option<Starts>), String> {
-    let mut names: Vec<TopicName> = Vec::new();
-    let (mut after, mut last) = (None, None);
-    for (key, value) in query_pairs(head.query.unwrap_or("")) {
-        match &*key {
-            b"room" | b"topic" => {
-                let name = TopicName::from_bytes(&value).map_err(|error| error.to_string())?;
-                if names.contains(&name) {
-                    return Err(format!("topic {name} is named twice"));
-                }
-                if names.len() == TOPICS_MAX {
-                    return Err(format!("more than {TOPICS_MAX} topics; open another connection for the rest"));
-                }
-                names.push(name);
-            }
-            b"after" | b"last_event_id" => after = Some(value),
-            b"last" => last = Some(value),
-            _ => {}
-        }
-    }
-    let text = |value: &Option<Cow<'_, [u8]>>| value.as_ref().map(|value| String::from_utf8_lossy(value).into_owned());
-    let (after, last) = (text(&after).filter(|after| !after.is_empty()), text(&last));
+    let names = topic_names(head.query.unwrap_or("")).map_err(|error| error.to_string())?;
+    let after = parameter(head, "after").or_else(|| parameter(head, "last_event_id")).filter(|after| !after.is_empty());
+    let last = parameter(head, "last");
     let id = head.header("last-event-id").map(|id| String::from_utf8_lossy(id).into_owned());
     let words = StartWords { last_event_id: id.as_deref(), after: after.as_deref(), last: last.as_deref() };
     let starts = Starts::parse(&words, names.len().max(1)).map_err(|error| error.to_string())?;
@@ -214,7 +202,7 @@ fn topics(head: &Head<'_, '_>) -> Result<(Vec<TopicName>, Option<Starts>), Strin
 
 /// A stream of events. Whoever wants one must be told with 200 that it cannot have it now: an EventSource takes any other status for good.
 fn events(head: &Head<'_, '_>, context: &Context<'_>) -> Answer {
-    let refuse = |status, message: &str| Answer::Respond(body_closes(head, Response::error(status, message)));
+    let refuse = |status, message: &str| Answer::Respond(body_closes(head, cross_origin(head, context, Response::error(status, message))));
     if head.method == "OPTIONS" {
         return preflight(head, context);
     }
@@ -255,6 +243,133 @@ fn events(head: &Head<'_, '_>, context: &Context<'_>) -> Answer {
     Answer::Stream(Box::new(Stream::new(Kind::Events, topics, opening, context.retry_ms)))
 }
 
+/// The value of a query parameter, as text.
+fn parameter(head: &Head<'_, '_>, name: &str) -> Option<String> {
+    let found = query_pairs(head.query.unwrap_or("")).find(|(key, _)| **key == *name.as_bytes());
+    found.map(|(_, value)| String::from_utf8_lossy(&value).into_owned())
+}
+
+fn number(head: &Head<'_, '_>, name: &str) -> Result<Option<u64>, String> {
+    let Some(text) = parameter(head, name) else { return Ok(None) };
+    text.parse().map(Some).map_err(|_| format!("{name}={text} is not a whole number"))
+}
+
+/// The origin of a page that may read the answer.
+fn reader(head: &Head<'_, '_>, context: &Context<'_>) -> Option<Vec<u8>> {
+    head.header("origin").filter(|origin| is_allowed(origin, head, context.origins)).map(<[u8]>::to_vec)
+}
+
+/// A poll; of history, one that never waits.
+fn poll(head: &Head<'_, '_>, context: &Context<'_>, wait_ms_max: u64) -> Answer {
+    if head.method == "OPTIONS" {
+        return preflight(head, context);
+    }
+    let refuse = |status, message: &str| Answer::Respond(body_closes(head, cross_origin(head, context, Response::error(status, message))));
+    if head.method != "GET" {
+        let message = format!("{} is not possible here; use GET", head.method);
+        return Answer::Respond(body_closes(head, Response::error(405, &message).header("Allow", "GET, OPTIONS")));
+    }
+    if let Some(message) = forbidden(head, context) {
+        return refuse(403, &message);
+    }
+    if context.over_capacity || context.draining {
+        return unavailable(context);
+    }
+    if context.limits.history_messages == 0 {
+        return refuse(
+            400,
+            "topics have no history here (limits.history_messages is 0), so a poll would miss what comes between two of them; use /events or /ws",
+        );
+    }
+    let parsed = topics(head).and_then(|topics| Ok((topics, number(head, "wait")?, number(head, "limit")?)));
+    let ((names, starts), wait, limit) = match parsed {
+        Ok(((names, _), ..)) if names.is_empty() => return refuse(400, "no topic; name one or more: ?topic=a&topic=b"),
+        Ok(parsed) => parsed,
+        Err(message) => return refuse(400, &message),
+    };
+    let usual = if wait_ms_max == 0 { Start::Earliest } else { Start::Latest };
+    let start = |index| starts.as_ref().map_or(usual, |starts| starts.of(index).unwrap_or(usual));
+    let topics = names.into_iter().enumerate().map(|(index, name)| (name, start(index))).collect();
+    let wait = Duration::from_millis(wait.map_or(POLL_WAIT_MS, |seconds| seconds.saturating_mul(1000)).min(wait_ms_max));
+    let messages_max = limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX)).max(1);
+    let keep = body_closes(head, Response::new(200)).closes();
+    Answer::Stream(Box::new(Stream::poll(topics, Poll { wait, messages_max, keep: !keep, origin: reader(head, context) })))
+}
+
+/// Publishing: the body is still to come.
+fn publish(head: &Head<'_, '_>, context: &Context<'_>, items: bool) -> Answer {
+    if head.method == "OPTIONS" {
+        return preflight(head, context);
+    }
+    // Its body is not read: the connection ends with the answer, or the body would be taken for the next request.
+    let refuse = |status, message: &str| Answer::Respond(body_closes(head, cross_origin(head, context, Response::error(status, message))));
+    if head.method != "POST" {
+        let message = format!("{} is not possible here; use POST", head.method);
+        return Answer::Respond(body_closes(head, Response::error(405, &message).header("Allow", "POST, OPTIONS")));
+    }
+    if let Some(message) = forbidden(head, context) {
+        return refuse(403, &message);
+    }
+    if context.over_capacity || context.draining {
+        return unavailable(context);
+    }
+    let bytes_max =
+        if items { context.limits.body_bytes_max.max(context.limits.message_bytes_max) } else { context.limits.message_bytes_max };
+    let framing = match head.body() {
+        Ok(Body::None) => Framing::Length(0),
+        Ok(Body::Length(bytes)) if bytes > bytes_max => {
+            let limit = if items { "limits.body_bytes_max" } else { "limits.message_bytes_max" };
+            return refuse(413, &format!("the body has {bytes} bytes; {bytes_max} are possible ({limit})"));
+        }
+        Ok(Body::Length(bytes)) => Framing::Length(bytes),
+        Ok(Body::Chunked) => Framing::Chunked(Box::default()),
+        Err(error) => return refuse(error.status(), &error.to_string()),
+    };
+    let ack = match parameter(head, "ack").as_deref() {
+        None | Some("accepted") => Ack::Accepted,
+        Some("stored") if context.limits.history_messages == 0 => {
+            return refuse(400, "ack=stored is not possible: topics have no history here (limits.history_messages is 0)");
+        }
+        Some("stored") => Ack::Accepted,
+        Some("sent") => Ack::Sent,
+        Some(other) => return refuse(400, &format!("ack={other} is none of accepted, stored, sent")),
+    };
+    let what = if items {
+        What::Items
+    } else {
+        match message_of(head) {
+            Ok(what) => what,
+            Err(message) => return refuse(400, &message),
+        }
+    };
+    let expects = head.has_token("expect", "100-continue") && head.version_minor >= 1;
+    let receipts = Receipts::default();
+    let origin = reader(head, context);
+    let bytes_max = bytes_max as usize;
+    Answer::Upload(Box::new(Upload { what, framing, bytes_max, ack, keep: true, expects, origin, body: Vec::new(), receipts }))
+}
+
+/// What `/publish` is told of its message beside the body.
+fn message_of(head: &Head<'_, '_>) -> Result<What, String> {
+    let (topics, _) = topics(head)?;
+    if topics.is_empty() {
+        return Err("no topic; name one or more: /publish?topic=a".into());
+    }
+    let event = match parameter(head, "event") {
+        Some(name) => Some(EventName::parse(name.as_str()).map_err(|error| format!("event: {error}"))?.as_str().into()),
+        None => None,
+    };
+    let id = match head.header("idempotency-key") {
+        Some(id) => {
+            let id = str::from_utf8(id).map_err(|_| "Idempotency-Key is not UTF-8".to_owned())?;
+            Some(Key::parse(id).map_err(|error| format!("Idempotency-Key {error}"))?.as_str().into())
+        }
+        None => None,
+    };
+    let binary = head.header("content-type").is_some_and(|kind| kind.starts_with(b"application/octet-stream"));
+    Ok(What::Body { topics, binary, event, id })
+}
+
 /// Why a page of another origin may not read here, if so. Not asked by a browser means yes.
 fn forbidden(head: &Head<'_, '_>, context: &Context<'_>) -> Option<String> {
     let origin = head.header("origin").filter(|origin| !is_allowed(origin, head, context.origins))?;
@@ -264,9 +379,10 @@ fn forbidden(head: &Head<'_, '_>, context: &Context<'_>) -> Option<String> {
 /// Adds what a browser asks for before it lets a page of an allowed origin read an answer (Fetch, section 3.3).
 fn cross_origin(head: &Head<'_, '_>, context: &Context<'_>, response: Response) -> Response {
     match head.header("origin") {
-        Some(origin) if is_allowed(origin, head, context.origins) => {
-            response.header("Access-Control-Allow-Origin", origin).header("Access-Control-Allow-Credentials", "true").header("Vary", "Origin")
-        }
+        Some(origin) if is_allowed(origin, head, context.origins) => response
+            .header("Access-Control-Allow-Origin", origin)
+            .header("Access-Control-Allow-Credentials", "true")
+            .header("Vary", "Origin"),
         _ => response,
     }
 }

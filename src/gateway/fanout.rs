@@ -13,9 +13,9 @@ use std::time::Duration;
 
 use super::Gateway;
 use super::close_cause::CloseCause;
-use super::session::{Session, micros};
 use super::feed::{Feed, FeedKey, Format, LastSend};
 use super::seats::Seat;
+use super::session::{Session, micros};
 use super::topic::Role;
 use crate::engine::driver::Driver;
 use crate::engine::log::Pin;
@@ -144,7 +144,10 @@ impl<D: Driver> Gateway<D> {
     pub(super) fn everyone_was_served(&mut self, topic_key: TopicKey) {
         let Some(topic) = self.topics.get_mut(topic_key) else { return };
         match &topic.role {
-            Role::Home(_) => self.release(topic_key),
+            Role::Home(_) => {
+                self.release(topic_key);
+                self.give_sent_receipts(topic_key);
+            }
             Role::Away(_) => self.acknowledge(topic_key),
         }
         self.free_if_unused(topic_key);

@@ -135,7 +135,7 @@ impl LapSlot {
         }
     }
 
-    fn rest(&mut self) {
+    pub(super) fn rest(&mut self) {
         self.0.take_if(|slot| slot.is_none());
     }
 }

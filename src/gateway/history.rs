@@ -93,8 +93,17 @@ impl History {
     /// Lets go of the older half, for want of room. By how many bytes the history has grown.
     pub(super) fn halve(&mut self, log: &Log) -> i64 {
         let kept = (log.frames() - self.first(log)) / 2;
-        if kept == 0 { self.clear() } else { self.keep_from(log.frames() - kept) }
+        if kept == 0 {
+            self.clear()
+        } else {
+            self.keep_from(log.frames() - kept)
+        }
         self.recharge(log)
+    }
+
+    /// Gives back what the log has allocated and not used. Whether nobody else had a position in it.
+    pub(super) fn compact(&mut self, log: &mut Log) -> bool {
+        self.oldest.as_mut().is_some_and(|oldest| log.compact(oldest))
     }
 
     fn clear(&mut self) {
@@ -116,9 +125,8 @@ impl History {
     }
 
     fn recharge(&mut self, log: &Log) -> i64 {
-        let bytes = self.oldest.as_ref().map_or(0, |oldest| {
-            log.end() - oldest.offset() + (log.frames() - self.first) * size_of::<Frame>() as u64
-        });
+        let bytes =
+            self.oldest.as_ref().map_or(0, |oldest| log.end() - oldest.offset() + (log.frames() - self.first) * size_of::<Frame>() as u64);
         bytes as i64 - std::mem::replace(&mut self.charged, bytes) as i64
     }
 }
@@ -172,14 +180,23 @@ impl<D: Driver> Gateway<D> {
             let Some(key) = self.histories.pop_front() else { break };
             self.shorten_history(key, |history, topic_log, limits, now, last_append| history.expire(topic_log, limits, now, last_append));
         }
+        self.relieve_histories();
     }
 
     /// While histories take more than they may, the one looked at longest ago is halved.
     pub(super) fn relieve_histories(&mut self) {
-        while self.shared.is_history_over()
+        while self.shared.is_history_over(self.counters.history_bytes.value())
             && let Some(key) = self.histories.pop_front()
         {
             self.shorten_history(key, |history, log, _, _, _| history.halve(log));
+        }
+    }
+
+    /// Charges what a history has grown by to the process.
+    pub(super) fn grow_history(&mut self, bytes: i64) {
+        if bytes != 0 {
+            self.shared.add_history(bytes);
+            self.counters.history_bytes.set(self.counters.history_bytes.value().saturating_add_signed(bytes));
         }
     }
 
@@ -187,9 +204,14 @@ impl<D: Driver> Gateway<D> {
         let Some(topic) = self.topics.get_mut(key) else { return };
         let Role::Home(side) = &mut topic.role else { return };
         let grown = shorten(&mut side.history, &topic.raw.log, &self.limits, self.now, topic.last_append);
-        self.shared.add_history(grown);
+        self.grow_history(grown);
+        let Some(topic) = self.topics.get_mut(key) else { return };
+        let Role::Home(side) = &mut topic.role else { return };
         if side.history.is_empty() {
             side.history.listed = false;
+            if !std::mem::replace(&mut topic.warm, true) {
+                self.warm.push(key);
+            }
             self.free_if_unused(key);
         } else {
             self.histories.push_back(key);

@@ -28,6 +28,7 @@ mod history;
 mod log_limit;
 mod peers;
 mod polls;
+mod publishing;
 mod replay;
 mod requests;
 mod rooms;
@@ -55,11 +56,12 @@ use crate::engine::timers::{TICK, TimerWheel};
 use crate::gateway::admission::Admission;
 use crate::gateway::close_cause::CloseCause;
 use crate::gateway::counters::Counters;
+use crate::gateway::drain::Drain;
 use crate::gateway::feed::FeedKey;
 use crate::gateway::history::Past;
-use crate::gateway::seats::Seats;
-use crate::gateway::drain::Drain;
 use crate::gateway::log_limit::LogLimit;
+use crate::gateway::publishing::Keys;
+use crate::gateway::seats::Seats;
 use crate::gateway::session::{Session, State};
 use crate::gateway::topic::Topic;
 use crate::hub::{Directory, Placement};
@@ -73,6 +75,7 @@ use crate::time::Time;
 
 pub use endpoints::Pages;
 pub use peers::ShardMessage;
+pub use publishing::{Ack, Offer, Receipt, Ticket};
 pub use replay::Replay;
 pub use seats::Guest;
 pub use shared::Shared;
@@ -153,6 +156,8 @@ pub struct Holdings {
 const MAILBOX_BUDGET: usize = 256;
 /// How often a shard looks whether another one's queue has room again, or memory is free again.
 const POLL: Duration = Duration::from_millis(1);
+/// How often a shard looks whether receipts have waited long enough.
+const RECEIPTS: Duration = Duration::from_millis(10);
 /// How often memory kept for frames to come is looked through.
 const SWEEP_MS: u64 = 1000;
 /// Segments of the direct arena: responses, pongs, echoes.
@@ -205,6 +210,12 @@ pub struct Gateway<D> {
     histories: VecDeque<TopicKey>,
     /// Where the offsets of topics that are gone have ended.
     past: Past,
+    /// Idempotency keys of topics whose home is here.
+    keys: Keys,
+    /// Topics with receipts that wait until a message was sent to everyone.
+    awaiting: Vec<TopicKey>,
+    /// Topics whose members were joined or left.
+    recounts: Vec<TopicKey>,
     /// Polls that have something to be answered with.
     ready_polls: Vec<ConnKey>,
     /// Publishers whose topic takes messages again.
@@ -260,6 +271,9 @@ impl<D: Driver> Gateway<D> {
             warm: Vec::new(),
             histories: VecDeque::new(),
             past: Past::new(limits.topics_remembered as usize),
+            keys: Keys::default(),
+            awaiting: Vec::new(),
+            recounts: Vec::new(),
             ready_polls: Vec::new(),
             woken: Vec::new(),
             memory_waiters: Vec::new(),
@@ -352,6 +366,8 @@ impl<D: Driver> Gateway<D> {
         self.unpark_laps();
         self.run_laps();
         self.answer_polls();
+        self.look_after_receipts();
+        self.tell_members();
         self.dispatch();
         self.relieve_memory();
         self.sweep();
@@ -371,9 +387,13 @@ impl<D: Driver> Gateway<D> {
             return Wait::No;
         }
         let poll = (self.mailbox.overflow() > 0 || !self.memory_waiters.is_empty()).then_some(POLL);
+        let receipts = (!self.awaiting.is_empty()).then_some(RECEIPTS);
         let parked = (!self.parked.is_empty()).then(|| self.next_unpark.since(self.now));
         let sweep = self.needs_sweep().then(|| self.next_sweep.since(self.now));
-        let wait = [self.timers.next_wait(self.now), sweep, self.drain_wait(), self.watch_wait(), poll, parked].into_iter().flatten().min();
+        let wait = [self.timers.next_wait(self.now), sweep, self.drain_wait(), self.watch_wait(), poll, parked, receipts]
+            .into_iter()
+            .flatten()
+            .min();
         match wait {
             Some(wait) if wait.is_zero() => Wait::No,
             Some(wait) => Wait::For(wait),
@@ -458,7 +478,8 @@ impl<D: Driver> Gateway<D> {
                     0
                 }
                 State::Room | State::Echo => self.read_frames(key, &mut bytes[at..]),
-                State::Polling => {
+                State::Body => self.read_body(key, &bytes[at..]),
+                State::Polling | State::Publishing => {
                     // The next request, before this one is answered.
                     self.pause_reading(key);
                     0
@@ -500,7 +521,9 @@ impl<D: Driver> Gateway<D> {
         session.peer_closed = true;
         match session.state {
             // What it sent before is handled first; then it ends.
-            State::Head | State::Joining | State::Room | State::Echo | State::Stream | State::Polling => self.end_if_gone(key),
+            State::Head | State::Joining | State::Room | State::Echo | State::Stream | State::Polling | State::Body | State::Publishing => {
+                self.end_if_gone(key)
+            }
             State::Finishing => {}
             State::Lingering => self.take_down(key, crate::engine::driver::CloseHow::Close),
             State::Closed => {}
@@ -519,6 +542,7 @@ impl<D: Driver> Gateway<D> {
             State::Room | State::Echo => self.end(key, CloseCause::ClientGone),
             // There is no other way to end a stream.
             State::Stream | State::Polling => self.end(key, CloseCause::ClientClosed),
+            State::Body => self.end(key, CloseCause::ClientGone),
             _ => {}
         }
     }

@@ -18,6 +18,7 @@ use super::Gateway;
 use super::MAILBOX_BUDGET;
 use super::close_cause::CloseCause;
 use super::feed::FeedKey;
+use super::publishing::{Offer, Receipt, Ticket};
 use super::replay::Replay;
 use super::rooms::TOPICS_FULL;
 use super::seats::Guest;
@@ -101,6 +102,22 @@ pub enum ShardMessage {
         /// The home's offset.
         upto: u64,
     },
+    /// The sender has so many members of the topic.
+    Members {
+        /// What the home calls it.
+        home: TopicKey,
+        /// How many.
+        members: u64,
+    },
+    /// A message of a publisher by HTTP, to be numbered.
+    Offer(Box<Offer>),
+    /// What became of your publisher's message.
+    Receipt {
+        /// Which one.
+        ticket: Ticket,
+        /// What.
+        receipt: Receipt,
+    },
     /// The sender has a guest who wants what was before it came.
     Resume {
         /// What the home calls the topic.
@@ -142,6 +159,12 @@ impl<D: Driver> Gateway<D> {
             ShardMessage::Published { key } => self.publish_taken(key),
             ShardMessage::Deliver { key, after, upto, parcel } => self.deliver(key, after, upto, parcel),
             ShardMessage::Delivered { home, upto } => self.delivered(from, home, upto),
+            ShardMessage::Members { home, members } => self.count_members(from, home, members),
+            ShardMessage::Offer(offer) => self.take_offer(from, *offer),
+            ShardMessage::Receipt { ticket, receipt } => {
+                self.take_receipt(ticket, receipt);
+                self.answer_upload(ticket.conn);
+            }
             ShardMessage::Resume { home, key, guest, start } => self.resume_elsewhere(from, home, key, guest, start),
             ShardMessage::Replay { key, guest, replay } => self.replayed(key, guest, *replay),
         }
@@ -253,7 +276,7 @@ impl<D: Driver> Gateway<D> {
         let Some(topic) = self.topics.get_mut(key) else { return };
         let offset = topic.raw.offset();
         assert!(after == offset, "messages between shards follow on each other: after {after}, where {offset} was the last");
-        let laps = topic.append(self.now, self.epoch, |log| log.append_parcel(parcel));
+        let laps = topic.append(self.now, self.epoch, &mut self.scratch, |log| log.append_parcel(parcel));
         topic.acknowledge_later(upto);
         self.busy = true;
         if !std::mem::replace(&mut topic.warm, true) {
@@ -285,6 +308,37 @@ impl<D: Driver> Gateway<D> {
             self.dispatches.push_back(home);
         }
         self.release(home);
+        self.give_sent_receipts(home);
+    }
+
+    fn count_members(&mut self, from: ShardId, home: TopicKey, members: u64) {
+        if let Some(Role::Home(side)) = self.topics.get_mut(home).map(|topic| &mut topic.role) {
+            side.home.count(from, members);
+        }
+    }
+
+    /// Notes that somebody has joined or left a topic.
+    pub(super) fn recount(&mut self, key: TopicKey) {
+        if let Some(topic) = self.topics.get_mut(key)
+            && matches!(topic.role, Role::Away(_))
+            && !std::mem::replace(&mut topic.recounted, true)
+        {
+            self.recounts.push(key);
+        }
+    }
+
+    /// Tells homes how many members this shard has.
+    pub(super) fn tell_members(&mut self) {
+        for key in std::mem::take(&mut self.recounts) {
+            let Some(topic) = self.topics.get_mut(key) else { continue };
+            topic.recounted = false;
+            let members = topic.members();
+            if let Role::Away(side) = &topic.role
+                && let Some(home) = side.key
+            {
+                self.mailbox.send(side.shard, ShardMessage::Members { home, members });
+            }
+        }
     }
 
     /// Sends what waits for other shards, one batch for each topic and shard.

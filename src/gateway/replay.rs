@@ -28,8 +28,8 @@ use crate::proto::gap::GapReason;
 use crate::proto::position::{Epoch, Position, Start};
 use crate::time::Time;
 
-/// The bytes of one piece, unless a single message is larger.
-const PIECE_BYTES_MAX: u64 = 128 * 1024;
+/// The bytes of one piece in sends, unless a single message is larger.
+const PIECE_SENDS: u64 = 2;
 
 /// One piece of what was before.
 #[derive(Debug)]
@@ -91,7 +91,7 @@ impl<D: Driver> Gateway<D> {
         if from > sent {
             replay.after = Some(topic.raw.base + from);
         } else if let Some(pin) = side.history.seek(from).filter(|_| from < sent) {
-            let next = fill(&mut replay.parcel, &pin, sent);
+            let next = fill(&mut replay.parcel, &pin, sent, PIECE_SENDS * self.limits.send_bytes_max);
             replay.last = next == sent;
         }
         self.counters.replayed.add(replay.parcel.frames);
@@ -128,15 +128,20 @@ impl<D: Driver> Gateway<D> {
         let no_echo = session.no_echo.then_some(ConnId { shard: self.shard, key: guest.conn });
         let next = replay.at + replay.parcel.frames;
         let opens = session.state == State::Joining;
+        let mut counted = false;
         if replay.last {
             session.place = topic.raw.members.join(guest.conn.slot);
             session.cursor = topic.raw.log.end();
             session.seated = true;
             topic.guests -= 1;
+            counted = true;
         } else {
             session.cold.get_or_insert_default().replay_after = Some(next);
         }
         session.state = State::Room;
+        if counted {
+            self.recount(topic_key);
+        }
         if opens {
             self.enter_waiting(guest.conn);
         }
@@ -212,11 +217,11 @@ fn find(topic: &Topic, start: Start, sent: u64, epoch: Epoch, now: Time) -> (u64
 }
 
 /// Puts frames from `pin` up to the frame `end` into a parcel, as many as a piece may have. The number of the next.
-fn fill(parcel: &mut Parcel, pin: &Pin, end: u64) -> u64 {
+fn fill(parcel: &mut Parcel, pin: &Pin, end: u64, bytes_max: u64) -> u64 {
     let mut next = pin.frame();
     pin.each(|number, frame, bytes| {
         let len = bytes.len() as u64;
-        if number >= end || (parcel.bytes > 0 && parcel.bytes + len > PIECE_BYTES_MAX) {
+        if number >= end || (parcel.bytes > 0 && parcel.bytes + len > bytes_max) {
             return false;
         }
         next = number + 1;

@@ -35,8 +35,14 @@ impl<D: Driver> Gateway<D> {
                 let len = head.len;
                 let retry_ms = self.retry_ms();
                 let over_capacity = self.sessions.get(key).is_some_and(|session| session.over_capacity);
-                let context =
-                    Context { origins: &self.origins, pages: self.pages, over_capacity, draining: self.drain.is_some(), retry_ms };
+                let context = Context {
+                    origins: &self.origins,
+                    pages: self.pages,
+                    over_capacity,
+                    draining: self.drain.is_some(),
+                    limits: &self.limits,
+                    retry_ms,
+                };
                 let answer = answer(&head, &context);
                 let keep = head.keep_alive() && self.drain.is_none();
                 let head_only = head.method == "HEAD";
@@ -93,7 +99,14 @@ impl<D: Driver> Gateway<D> {
                 }
             }
             Answer::Room { name, no_echo, start, upgrade } => self.join(key, name, no_echo, start, upgrade),
-            Answer::Stream(stream) => self.begin_stream(key, *stream),
+            Answer::Stream(mut stream) => {
+                stream.poll.keep &= keep;
+                self.begin_stream(key, *stream);
+            }
+            Answer::Upload(mut upload) => {
+                upload.keep &= keep;
+                self.begin_upload(key, *upload);
+            }
             Answer::Echo { upgrade } => {
                 self.counters.handshakes.of(HandshakeResult::Upgraded).add(1);
                 self.upgraded(key, &upgrade);

@@ -2,10 +2,10 @@
 
 use super::close_cause::CloseCause;
 use super::counters::HandshakeResult;
-use super::peers::ShardMessage;
-use super::session::State;
 use super::feed::FeedKey;
+use super::peers::ShardMessage;
 use super::seats::Guest;
+use super::session::State;
 use super::topic::{AwaySide, HomeSide, Role, Topic, Uplink};
 use super::{Gateway, Shared};
 use crate::engine::driver::Driver;
@@ -63,6 +63,7 @@ impl<D: Driver> Gateway<D> {
         session.cursor = topic.raw.log.end();
         session.seated = true;
         session.state = State::Room;
+        self.recount(topic_key);
         true
     }
 
@@ -160,6 +161,7 @@ impl<D: Driver> Gateway<D> {
         } else if let Some(moved) = topic.raw.members.leave(place) {
             self.set_place(moved, place);
         }
+        self.recount(topic_key);
         self.free_if_unused(topic_key);
     }
 
@@ -215,10 +217,10 @@ impl<D: Driver> Gateway<D> {
             side.home.appending(|| topic.raw.log.pin());
             side.history.appending(&mut topic.raw.log, &self.limits, self.now);
         }
-        let laps = topic.append(self.now, self.epoch, append);
+        let laps = topic.append(self.now, self.epoch, &mut self.scratch, append);
+        let mut grown = 0;
         if let Role::Home(side) = &mut topic.role {
-            let grown = side.history.trim(&topic.raw.log, &self.limits);
-            self.shared.add_history(grown);
+            grown = side.history.trim(&topic.raw.log, &self.limits);
             if !side.history.is_empty() && !std::mem::replace(&mut side.history.listed, true) {
                 self.histories.push_back(topic_key);
             }
@@ -227,9 +229,8 @@ impl<D: Driver> Gateway<D> {
             self.queue_lap(FeedKey { topic: topic_key, format });
         }
         self.appended(topic_key);
-        if self.shared.is_history_over() {
-            self.relieve_histories();
-        }
+        self.grow_history(grown);
+        self.relieve_histories();
     }
 
     /// Notes that a topic's log or uplink has grown.

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::num::NonZeroU32;
 
 use super::counters::Transport;
+use super::publishing::Upload;
 use super::streams::Stream;
 use crate::engine::log::{Anchor, Pin};
 use crate::engine::segment::Range;
@@ -27,6 +28,10 @@ pub(super) enum State {
     Stream,
     /// A poll that waits for a message.
     Polling,
+    /// The body of a request is awaited.
+    Body,
+    /// Its messages are on their way to the homes of their topics.
+    Publishing,
     /// The last bytes are going out; then our side is shut.
     Finishing,
     /// Our side is shut; what comes in is thrown away until the peer shuts its side too.
@@ -62,6 +67,8 @@ pub(super) struct Cold {
     pub(super) replay_after: Option<u64>,
     /// What it asked for besides a room of its own.
     pub(super) stream: Option<Box<Stream>>,
+    /// What it publishes.
+    pub(super) upload: Option<Box<Upload>>,
     /// How many such requests it has made.
     pub(super) turn: u16,
 }
@@ -216,6 +223,7 @@ impl Session {
                 && cold.start.is_none()
                 && cold.replay_after.is_none()
                 && cold.stream.is_none()
+                && cold.upload.is_none()
                 && cold.turn == 0
         });
     }
@@ -225,7 +233,12 @@ impl Session {
         self.cold.as_mut().and_then(|cold| cold.stream.as_deref_mut())
     }
 
-    /// The same, to look at.
+    /// What it publishes by HTTP.
+    pub(super) fn upload_mut(&mut self) -> Option<&mut Upload> {
+        self.cold.as_mut().and_then(|cold| cold.upload.as_deref_mut())
+    }
+
+    /// Its stream or poll, to look at.
     pub(super) fn stream(&self) -> Option<&Stream> {
         self.cold.as_ref().and_then(|cold| cold.stream.as_deref())
     }

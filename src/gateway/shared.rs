@@ -119,19 +119,12 @@ impl Shared {
 
     /// Histories have grown, or shrunk.
     pub fn add_history(&self, bytes: i64) {
-        if bytes != 0 {
-            self.history.fetch_add(bytes, Ordering::Relaxed);
-        }
+        self.history.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// Bytes of all histories.
-    pub fn history_bytes(&self) -> u64 {
-        self.history.load(Ordering::Relaxed).max(0) as u64
-    }
-
-    /// Whether histories take more than they may.
-    pub fn is_history_over(&self) -> bool {
-        self.history_bytes() > self.history_bytes_max
+    /// Whether histories take more than they may, and a shard with so many bytes of them more than its share: it is the one to let go of some.
+    pub fn is_history_over(&self, mine: u64) -> bool {
+        self.history.load(Ordering::Relaxed) > self.history_bytes_max as i64 && mine > self.history_bytes_max / self.loads.len() as u64
     }
 
     /// Whether queued messages take more memory than allowed. Histories lie in the same memory and have a bound of their own, so what is queued may be that

@@ -10,6 +10,7 @@ use super::Gateway;
 use super::close_cause::CloseCause;
 use super::counters::Transport;
 use super::feed::{Feed, FeedKey, Format, LastSend};
+use super::polls::Poll;
 use super::replay::Replay;
 use super::rooms::new_log;
 use super::seats::{Guest, Seat};
@@ -19,7 +20,7 @@ use crate::engine::driver::Driver;
 use crate::engine::log::{Frame, Log, Parcel, Pin};
 use crate::engine::segment::{Arena, Gather, Range, Ranges};
 use crate::ids::{ConnKey, TopicKey};
-use crate::proto::gap::Gap;
+use crate::proto::gap::{Gap, GapReason};
 use crate::proto::position::{Epoch, Position, Start};
 use crate::proto::sse::{EventName, HEARTBEAT, encode_event, encode_gap, encode_id, encode_open, encode_retry};
 use crate::proto::topic::TopicName;
@@ -50,6 +51,8 @@ pub(super) struct Stream {
     /// The response's head.
     opening: Vec<u8>,
     retry_ms: u64,
+    /// Of a poll.
+    pub(super) poll: Poll,
 }
 
 /// One topic of a stream.
@@ -63,14 +66,20 @@ pub(super) struct Part {
     pub(super) at: u64,
     /// More was before it came, after this offset.
     more_after: Option<u64>,
+    /// What is missing, while nothing was told yet because this shard has still to be sent what comes next.
+    gap: Option<(GapReason, Option<Position>)>,
 }
 
 impl Stream {
     pub(super) fn new(kind: Kind, topics: Vec<(TopicName, Start)>, opening: Vec<u8>, retry_ms: u64) -> Self {
-        let part = |(name, start)| Part { name, start, topic: None, seat: None, answered: false, at: 0, more_after: None };
+        let part = |(name, start)| Part { name, start, topic: None, seat: None, answered: false, at: 0, more_after: None, gap: None };
         let parts: Vec<Part> = topics.into_iter().map(part).collect();
         let unanswered = parts.len() as u16;
-        Self { kind, turn: 0, parts, pending: VecDeque::new(), unanswered, arrived: Vec::new(), opening, retry_ms }
+        Self { kind, turn: 0, parts, pending: VecDeque::new(), unanswered, arrived: Vec::new(), opening, retry_ms, poll: Poll::default() }
+    }
+
+    pub(super) fn poll(topics: Vec<(TopicName, Start)>, poll: Poll) -> Self {
+        Self { poll, ..Self::new(Kind::Poll, topics, Vec::new(), 0) }
     }
 
     fn format(&self) -> Format {
@@ -100,12 +109,11 @@ fn push_event(out: &mut Vec<u8>, id: Option<Position>, frame: &Frame, bytes: &[u
 }
 
 /// Makes events of the messages from `fresh` on; `base` is the offset before the log's first.
-pub(super) fn make_events(fresh: &Pin, base: u64, epoch: Epoch, events: &mut Log) {
-    let mut out = Vec::new();
+pub(super) fn make_events(fresh: &Pin, base: u64, epoch: Epoch, out: &mut Vec<u8>, events: &mut Log) {
     fresh.each(|number, frame, bytes| {
         out.clear();
-        push_event(&mut out, Some(Position { epoch, offset: base + number + 1 }), frame, bytes.as_slice());
-        events.append(frame.sender, &out, &[]);
+        push_event(out, Some(Position { epoch, offset: base + number + 1 }), frame, bytes.as_slice());
+        events.append(frame.sender, out, &[]);
         true
     });
 }
@@ -147,7 +155,8 @@ impl<D: Driver> Gateway<D> {
     }
 
     /// A piece of what was before came for one of a stream's topics.
-    pub(super) fn stream_replayed(&mut self, topic_key: TopicKey, guest: Guest, replay: Replay) {
+    pub(super) fn stream_replayed(&mut self, topic_key: TopicKey, guest: Guest, mut replay: Replay) {
+        let epoch = self.epoch;
         let Some(topic) = self.topics.get_mut(topic_key) else { return };
         let Some(session) = self.sessions.get_mut(guest.conn) else { return };
         let opens = session.state == State::Joining;
@@ -157,7 +166,9 @@ impl<D: Driver> Gateway<D> {
         if stream.turn != guest.turn || part.topic != Some(topic_key) || part.seat.is_some() {
             return;
         }
+        replay.gap = part.gap.take().or(replay.gap);
         if let Some(after) = replay.after.filter(|&after| after > topic.raw.offset()) {
+            part.gap = replay.gap;
             if let Role::Away(side) = &mut topic.role {
                 side.latecomers.push((guest, after));
             }
@@ -165,8 +176,11 @@ impl<D: Driver> Gateway<D> {
         }
         if !std::mem::replace(&mut part.answered, true) {
             stream.unanswered -= 1;
-            part.at = replay.at;
+            // Before it was told what is missing it is where it was: cut off until then, it is told when it comes back.
+            let from = replay.gap.and_then(|(_, from)| from).filter(|from| from.epoch == epoch);
+            part.at = from.map_or(replay.at, |from| from.offset);
         }
+        let mut seated = false;
         if replay.last {
             if format == Format::Sse && topic.sse.is_none() {
                 topic.sse = Some(Box::new(Feed::new(new_log(&self.limits, &self.shared), topic.raw.offset())));
@@ -184,9 +198,14 @@ impl<D: Driver> Gateway<D> {
             self.seats.at(slot).place = feed.members.join(Seat::member(slot));
             part.seat = Some(slot);
             topic.guests -= 1;
+            seated = true;
         } else {
             part.more_after = Some(replay.at + replay.parcel.frames);
         }
+        if seated {
+            self.recount(topic_key);
+        }
+        let Some(stream) = self.sessions.get_mut(guest.conn).and_then(|session| session.stream_mut()) else { return };
         if opens {
             stream.arrived.push((guest.number, replay));
             if stream.unanswered == 0 {
@@ -220,6 +239,14 @@ impl<D: Driver> Gateway<D> {
                 }
                 self.timers.set(key.slot, self.now + self.heartbeat());
                 self.pump(key);
+                // What came while it waited is nothing to it, but for its end.
+                let Some(session) = self.sessions.get_mut(key) else { return };
+                if session.paused {
+                    self.resume_reading(key);
+                } else if session.holds() {
+                    self.feed_held(key);
+                }
+                self.end_if_gone(key);
             }
             Kind::Poll => self.open_poll(key, arrived),
         }
@@ -330,7 +357,8 @@ impl<D: Driver> Gateway<D> {
         let (Some(from), feed_key) = (seat.behind(), seat.feed) else { return self.stream_catch_up(key) };
         let topic = self.topics.get_mut(feed_key.topic).expect("a topic lives as long as its members");
         let feed = topic.feed_mut(feed_key.format).expect("a feed lives as long as its members");
-        let (data, next, frames) = events(stream, number, &from, feed.base, self.epoch, self.limits.send_bytes_max as usize, &mut self.direct);
+        let (data, next, frames) =
+            events(stream, number, &from, feed.base, self.epoch, self.limits.send_bytes_max as usize, &mut self.direct);
         stream.parts[usize::from(number)].at = feed.base + next.frame();
         seat.move_to(next, feed.log.end());
         if seat.behind.is_some() {
@@ -374,6 +402,7 @@ impl<D: Driver> Gateway<D> {
                     if let Some(moved) = feed.members.leave(seat.place) {
                         self.set_place(moved, seat.place);
                     }
+                    self.recount(topic_key);
                 }
                 None => topic.guest_leaves(),
             }
@@ -475,7 +504,15 @@ pub(super) fn each_of(parcel: &Parcel, mut visit: impl FnMut(&Frame, &[u8])) {
 
 /// The next events of one topic of a stream, for one send. A stream of one topic gets them as they lie in the feed. One of several gets an id of its
 /// own before each, which replaces the line that the event begins with.
-fn events(stream: &mut Stream, number: u16, from: &Pin, base: u64, epoch: Epoch, bytes_max: usize, direct: &mut Arena) -> (Rc<Gather>, Pin, u64) {
+fn events(
+    stream: &mut Stream,
+    number: u16,
+    from: &Pin,
+    base: u64,
+    epoch: Epoch,
+    bytes_max: usize,
+    direct: &mut Arena,
+) -> (Rc<Gather>, Pin, u64) {
     if stream.parts.len() == 1 {
         let gathered = from.gather(bytes_max, None).expect("the caller has something to send");
         let frames = gathered.next.frame() - from.frame();

@@ -32,6 +32,9 @@ impl<D: Driver> Gateway<D> {
                 State::Stream if self.driver.unsent(key) > 0 => self.watch(key),
                 State::Stream => self.stream_timer(key),
                 State::Polling => self.poll_timed_out(key),
+                State::Body => self.body_timed_out(key),
+                // Its receipts come, or the process ends.
+                State::Publishing => {}
                 State::Finishing | State::Lingering => self.take_down(key, CloseHow::Reset),
                 State::Closed => {}
             }
@@ -121,7 +124,9 @@ impl<D: Driver> Gateway<D> {
                 limits.sse_heartbeat_ms.saturating_sub(silent_ms)
             }
             // The end of these has its own deadline, set when it began.
-            State::Joining | State::Polling | State::Finishing | State::Lingering | State::Closed => return,
+            State::Joining | State::Polling | State::Body | State::Publishing | State::Finishing | State::Lingering | State::Closed => {
+                return;
+            }
         };
         self.rearm(key, Duration::from_millis(after_ms));
     }

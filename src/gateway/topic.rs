@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use super::feed::{Feed, Format};
 use super::history::History;
+use super::publishing::Awaited;
 use super::seats::Guest;
 use super::streams;
 use crate::engine::log::{Log, Parcel, Pin};
@@ -26,6 +27,8 @@ pub(super) struct HomeSide {
     pub(super) home: Home<Pin>,
     pub(super) held: VecDeque<HeldParcel>,
     pub(super) history: History,
+    /// Receipts that wait until a message was sent to everyone.
+    pub(super) awaited: Vec<Awaited>,
 }
 
 /// The part of a shard that is not the home.
@@ -87,6 +90,8 @@ pub(super) struct Topic {
     pub(super) waiters: Vec<ConnKey>,
     /// In the list of topics that may have something for another shard.
     pub(super) dispatching: bool,
+    /// In the list of topics whose members were joined or left.
+    pub(super) recounted: bool,
     /// In the list of topics that may hold memory for frames to come.
     pub(super) warm: bool,
     pub(super) last_append: Time,
@@ -101,6 +106,7 @@ impl Topic {
             guests: 0,
             waiters: Vec::new(),
             dispatching: false,
+            recounted: false,
             warm: false,
             last_append: Time::ZERO,
         }
@@ -121,16 +127,14 @@ impl Topic {
     }
 
     /// Appends messages to the log and makes their events, where somebody wants them. Which feeds are on a lap then: their turn must come.
-    pub(super) fn append(&mut self, now: Time, epoch: Epoch, append: impl FnOnce(&mut Log)) -> [Option<Format>; 2] {
-        let laps = [
-            self.raw.want_lap(now).then_some(Format::Raw),
-            self.sse.as_mut().is_some_and(|sse| sse.want_lap(now)).then_some(Format::Sse),
-        ];
+    pub(super) fn append(&mut self, now: Time, epoch: Epoch, scratch: &mut Vec<u8>, append: impl FnOnce(&mut Log)) -> [Option<Format>; 2] {
+        let laps =
+            [self.raw.want_lap(now).then_some(Format::Raw), self.sse.as_mut().is_some_and(|sse| sse.want_lap(now)).then_some(Format::Sse)];
         self.last_append = now;
         let fresh = self.sse.is_some().then(|| self.raw.log.pin());
         append(&mut self.raw.log);
         if let (Some(sse), Some(fresh)) = (&mut self.sse, fresh) {
-            streams::make_events(&fresh, self.raw.base, epoch, &mut sse.log);
+            streams::make_events(&fresh, self.raw.base, epoch, scratch, &mut sse.log);
         }
         laps
     }
@@ -144,6 +148,11 @@ impl Topic {
             }
             Role::Away(side) => side.uplink.as_ref().map_or(0, |uplink| uplink.log.end() - uplink.taken),
         }
+    }
+
+    /// Members on this shard, of all forms.
+    pub(super) fn members(&self) -> u64 {
+        (self.raw.members.len() + self.sse.as_ref().map_or(0, |sse| sse.members.len())) as u64
     }
 
     /// Whether a client's message may be taken now. When not, *we* are behind, and the publisher waits.
@@ -174,11 +183,21 @@ impl Topic {
                 side.uplink.take_if(|uplink| uplink.is_idle());
                 side.uplink.is_none()
             }
-            Role::Home(_) => true,
+            Role::Home(side) => {
+                if side.history.compact(&mut self.raw.log) {
+                    // What is left of it is the history's.
+                    self.raw.lap.rest();
+                    return self.rest_events();
+                }
+                true
+            }
         };
+        self.raw.rest() && uplink_rests && self.rest_events()
+    }
+
+    fn rest_events(&mut self) -> bool {
         self.sse.take_if(|sse| sse.is_idle());
-        let sse_rests = self.sse.as_mut().is_none_or(|sse| sse.rest());
-        self.raw.rest() && uplink_rests && sse_rests
+        self.sse.as_mut().is_none_or(|sse| sse.rest())
     }
 
     /// Whether enough was worked off to begin taking messages again: half of the bound, so that publishers are not woken for one message each.
@@ -205,7 +224,7 @@ impl Topic {
             && self.sse.as_ref().is_none_or(|sse| sse.is_idle())
             && self.guests == 0
             && match &self.role {
-                Role::Home(side) => side.home.is_empty() && side.held.is_empty() && side.history.is_empty(),
+                Role::Home(side) => side.home.is_empty() && side.held.is_empty() && side.history.is_empty() && side.awaited.is_empty(),
                 Role::Away(side) => {
                     side.joining.is_empty()
                         && side.key.is_some()

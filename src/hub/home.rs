@@ -16,6 +16,7 @@ pub struct Target<P> {
     pub waiting: Option<P>,
     acknowledged: u64,
     under_way: bool,
+    members: u64,
 }
 
 /// The other shards that want a topic.
@@ -41,7 +42,7 @@ impl<P> Home<P> {
         debug_assert!(self.targets.iter().all(|target| target.shard != shard), "a shard subscribes once");
         // Most topics have one or two: no room for four is taken.
         self.targets.reserve_exact(1);
-        self.targets.push(Target { shard, key, waiting: None, acknowledged: end, under_way: false });
+        self.targets.push(Target { shard, key, waiting: None, acknowledged: end, under_way: false, members: 0 });
     }
 
     /// Removes a shard.
@@ -73,6 +74,24 @@ impl<P> Home<P> {
         target.acknowledged = upto;
         target.under_way = false;
         target.waiting.is_some()
+    }
+
+    /// A shard has so many members now.
+    pub fn count(&mut self, shard: ShardId, members: u64) {
+        if let Some(target) = self.targets.iter_mut().find(|target| target.shard == shard) {
+            target.members = members;
+        }
+    }
+
+    /// Members on all other shards.
+    pub fn members(&self) -> u64 {
+        self.targets.iter().map(|target| target.members).sum()
+    }
+
+    /// Members on the shards that have given their subscribers everything below `upto`, and whether others have not.
+    pub fn members_served(&self, upto: u64) -> (u64, bool) {
+        let served = |target: &&Target<P>| target.acknowledged >= upto;
+        (self.targets.iter().filter(served).map(|target| target.members).sum(), !self.targets.iter().all(|target| served(&target)))
     }
 
     /// By how many bytes the slowest shard is behind `end`.

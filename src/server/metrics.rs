@@ -16,7 +16,9 @@ use prometheus_client::registry::Registry;
 
 use crate::engine::segment::SegmentMemory;
 use crate::gateway::close_cause::CloseCause;
-use crate::gateway::counters::{AcceptResult, ByLabel, Counter, Counters, DropReason, Gauge, HandshakeResult, Histogram, Label, Transport};
+use crate::gateway::counters::{
+    AcceptResult, ByLabel, Counter, Counters, DropReason, GapLabel, Gauge, HandshakeResult, Histogram, Label, Transport,
+};
 
 /// What the metrics page tells besides the shards' counters.
 #[derive(Clone, Debug)]
@@ -98,6 +100,12 @@ impl Collector for Page {
             DropReason::VALUES,
             |shard| &shard.drops,
         )?;
+        page.counters("shardcast_gaps", "Readers that were told that messages are missing.", "reason", GapLabel::VALUES, |shard| {
+            &shard.gaps
+        })?;
+        page.counter("shardcast_replayed", "Messages given out of histories.", |shard| &shard.replayed)?;
+        let history = self.shards.iter().map(|shard| shard.history_bytes.value()).sum::<u64>();
+        page.gauge("shardcast_history_bytes", "Memory of all histories.", history)?;
         page.histogram(
             "shardcast_delivery_seconds",
             "From a message's entry into its subscriber's shard to the completion of its send.",

@@ -24,8 +24,8 @@ use crate::gateway::counters::Counters;
 use crate::gateway::{Command, Pages, Parts, Shared};
 use crate::hub::Placement;
 use crate::ids::ShardId;
-use crate::proto::position::Epoch;
 use crate::limits::Limits;
+use crate::proto::position::Epoch;
 use crate::web;
 
 /// Why the gateway cannot serve.

@@ -13,13 +13,17 @@ use tungstenite::protocol::frame::{CloseFrame, Frame};
 use tungstenite::{Error, Message, WebSocket};
 
 use super::ledger::{Account, Ledger, Said};
-use super::plan::{ClientPlan, Leaving, Reading, Wish};
+use super::plan::{Begin, ClientPlan, Leaving, Reading, Wish};
 use super::stream::SimStream;
 use crate::engine::sim::{LinkId, World};
+use crate::proto::position::{Epoch, Position};
 use crate::time::Time;
 
 /// Any sixteen bytes in base64 will do (RFC 6455 section 4.1); always the same ones, so that a seed is a run.
 const KEY: &str = "c2ltdWxhdGVkIGNsaWVudA==";
+
+/// The close code for messages that are missing.
+pub(super) const LOST: u16 = 4510;
 
 enum Wire {
     Waiting,
@@ -45,6 +49,7 @@ pub(super) enum Ended {
 pub(super) struct Client {
     pub(super) plan: ClientPlan,
     id: usize,
+    epoch: Epoch,
     link: Option<LinkId>,
     wire: Wire,
     /// When it does something next.
@@ -60,12 +65,13 @@ pub(super) struct Client {
 }
 
 impl Client {
-    pub(super) fn new(id: usize, plan: ClientPlan, ledger: &mut Ledger) -> Self {
+    pub(super) fn new(id: usize, plan: ClientPlan, epoch: Epoch, ledger: &mut Ledger) -> Self {
         let room = if let Wish::Room(room) = plan.wish { Some(room) } else { None };
         ledger.accounts.push(Account::new(room, plan.no_echo));
         Self {
             plan,
             id,
+            epoch,
             link: None,
             wire: Wire::Waiting,
             next_at: Time::ZERO,
@@ -142,7 +148,10 @@ impl Client {
         };
         self.link = Some(link);
         let path = match self.plan.wish {
-            Wish::Room(room) => format!("/ws?room=room-{room}{}", if self.plan.no_echo { "&echo=0" } else { "" }),
+            Wish::Room(room) => {
+                let start = self.start(room, world, ledger);
+                format!("/ws?room=room-{room}{}{start}", if self.plan.no_echo { "&echo=0" } else { "" })
+            }
             _ => "/echo".to_owned(),
         };
         let request = tungstenite::http::Request::builder()
@@ -157,6 +166,20 @@ impl Client {
         let config = WebSocketConfig::default().read_buffer_size(2048).write_buffer_size(0);
         let stream = SimStream::new(world, link);
         self.shaken(tungstenite::client::client_with_config(request, stream, Some(config)), world, ledger);
+    }
+
+    /// What it says about where to begin.
+    fn start(&self, room: usize, world: &Rc<RefCell<World>>, ledger: &mut Ledger) -> String {
+        match self.plan.begin {
+            Begin::Live => String::new(),
+            Begin::Last(count) => format!("&last={count}"),
+            Begin::Earliest => "&after=earliest".to_owned(),
+            Begin::After { newest } => {
+                let offset = ledger.known_offset(room, newest, &mut world.borrow_mut().choices);
+                ledger.accounts[self.id].after = Some(offset);
+                format!("&after={}", Position { epoch: self.epoch, offset })
+            }
+        }
     }
 
     fn shaken(
@@ -216,7 +239,7 @@ impl Client {
             let choices = &mut world.borrow_mut().choices;
             (choices.within(0..=self.plan.bytes_max), choices.chance(500), choices.of(&[1, 1, 1, 1, 2, 5]))
         };
-        let said = ledger.say(self.id, bytes, text);
+        let said = ledger.say(self.id, bytes, text, world.borrow().now);
         let Wire::Open(socket) = &mut self.wire else { return };
         for message in messages(&said, fragments) {
             // What the stream does not take now stays with the codec, in order.
@@ -299,6 +322,9 @@ impl Client {
                 Ok(Message::Binary(bytes)) => self.hear(ledger, false, &bytes),
                 Ok(Message::Close(frame)) => {
                     self.closing = true;
+                    if frame.as_ref().is_some_and(|frame| u16::from(frame.code) == LOST) {
+                        self.lose(world.borrow().now, ledger);
+                    }
                     self.ended = Some(Ended::Closed(frame.map(|frame| frame.code.into())));
                 }
                 Ok(_) => {}
@@ -310,6 +336,25 @@ impl Client {
                 }
                 Err(error) => panic!("client {}: the server's bytes are wrong: {error}", self.id),
             }
+        }
+    }
+
+    /// It is told that messages are missing after what it has heard.
+    fn lose(&self, now: Time, ledger: &mut Ledger) {
+        let account = &ledger.accounts[self.id];
+        ledger.gaps += 1;
+        let (Some(room), Some(after)) = (account.room, account.after) else {
+            // Where it began is known to the gateway only; it may well be slower than the history is short.
+            assert!(
+                self.plan.begin != Begin::Live,
+                "client {} has asked for nothing from before, and is told that some is missing",
+                self.id
+            );
+            return;
+        };
+        if !account.no_echo {
+            let missing = after + account.heard.len() as u64 + 1;
+            ledger.check_loss(room, missing, now, &format!("client {} comes with {after} and is told that {missing} is missing", self.id));
         }
     }
 

@@ -6,8 +6,18 @@
 //! 2. Everybody hears the room's messages in the same order and without a hole, from the time he is let in to the time he is told goodbye.
 //! 3. Of each speaker everybody hears his messages in his order, each once; of one who stays, all.
 //! 4. Who has been let in hears everything that is said from then on.
+//! 5. Streams say which offset a message has: it is the same for everybody, and grows by one from message to message.
+//! 6. Who comes back to a position hears what follows it, each message once, as if he had never been away; unless he is told that some is missing. He
+//!    is told so only where the history's bounds allow for it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+
+use crate::engine::sim::Choices;
+use crate::time::Time;
 
 /// A message: who said it, and his how manieth it was.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
@@ -29,6 +39,10 @@ pub(super) struct Account {
     pub(super) no_echo: bool,
     /// What it has said, in order.
     pub(super) said: Vec<Said>,
+    /// And when.
+    said_at: Vec<Time>,
+    /// The offset after which it has asked to begin.
+    pub(super) after: Option<u64>,
     /// What it has heard, in order.
     pub(super) heard: Vec<MessageId>,
     /// How much everybody had said when it was let in; none while it was not.
@@ -51,14 +65,38 @@ impl Account {
 #[derive(Default)]
 pub(super) struct Ledger {
     pub(super) accounts: Vec<Account>,
+    /// Which message has which offset, by room, as far as streams have told.
+    order: HashMap<usize, BTreeMap<u64, MessageId>>,
+    offsets: HashMap<MessageId, u64>,
+    /// What is kept for who comes later.
+    kept: Kept,
+    /// Gaps told, and connections closed for one.
+    pub(super) gaps: u64,
+}
+
+/// What histories must hold.
+#[derive(Clone, Copy, Default, Debug)]
+pub(super) struct Kept {
+    /// So many messages of each topic.
+    pub(super) messages: u64,
+    /// Not longer than this.
+    pub(super) age: Duration,
+    /// There is no telling: histories lose more than that for want of memory, or topics themselves may.
+    pub(super) unsure: bool,
 }
 
 /// Bytes at the front of each payload that name it.
 pub(super) const NAME_BYTES: usize = 8;
 
 impl Ledger {
+    /// Nobody has said anything yet.
+    pub(super) fn new(kept: Kept) -> Self {
+        Self { kept, ..Self::default() }
+    }
+
     /// Makes the next message of a speaker: `bytes` long, and at least its name.
-    pub(super) fn say(&mut self, speaker: usize, bytes: usize, text: bool) -> Said {
+    pub(super) fn say(&mut self, speaker: usize, bytes: usize, text: bool, now: Time) -> Said {
+        self.accounts[speaker].said_at.push(now);
         let said = &mut self.accounts[speaker].said;
         let mut payload = format!("{speaker:04x}{:04x}", said.len()).into_bytes();
         let mut state = (speaker as u32) << 16 | said.len() as u32;
@@ -89,11 +127,7 @@ impl Ledger {
     /// # Panics
     /// If that breaks a rule.
     pub(super) fn hear(&mut self, who: usize, text: bool, payload: &[u8]) {
-        let number = |digits: &[u8]| u16::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok();
-        let id = payload
-            .get(..NAME_BYTES)
-            .and_then(|name| Some(MessageId { speaker: number(&name[..4])?, number: number(&name[4..])? }))
-            .unwrap_or_else(|| panic!("client {who} hears {} bytes that nobody has said", payload.len()));
+        let id = self.identify(who, payload);
         let speaker = self.accounts.get(usize::from(id.speaker));
         let (said, room) = speaker
             .and_then(|speaker| Some((speaker.said.get(usize::from(id.number))?, speaker.room)))
@@ -106,6 +140,68 @@ impl Ledger {
         assert!(*next == id.number, "client {who} hears {id:?} when number {next} of that speaker is next");
         *next += 1;
         account.heard.push(id);
+    }
+
+    /// Who has said a message, and his how manieth it was.
+    pub(super) fn identify(&self, who: usize, payload: &[u8]) -> MessageId {
+        name_of(payload).unwrap_or_else(|| panic!("client {who} hears {} bytes that nobody has said", payload.len()))
+    }
+
+    /// Takes the data of an event apart: text as it is, or the base64 of bytes, of which none begins like a name.
+    pub(super) fn read_event(&self, data: &str) -> (bool, Vec<u8>) {
+        match name_of(data.as_bytes()) {
+            Some(_) => (true, data.as_bytes().to_vec()),
+            None => (false, STANDARD.decode(data).unwrap_or_else(|error| panic!("an event is neither text nor base64 ({error}): {data}"))),
+        }
+    }
+
+    /// The room that a message was said in.
+    pub(super) fn room_of(&self, id: MessageId) -> usize {
+        self.accounts.get(usize::from(id.speaker)).and_then(|speaker| speaker.room).expect("who has said it is in a room")
+    }
+
+    /// A stream says which offset a message has.
+    ///
+    /// # Panics
+    /// If another message had it, or the message another one (rule 5).
+    pub(super) fn place(&mut self, room: usize, offset: u64, id: MessageId) {
+        let there = *self.order.entry(room).or_default().entry(offset).or_insert(id);
+        assert!(there == id, "in room {room} both {there:?} and {id:?} have the offset {offset}");
+        let had = *self.offsets.entry(id).or_insert(offset);
+        assert!(had == offset, "in room {room} message {id:?} has the offsets {had} and {offset}");
+    }
+
+    /// The newest offset of a room that anybody knows of.
+    pub(super) fn newest(&self, room: usize) -> Option<u64> {
+        self.order.get(&room)?.keys().next_back().copied()
+    }
+
+    /// Some offset of a room that a client may come with: the newest, or any one; 0 while nobody knows of one.
+    pub(super) fn known_offset(&self, room: usize, newest: bool, choices: &mut Choices) -> u64 {
+        let Some(order) = self.order.get(&room) else { return 0 };
+        let back = if newest { 0 } else { choices.below(order.len()) };
+        order.keys().rev().nth(back).copied().unwrap_or(0)
+    }
+
+    /// Checks that a message may be missing from the history by now.
+    ///
+    /// # Panics
+    /// If it must be there (rule 6).
+    pub(super) fn check_loss(&self, room: usize, offset: u64, now: Time, what: &str) {
+        let said: usize = self.accounts.iter().filter(|account| account.room == Some(room)).map(|account| account.said.len()).sum();
+        assert!(self.kept.unsure || offset <= said as u64, "{what}, and only {said} messages were said in room {room}");
+        let crowded_out = said as u64 >= offset + self.kept.messages;
+        let said_at = self
+            .order
+            .get(&room)
+            .and_then(|order| order.get(&offset))
+            .map(|id| self.accounts[usize::from(id.speaker)].said_at[usize::from(id.number)]);
+        let aged = said_at.is_none_or(|at| now.since(at) >= self.kept.age);
+        assert!(
+            self.kept.unsure || crowded_out || aged,
+            "{what}, and message {offset} of room {room} must be kept: {said} were said, {:?}",
+            self.kept
+        );
     }
 
     /// An upper bound of the bytes that all members of all rooms are to hear.
@@ -122,13 +218,22 @@ impl Ledger {
     /// Something that somebody who listens has not heard, of somebody who stays.
     pub(super) fn unheard(&self) -> Option<String> {
         for (who, listener) in self.accounts.iter().enumerate().filter(|(_, account)| account.listens) {
-            let (Some(_), Some(let_in)) = (listener.room, &listener.let_in) else { continue };
+            let (Some(room), Some(let_in)) = (listener.room, &listener.let_in) else { continue };
+            if let (Some(after), Some(newest)) = (listener.after, self.newest(room))
+                && after < newest
+                && listener.heard.is_empty()
+                && !listener.no_echo
+            {
+                return Some(format!(
+                    "client {who} came with offset {after} of room {room} and has heard nothing, where {newest} is the newest"
+                ));
+            }
             for (by, speaker) in self.accounts.iter().enumerate() {
                 if speaker.room != listener.room || !speaker.stays || (by == who && listener.no_echo) {
                     continue;
                 }
                 let heard = listener.next.get(&(by as u16)).map_or(0, |next| usize::from(*next));
-                if speaker.said.len() > let_in[by] && heard < speaker.said.len() {
+                if speaker.said.len() > let_in.get(by).copied().unwrap_or(0) && heard < speaker.said.len() {
                     return Some(format!("client {who} has not heard message {heard} of {} of client {by}", speaker.said.len()));
                 }
             }
@@ -153,6 +258,7 @@ impl Ledger {
             }
             for who in members {
                 self.check_start(who);
+                self.check_offsets(who);
             }
         }
     }
@@ -192,10 +298,36 @@ impl Ledger {
         }
         for (speaker, number) in first {
             assert!(
-                usize::from(number) <= let_in[usize::from(speaker)],
-                "client {who} was let in when client {speaker} had said {} messages, and hears him from number {number} on",
-                let_in[usize::from(speaker)]
+                usize::from(number) <= let_in.get(usize::from(speaker)).copied().unwrap_or(0),
+                "client {who} was let in when client {speaker} had said {:?} messages, and hears him from number {number} on",
+                let_in.get(usize::from(speaker))
             );
         }
     }
+
+    /// What a member has heard has the offsets that streams have told of, from where it has asked to begin (rules 5 and 6).
+    fn check_offsets(&self, who: usize) {
+        let account = &self.accounts[who];
+        let mut last: Option<(usize, u64)> = None;
+        for (at, id) in account.heard.iter().enumerate() {
+            let Some(&offset) = self.offsets.get(id) else { continue };
+            let (before, at_before) = match (last, account.after) {
+                (Some((before, offset)), _) => (offset, before as i64),
+                (None, Some(after)) => (after, -1),
+                (None, None) => (offset - 1, at as i64 - 1),
+            };
+            let apart = (at as i64 - at_before) as u64;
+            // Who does not want his own messages hears less than there are.
+            let fine = if account.no_echo { offset >= before + apart } else { offset == before + apart };
+            assert!(fine, "client {who} hears {id:?} with offset {offset}, {apart} messages after the offset {before}");
+            last = Some((at, offset));
+        }
+    }
+}
+
+/// The name at the front of a payload.
+fn name_of(payload: &[u8]) -> Option<MessageId> {
+    let number = |digits: &[u8]| u16::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok();
+    let name = payload.get(..NAME_BYTES).filter(|name| name.iter().all(u8::is_ascii_hexdigit))?;
+    Some(MessageId { speaker: number(&name[..4])?, number: number(&name[4..])? })
 }

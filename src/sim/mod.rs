@@ -7,7 +7,7 @@
 //! |---|---|
 //! | `plan` | what a simulation consists of |
 //! | `shards` | gateways over simulated kernels |
-//! | `client`, `stream`, `stranger` | who connects |
+//! | `client`, `stream`, `reader`, `stranger` | who connects |
 //! | `ledger` | who said and heard what: the oracle |
 //! | `crowd`, `border` | very many clients, and a kernel that can be left out: for measurements |
 #![forbid(unsafe_code)]
@@ -17,6 +17,7 @@ mod client;
 mod crowd;
 mod ledger;
 mod plan;
+mod reader;
 mod shards;
 mod stranger;
 mod stream;
@@ -27,16 +28,18 @@ use std::time::Duration;
 
 pub use border::{Border, Bordered};
 pub use crowd::Crowd;
-pub use plan::{ClientPlan, End, Leaving, Plan, Reading, Wish};
+pub use plan::{Begin, ClientPlan, End, Leaving, Plan, ReaderPlan, Reading, Wish};
 pub use shards::{Shards, ShardsPlan};
 
-use self::client::{Client, Ended};
-use self::ledger::Ledger;
+use self::client::{Client, Ended, LOST};
+use self::ledger::{Kept, Ledger};
+use self::reader::{Cut, Reader};
 use self::stranger::Stranger;
 use crate::engine::sim::{Choices, World};
 use crate::gateway::Holdings;
 use crate::gateway::close_cause::CloseCause;
 use crate::ids::ShardId;
+use crate::proto::position::Epoch;
 use crate::time::Time;
 
 /// How long, in the simulation's time, until everybody who reads has heard everything, besides a microsecond for each byte to be delivered: buffers may be tiny.
@@ -61,6 +64,10 @@ pub struct Report {
     pub steps: u64,
     /// Messages that members of rooms heard.
     pub heard: u64,
+    /// Gaps that were told, by an event or by a close frame.
+    pub gaps: u64,
+    /// Connections of readers of event streams.
+    pub streams: u64,
     /// Messages that clients said.
     pub said: u64,
     /// Connections that ended, by cause.
@@ -84,6 +91,8 @@ impl Report {
     pub fn add(&mut self, other: &Self) {
         self.steps += other.steps;
         self.heard += other.heard;
+        self.gaps += other.gaps;
+        self.streams += other.streams;
         self.said += other.said;
         self.closes.resize(self.closes.len().max(other.closes.len()), 0);
         self.closes.iter_mut().zip(&other.closes).for_each(|(sum, count)| *sum += count);
@@ -110,6 +119,7 @@ struct Simulation {
     world: Rc<RefCell<World>>,
     shards: Shards,
     clients: Vec<Client>,
+    readers: Vec<Reader>,
     strangers: Vec<Stranger>,
     ledger: Ledger,
     steps: u64,
@@ -120,6 +130,7 @@ struct Simulation {
 enum Actor {
     Shard(ShardId),
     Client(usize),
+    Reader(usize),
     Stranger(usize),
 }
 
@@ -129,15 +140,21 @@ impl Simulation {
         world.fds_max = plan.fds_max;
         let world = Rc::new(RefCell::new(world));
         let shards = Shards::start(&plan.shards, &world);
-        let mut ledger = Ledger::default();
+        let limits = &plan.shards.limits;
+        // An eighth of a GiB and more is enough for every history of a simulation. Where topics may be lost, offsets may begin anywhere.
+        let unsure = plan.harsh || limits.history_bytes_max < 1 << 27;
+        let kept = Kept { messages: limits.history_messages, age: Duration::from_millis(limits.history_age_ms), unsure };
+        let mut ledger = Ledger::new(kept);
+        let epoch = Epoch(plan.shards.seed);
         let (mut clients, mut strangers) = (Vec::new(), Vec::new());
         for client in &plan.clients {
             match client.wish {
-                Wish::Room(_) | Wish::Echo => clients.push(Client::new(clients.len(), *client, &mut ledger)),
+                Wish::Room(_) | Wish::Echo => clients.push(Client::new(clients.len(), *client, epoch, &mut ledger)),
                 Wish::Page | Wish::Garbage => strangers.push(Stranger::new(strangers.len(), *client)),
             }
         }
-        Self { plan, world, shards, clients, strangers, ledger, steps: 0 }
+        let readers = plan.readers.iter().enumerate().map(|(id, reader)| Reader::new(id, *reader, epoch, plan.shards.shards)).collect();
+        Self { plan, world, shards, clients, readers, strangers, ledger, steps: 0 }
     }
 
     fn run(mut self) -> Report {
@@ -160,6 +177,7 @@ impl Simulation {
         let never = Time::from_nanos(u64::MAX);
         let now = self.now();
         self.clients.iter_mut().for_each(|client| client.next_at = if client.plan.witness { now } else { never });
+        self.readers.iter_mut().for_each(|reader| reader.next_at = never);
         self.strangers.iter_mut().for_each(|stranger| stranger.next_at = never);
         let all_in = |me: &Self| me.clients.iter().all(|client| !client.plan.witness || client.is_open() || client.is_over());
         let end = now + LET_IN_WITHIN;
@@ -173,6 +191,9 @@ impl Simulation {
         let now = self.now();
         for client in &mut self.clients {
             client.next_at = now + client.plan.begins;
+        }
+        for reader in &mut self.readers {
+            reader.next_at = now + reader.plan.begins;
         }
         for stranger in &mut self.strangers {
             stranger.next_at = now;
@@ -196,10 +217,18 @@ impl Simulation {
     }
 
     fn settle(&mut self) {
-        let settled = |me: &Self| me.ledger.is_settled() && me.clients.iter().all(|client| client.is_answered(&me.ledger));
+        let opened = |reader: &Reader| reader.is_over() || reader.is_open() || reader.plan.reading != Reading::Greedy;
+        if !self.plan.harsh {
+            self.run_until(LET_IN_WITHIN, |me| me.readers.iter().all(opened), |me| me.open_reader("a reader is not opened"));
+        }
+        let settled = |me: &Self| {
+            me.ledger.is_settled()
+                && !me.readers.iter().any(|reader| reader.is_behind(&me.ledger))
+                && me.clients.iter().all(|client| client.is_answered(&me.ledger))
+        };
         let within = SERVED_WITHIN + Duration::from_micros(self.ledger.bytes_to_deliver());
         self.run_until(within, settled, |me| {
-            let unheard = me.ledger.unheard().unwrap_or_else(|| "an echo has not come back".into());
+            let unheard = me.ledger.unheard().unwrap_or_else(|| "an echo, or an event, has not come".into());
             format!("{unheard}, {within:?} after everything was said")
         });
     }
@@ -217,6 +246,14 @@ impl Simulation {
         for stranger in &mut self.strangers {
             stranger.give_up(&self.world);
         }
+        for reader in &mut self.readers {
+            reader.finish(&self.world, &mut self.ledger);
+        }
+        self.run_until(
+            GONE_WITHIN,
+            |me| me.readers.iter().all(Reader::is_over),
+            |me| me.open_reader("a reader that has shut its side is not let go"),
+        );
         let over = |client: &Client| client.is_over() || client.is_silent();
         self.run_until(
             GONE_WITHIN,
@@ -231,12 +268,18 @@ impl Simulation {
 
     fn drain(&mut self) {
         self.shards.drain(DRAIN);
+        self.readers.iter_mut().for_each(Reader::stop_coming_back);
         for stranger in &mut self.strangers {
             stranger.give_up(&self.world);
         }
         self.run_until(DRAIN + Duration::from_secs(2), |me| me.shards.have_finished(), |_| "a drain is not over after its deadline".into());
         self.world.borrow_mut().exit();
         // What the gateway has sent, clients still read.
+        self.run_until(
+            GONE_WITHIN,
+            |me| me.readers.iter().all(|reader| reader.is_over() || reader.is_excused()),
+            |me| me.open_reader("after the drain, a stream has not ended"),
+        );
         self.run_until(
             GONE_WITHIN,
             |me| me.clients.iter().all(|client| client.is_over() || client.is_excused()),
@@ -282,6 +325,9 @@ impl Simulation {
         for (index, client) in self.clients.iter().enumerate() {
             consider(client.due(&self.world.borrow()), Actor::Client(index), &mut next);
         }
+        for (index, reader) in self.readers.iter().enumerate() {
+            consider((!reader.is_over()).then_some(reader.next_at), Actor::Reader(index), &mut next);
+        }
         for (index, stranger) in self.strangers.iter().enumerate() {
             consider((!stranger.is_over()).then_some(stranger.next_at), Actor::Stranger(index), &mut next);
         }
@@ -308,6 +354,7 @@ impl Simulation {
                 self.shards.step(shard);
             }
             Actor::Client(index) => self.clients[index].act(&self.world, &mut self.ledger),
+            Actor::Reader(index) => self.readers[index].act(&self.world, &mut self.ledger),
             Actor::Stranger(index) => self.strangers[index].act(&self.world, !self.plan.harsh && !self.shards.have_finished()),
         }
     }
@@ -334,6 +381,10 @@ impl Simulation {
                 found += &format!("shard {shard}: {load} connections and {topics} topics counted; ");
             }
         }
+        let history = self.shards.shared.history_bytes();
+        if history > 0 {
+            found += &format!("{history} bytes of histories; ");
+        }
         let memory = self.shards.shared.memory.bytes();
         if memory != self.shards.memory_at_rest {
             found += &format!("{memory} bytes of messages instead of {}; ", self.shards.memory_at_rest);
@@ -350,6 +401,8 @@ impl Simulation {
                 Some(Ended::Closed(code)) => match code {
                     Some(1000) | None => client.is_excused() || self.plan.end == End::Drain,
                     Some(1012) => self.plan.end == End::Drain,
+                    // Whether that is so was looked at when it was told.
+                    Some(LOST) => client.plan.begin != Begin::Live,
                     _ => false,
                 },
                 Some(Ended::Refused(503) | Ended::Broken(_)) => self.plan.end == End::Drain && !client.plan.witness,
@@ -358,6 +411,20 @@ impl Simulation {
             let fine = told || self.plan.harsh || (client.is_excused() && !matches!(client.ended, Some(Ended::Refused(_))));
             assert!(fine, "{}", self.describe(client));
         }
+        for reader in &self.readers {
+            let fine = match reader.cut {
+                None | Some(Cut::Left) => true,
+                Some(Cut::Bye(code)) => code == 1012 && self.plan.end == End::Drain,
+                Some(Cut::Refused(_)) => false,
+                Some(Cut::Broken) => reader.is_excused() || self.plan.end == End::Drain || reader.has_shut,
+            };
+            assert!(fine || self.plan.harsh, "{}", reader.describe());
+        }
+    }
+
+    fn open_reader(&self, what: &str) -> String {
+        let open: Vec<String> = self.readers.iter().filter(|reader| !reader.is_over()).map(Reader::describe).collect();
+        format!("{what}: {}", open.join("; "))
     }
 
     fn describe(&self, client: &Client) -> String {
@@ -369,6 +436,8 @@ impl Simulation {
         Report {
             steps: self.steps,
             heard: self.ledger.accounts.iter().map(|account| account.heard.len() as u64).sum(),
+            gaps: self.ledger.gaps,
+            streams: self.readers.iter().map(|reader| reader.lives as u64).sum(),
             said: self.ledger.accounts.iter().map(|account| account.said.len() as u64).sum(),
             closes: CloseCause::ALL
                 .iter()

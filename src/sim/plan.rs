@@ -22,6 +22,10 @@ pub struct Plan {
     pub rooms: usize,
     /// The clients; the first of each room is its witness.
     pub clients: Vec<ClientPlan>,
+    /// The readers of event streams.
+    pub readers: Vec<ReaderPlan>,
+    /// When everything is quiet, new clients come and get what is kept.
+    pub epilogue: bool,
     /// How it ends.
     pub end: End,
 }
@@ -46,6 +50,53 @@ pub enum Wish {
     Page,
     /// Nothing that makes sense.
     Garbage,
+}
+
+/// Where a client or reader begins in its rooms.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Begin {
+    /// With what comes next.
+    Live,
+    /// With the newest so many messages.
+    Last(u32),
+    /// With the oldest that there is.
+    Earliest,
+    /// After a message that somebody has heard.
+    After {
+        /// The newest of them.
+        newest: bool,
+    },
+}
+
+/// Rooms of one reader at most.
+pub const READER_ROOMS_MAX: usize = 4;
+
+/// A reader of an event stream.
+#[derive(Clone, Copy, Debug)]
+pub struct ReaderPlan {
+    /// Its rooms are this one and those that follow it, so many.
+    pub rooms: [usize; READER_ROOMS_MAX],
+    /// How many of them there are.
+    pub rooms_len: usize,
+    /// Where it begins in its first life; then it comes back with the id of its last event.
+    pub begin: Begin,
+    /// How it reads.
+    pub reading: Reading,
+    /// How it is connected.
+    pub link: LinkOptions,
+    /// How many connections it makes.
+    pub lives: usize,
+    /// It breaks off after so many messages of one life, but for the last.
+    pub cut_after: usize,
+    /// When it connects, after the witnesses have.
+    pub begins: Duration,
+}
+
+impl ReaderPlan {
+    /// Its rooms, in the order of its URL.
+    pub fn topics(&self) -> &[usize] {
+        &self.rooms[..self.rooms_len]
+    }
 }
 
 /// How a client reads.
@@ -83,6 +134,8 @@ pub struct ClientPlan {
     pub shard: ShardId,
     /// It does not want its own messages (`echo=0`).
     pub no_echo: bool,
+    /// Where it begins in its room.
+    pub begin: Begin,
     /// How many messages it sends.
     pub messages: usize,
     /// The largest of them, in bytes.
@@ -106,7 +159,7 @@ impl Plan {
         let shards = choices.of(&[1, 2, 2, 3, 3, 4]);
         let chaos = draw_chaos(choices, harsh);
         let limits = draw_limits(choices, harsh);
-        let rooms = choices.within(1..=3);
+        let rooms = choices.of(&[1, 1, 2, 2, 3, 4]);
         let count = choices.within(rooms..=rooms + 10);
         let message_bytes_max = limits.message_bytes_max as usize;
         let clients = (0..count)
@@ -116,6 +169,7 @@ impl Plan {
                 if witness {
                     client.wish = Wish::Room(index);
                     client.no_echo = false;
+                    client.begin = Begin::Live;
                     client.reading = Reading::Greedy;
                     client.leaving = Leaving::Stays;
                     client.link.fragile = false;
@@ -124,11 +178,14 @@ impl Plan {
                 ClientPlan { witness, ..client }
             })
             .collect();
+        let readers = (0..choices.of(&[0, 1, 2, 3, 5])).map(|_| draw_reader(choices, rooms, message_bytes_max, harsh)).collect();
         let ring = SimRingSize { completions: choices.of(&[4, 16, 64, 8192]), reap: choices.of(&[1, 4, 512]) };
-        let fds_max = if harsh && choices.chance(300) { count.saturating_sub(choices.below(3)).max(1) } else { usize::MAX };
+        let fds_max =
+            if harsh && choices.chance(300) { (count + choices.below(3)).saturating_sub(choices.below(3)).max(1) } else { usize::MAX };
         let end = choices.of(&[End::Close, End::Close, End::Drain]);
+        let epilogue = !harsh && choices.chance(400);
         let shards = ShardsPlan { shards, limits, ring, seed: choices.below(1 << 32) as u64 };
-        Self { shards, chaos, fds_max, harsh, rooms, clients, end }
+        Self { shards, chaos, fds_max, harsh, rooms, clients, readers, epilogue, end }
     }
 }
 
@@ -177,6 +234,10 @@ fn draw_limits(choices: &mut Choices, harsh: bool) -> Limits {
         fanout_sends_per_turn: choices.of(&[1, 3, 256]),
         closes_per_turn: choices.of(&[1, 256]),
         mailbox_messages: choices.of(&[1, 2, 16, 256]),
+        history_messages: choices.of(&[0, 1, 3, 100]),
+        history_age_ms: choices.of(&[1_000, 5_000, 60_000]),
+        history_bytes_max: choices.of(&[0, 2 * KIB, 16 * KIB, 1 << 30, 1 << 30, 1 << 30]),
+        sse_heartbeat_ms: choices.of(&[200, 1000, 15_000]),
         log_lines_per_second: 1,
         ..Limits::default()
     };
@@ -200,6 +261,7 @@ fn draw_client(choices: &mut Choices, shards: u16, rooms: usize, message_bytes_m
         wish: choices.of(&[room, room, room, room, room, room, room, Wish::Echo, Wish::Page, Wish::Garbage]),
         shard: ShardId(choices.below(shards.into()) as u16),
         no_echo: choices.chance(200),
+        begin: draw_begin(choices),
         messages: choices.of(&[0, 1, 5, 25]),
         bytes_max: message_bytes_max.min(choices.of(&[16, 200, 1000, 70_000])),
         reading: choices.of(&[Reading::Greedy, Reading::Greedy, Reading::Greedy, Reading::Slow, deaf]),
@@ -212,6 +274,33 @@ fn draw_client(choices: &mut Choices, shards: u16, rooms: usize, message_bytes_m
             sink: false,
         },
         witness: false,
+        begins: Duration::from_micros(choices.below(30_000) as u64),
+    }
+}
+
+fn draw_begin(choices: &mut Choices) -> Begin {
+    let last = Begin::Last(choices.of(&[0, 1, 2, 7, 1000]));
+    let after = Begin::After { newest: choices.chance(300) };
+    choices.of(&[Begin::Live, Begin::Live, last, Begin::Earliest, after, after])
+}
+
+fn draw_reader(choices: &mut Choices, rooms: usize, message_bytes_max: usize, harsh: bool) -> ReaderPlan {
+    let first = choices.below(rooms);
+    let deaf = Reading::DeafAfter(choices.below(20));
+    ReaderPlan {
+        rooms: std::array::from_fn(|index| (first + index) % rooms),
+        rooms_len: choices.within(1..=rooms.min(READER_ROOMS_MAX)),
+        begin: draw_begin(choices),
+        reading: choices.of(&[Reading::Greedy, Reading::Greedy, Reading::Greedy, Reading::Greedy, Reading::Slow, deaf]),
+        link: LinkOptions {
+            up_max: choices.of(&[64, 1024]),
+            // Events are larger than messages: base64, names and ids.
+            down_max: choices.of(&[64, 1024, 64 << 10]).max(message_bytes_max / 8),
+            fragile: choices.chance(if harsh { 300 } else { 200 }),
+            sink: false,
+        },
+        lives: choices.of(&[1, 2, 3, 6]),
+        cut_after: choices.of(&[0, 1, 3, 10, 50]),
         begins: Duration::from_micros(choices.below(30_000) as u64),
     }
 }

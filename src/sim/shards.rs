@@ -16,8 +16,8 @@ use crate::gateway::counters::Counters;
 use crate::gateway::{Command, Gateway, Holdings, Pages, Parts, Progress, Shared};
 use crate::hub::Placement;
 use crate::ids::ShardId;
-use crate::proto::position::Epoch;
 use crate::limits::Limits;
+use crate::proto::position::Epoch;
 use crate::time::Time;
 
 /// How the shards of a simulation are made.
