@@ -244,7 +244,7 @@ fn join_at_once(gateway: &Gateway) -> Vec<(bool, Raw)> {
 #[test]
 fn a_client_that_closes_while_it_joins_takes_nobody_with_it() {
     for _ in 0..3 {
-        let gateway = gateway().start();
+        let gateway = gateway().limit("history_messages", 0).start();
         let mut rooms: Vec<Vec<Raw>> = (0..4).map(|_| Vec::new()).collect();
         for (number, (closes, mut raw)) in join_at_once(&gateway).into_iter().enumerate() {
             if closes {
@@ -281,7 +281,7 @@ fn a_client_that_closes_while_it_joins_takes_nobody_with_it() {
 #[test]
 fn clients_that_hang_up_while_they_join_leave_nothing_behind() {
     for _ in 0..3 {
-        let gateway = gateway().start();
+        let gateway = gateway().limit("history_messages", 0).start();
         let before = gateway.descriptors();
         drop(join_at_once(&gateway));
         gateway.wait_for_connections(0);

@@ -2,10 +2,11 @@
 //!
 //! [`gateway`] describes one and starts it; [`Gateway`] is the running process, looked at from outside (metrics, memory, descriptors, CPU). Clients:
 //! [`foreign`] (tungstenite, for what a well-behaved client sees), [`raw`] (bytes on a socket, for what no library would send), [`swarm`] (thousands
-//! of connections on one epoll thread). [`freeze`] stops one thread of the gateway.
+//! of connections on one epoll thread), [`events`] (readers of event streams). [`freeze`] stops one thread of the gateway.
 #![allow(dead_code, reason = "every test file takes from here what it needs")]
 #![allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "tests stand outside the gateway: real time, real threads")]
 
+pub mod events;
 pub mod foreign;
 pub mod frame;
 pub mod freeze;
@@ -303,7 +304,7 @@ impl Gateway {
         done
     }
 
-    /// Waits until no topic is left: neither members nor memory of it.
+    /// Waits until no topic is left: neither members nor memory of it. Topics stay while they have a history: for gateways with a short one, or none.
     pub fn wait_for_no_topics(&self) {
         eventually(SOON, || match self.metrics().sum("shardcast_topics", &[]) {
             0.0 => Ok(()),

@@ -324,6 +324,17 @@ impl Raw {
         assert_eq!(next, Err(End::Open), "silence was expected");
     }
 
+    /// Reads once, unless something is there already, and takes all of it; how the connection ended when there is no more. What it reads it
+    /// does not look at.
+    pub fn take(&mut self) -> Result<Vec<u8>, End> {
+        if self.buffer.is_empty()
+            && let Some(end) = self.fill()
+        {
+            return Err(end);
+        }
+        Ok(std::mem::take(&mut self.buffer))
+    }
+
     /// Everything that was read and not yet taken.
     pub fn unread(&self) -> &[u8] {
         &self.buffer

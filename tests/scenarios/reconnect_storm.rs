@@ -13,7 +13,7 @@ const GROWTH_PERCENT_MAX: f64 = 2.0;
 #[test]
 fn five_storms_of_ten_thousand_leave_nothing_behind() {
     raise_nofile();
-    let gateway = gateway().start();
+    let gateway = gateway().limit("history_messages", 0).start();
     let descriptors = gateway.descriptors();
     let (mut open, mut empty) = (Vec::new(), Vec::new());
     println!(

@@ -17,7 +17,7 @@ const SLACK_BYTES: u64 = 16 * 1024 * 1024;
 
 #[test]
 fn twenty_readers_that_never_read_cost_the_others_nothing() {
-    let gateway = gateway().limit("queue_bytes_max", HARD_LIMIT_BYTES).start();
+    let gateway = gateway().limit("history_messages", 0).limit("queue_bytes_max", HARD_LIMIT_BYTES).start();
     let mut swarm = Swarm::new(gateway.port);
     for _ in 0..SUBSCRIBERS {
         swarm.connect("/ws?room=broadcast");
