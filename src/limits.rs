@@ -130,7 +130,7 @@ limits! {
     topics_max: Count = 1_000_000, 1 => 1_000_000_000;
     /// Newest messages of a topic that are kept for those who come back, an eighth more at times; 0 keeps none.
     history_messages: Count = 100, 0 => 1_000_000;
-    /// How long they are kept, a sixty-fourth more at times.
+    /// How long they are kept, a second more at times.
     history_age_ms: Millis = 300_000, 1_000 => 604_800_000;
     /// Bytes of the histories of all topics, beside `queued_bytes_max`; 0 takes an eighth of the memory that the cgroup or the machine allows. Beyond it the topics looked at longest ago lose the older half of theirs.
     history_bytes_max: Bytes = 0, 0 => 1024 * GIB;

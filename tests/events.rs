@@ -125,7 +125,6 @@ fn what_makes_no_sense_is_answered_400_with_a_sentence() {
     for (path, extra, says) in [
         ("/events", "", "no topic"),
         ("/events?topic=", "", "topic"),
-        ("/events?topic=a&topic=a", "", "twice"),
         ("/events?topic=a&after=nonsense", "", "after"),
         ("/events?topic=a&after=-30x", "", "after"),
         ("/events?topic=a&after=k3f9.1,2", "", "2 offsets for 1 topic"),
@@ -257,8 +256,10 @@ fn a_stream_of_many_topics_resumes_in_all_of_them() {
         }
         reader.expect_silence(100);
         for topic in topics {
-            let numbers: Vec<u32> =
-                heard[topic].iter().map(|text| text.split_once(' ').and_then(|(_, number)| number.parse().ok()).expect("a number")).collect();
+            let numbers: Vec<u32> = heard[topic]
+                .iter()
+                .map(|text| text.split_once(' ').and_then(|(_, number)| number.parse().ok()).expect("a number"))
+                .collect();
             assert!(numbers.windows(2).all(|pair| pair[0] < pair[1]), "{topic}: {numbers:?}");
         }
     }
@@ -382,7 +383,7 @@ fn a_stream_begins_where_after_and_last_say() {
         let gateway = shards(count).start();
         let mut publisher = raw::ws(&gateway, "/ws?room=a");
         publish_all(&mut publisher, 0..20);
-        sleep_ms(1600);
+        sleep_ms(3000);
         publish_all(&mut publisher, 20..30);
         for (query, first) in [
             ("", 30),

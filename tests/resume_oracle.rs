@@ -334,8 +334,7 @@ fn run(seed: u64, history: u64) -> usize {
         (sent + TOPICS, readers)
     });
     let (lives, gaps) = (world.lives.into_inner(), world.gaps.into_inner());
-    let orders: Vec<Vec<(u64, String)>> =
-        orders.into_iter().map(|order| order.into_inner().expect("no panic held it").messages).collect();
+    let orders: Vec<Vec<(u64, String)>> = orders.into_iter().map(|order| order.into_inner().expect("no panic held it").messages).collect();
     assert_eq!(orders.iter().map(Vec::len).sum::<usize>(), sent, "seed {seed}: messages were lost on the way to their topics");
     orders.iter().for_each(|order| judge_order(seed, order));
     for (number, notes) in readers.iter().enumerate() {
@@ -350,7 +349,8 @@ fn judge_order(seed: u64, order: &[(u64, String)]) {
     let mut next: HashMap<&str, u32> = HashMap::new();
     for (_, text) in order {
         let mut words = text.split(' ').skip(1);
-        let (name, number) = (words.next().expect("a publisher"), words.next().and_then(|number| number.parse::<u32>().ok()).expect("a number"));
+        let (name, number) =
+            (words.next().expect("a publisher"), words.next().and_then(|number| number.parse::<u32>().ok()).expect("a number"));
         let expected = next.entry(name).or_insert(0);
         assert_eq!(number, *expected, "seed {seed}: the messages of publisher {name} changed their order");
         *expected += 1;

@@ -205,7 +205,12 @@ fn an_echo_client_that_does_not_read_is_paused_not_cut() {
 #[test]
 fn over_the_mark_of_the_process_the_reader_that_pins_most_goes_first() {
     const MARK: u64 = 2 << 20;
-    let gateway = gateway().limit("history_messages", 0).limit("queued_bytes_max", MARK).limit("queue_bytes_max", 64 << 20).limit("linger_ms", 300).start();
+    let gateway = gateway()
+        .limit("history_messages", 0)
+        .limit("queued_bytes_max", MARK)
+        .limit("queue_bytes_max", 64 << 20)
+        .limit("linger_ms", 300)
+        .start();
     let _slow: Vec<Raw> = (0..8).map(|number| slow_member(&gateway, &format!("/ws?room={number}"))).collect();
     let mut publishers: Vec<Publisher> = (0..8).map(|number| Publisher::join(&gateway, &format!("/ws?room={number}"))).collect();
     let before = gateway.pss_bytes();

@@ -1,7 +1,7 @@
 //! The newest messages of a topic, kept at its home shard for whoever comes later: a position in the topic's log, and when some of its frames came.
 //!
-//! Nothing is copied: the position keeps the log behind it alive. Times are noted a few dozen to a history's age, so an age is kept to within that
-//! grain, and never less than asked for.
+//! Nothing is copied: the position keeps the log behind it alive. Times are noted at most once a second, so an age is kept to within that grain, and never
+//! less than asked for.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
@@ -15,8 +15,12 @@ use crate::ids::TopicKey;
 use crate::limits::Limits;
 use crate::time::Time;
 
-/// Times noted in a history's age.
-const MARKS: u64 = 64;
+/// How exactly it is known when a message came: to a second, or better where ages are short, and less where they are so long that it would cost more than
+/// it is worth.
+fn grain(limits: &Limits) -> Duration {
+    let age = limits.history_age_ms;
+    Duration::from_millis((age / 64).min(1000).max(age / 4096))
+}
 
 /// A topic's newest messages.
 #[derive(Default)]
@@ -49,9 +53,10 @@ impl History {
     }
 
     /// The first frame that came at most so long ago, or one a little before it.
-    pub(super) fn since(&self, log: &Log, now: Time, ago: Duration) -> u64 {
-        let mark = self.marks.iter().rev().find(|(at, _)| now.since(*at) >= ago);
-        mark.map_or(self.first(log), |&(_, frame)| frame.max(self.first(log)))
+    pub(super) fn since(&self, log: &Log, limits: &Limits, now: Time, ago: Duration) -> u64 {
+        // Frames of a mark came within a grain of it.
+        let mark = self.marks.iter().find(|(at, _)| now.since(*at) < ago + grain(limits));
+        mark.map_or(log.frames(), |&(_, frame)| frame.max(self.first(log)))
     }
 
     /// A message is about to be appended.
@@ -63,8 +68,7 @@ impl History {
             self.oldest = Some(log.pin());
             self.first = log.frames();
         }
-        let grain = Duration::from_millis(limits.history_age_ms / MARKS);
-        if self.marks.back().is_none_or(|(at, _)| now.since(*at) >= grain) {
+        if self.marks.back().is_none_or(|(at, _)| now.since(*at) >= grain(limits)) {
             self.marks.push_back((now, log.frames()));
         }
     }

@@ -24,6 +24,7 @@ use super::topic::{Role, Topic};
 use crate::engine::driver::Driver;
 use crate::engine::log::{Frame, Parcel, Pin};
 use crate::ids::{ConnId, ConnKey, ShardId, TopicKey};
+use crate::limits::Limits;
 use crate::proto::gap::GapReason;
 use crate::proto::position::{Epoch, Position, Start};
 use crate::time::Time;
@@ -86,7 +87,7 @@ impl<D: Driver> Gateway<D> {
         let Role::Home(side) = &topic.role else { unreachable!("resumes go to a topic's home, which all shards agree on") };
         // What that shard has of the topic, or is about to get.
         let sent = side.home.waiting(to).map_or(topic.raw.log.frames(), Pin::frame);
-        let (from, gap) = find(topic, start, sent, self.epoch, self.now);
+        let (from, gap) = find(topic, start, sent, self.epoch, &self.limits, self.now);
         let mut replay = Replay { at: topic.raw.base + from, gap, parcel: Parcel::default(), last: true, after: None };
         if from > sent {
             replay.after = Some(topic.raw.base + from);
@@ -193,7 +194,7 @@ impl<D: Driver> Gateway<D> {
 }
 
 /// The frame of a topic's log where a start is, at the topic's home, and what is missing before it.
-fn find(topic: &Topic, start: Start, sent: u64, epoch: Epoch, now: Time) -> (u64, Option<(GapReason, Option<Position>)>) {
+fn find(topic: &Topic, start: Start, sent: u64, epoch: Epoch, limits: &Limits, now: Time) -> (u64, Option<(GapReason, Option<Position>)>) {
     let Role::Home(side) = &topic.role else { unreachable!("the caller is the home") };
     let log = &topic.raw.log;
     let first = side.history.first(log);
@@ -201,7 +202,7 @@ fn find(topic: &Topic, start: Start, sent: u64, epoch: Epoch, now: Time) -> (u64
         Start::Latest => (sent, None),
         Start::Earliest => (first, None),
         Start::Last(count) => (sent.saturating_sub(u64::from(count)).max(first), None),
-        Start::Ago { ms } => (side.history.since(log, now, Duration::from_millis(ms)), None),
+        Start::Ago { ms } => (side.history.since(log, limits, now, Duration::from_millis(ms)), None),
         Start::After(position) => {
             let gap = |reason| (first, Some((reason, Some(position))));
             if position.epoch != epoch {
