@@ -319,7 +319,7 @@ fn run(seed: u64, history: u64) -> usize {
                 scope.spawn(move || if number < STREAMS { stream(world, random) } else { socket(world, random) })
             })
             .collect();
-        std::thread::sleep(RUN);
+        sleep_ms(RUN.as_millis() as u64);
         world.stop.store(true, Ordering::Relaxed);
         let sent: usize = publishing.into_iter().map(|publisher| publisher.join().expect("a publisher is served")).sum();
         eventually(SOON, || match world.ready.load(Ordering::Relaxed) {

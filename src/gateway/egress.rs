@@ -128,8 +128,13 @@ impl<D: Driver> Gateway<D> {
                 State::Echo => (session.direct_bytes() as u64) < self.limits.echo_bytes_max.div_ceil(2),
                 _ => false,
             };
+        let answered = session.state == State::Head && session.peer_closed && unsent == 0;
         if goes_on {
             self.resume_reading(key);
+        }
+        if answered {
+            // It had shut its side before its answer was there.
+            self.end_if_gone(key);
         }
     }
 

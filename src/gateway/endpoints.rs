@@ -118,6 +118,14 @@ fn unavailable(context: &Context<'_>) -> Answer {
     Answer::Refuse(retry_later(Response::error(503, message), context.retry_ms).close(), cause)
 }
 
+/// The same where a page may read the answer.
+fn unavailable_to_page(head: &Head<'_, '_>, context: &Context<'_>) -> Answer {
+    match unavailable(context) {
+        Answer::Refuse(response, cause) => Answer::Refuse(cross_origin(head, context, response), cause),
+        other => other,
+    }
+}
+
 fn retry_later(response: Response, retry_ms: u64) -> Response {
     response.header("Retry-After", retry_ms.div_ceil(1000).max(1).to_string())
 }
@@ -208,14 +216,15 @@ fn events(head: &Head<'_, '_>, context: &Context<'_>) -> Answer {
     }
     if !matches!(head.method, "GET" | "HEAD") {
         let message = format!("{} is not possible here; use GET", head.method);
-        return Answer::Respond(body_closes(head, Response::error(405, &message).header("Allow", "GET, HEAD, OPTIONS")));
+        let response = Response::error(405, &message).header("Allow", "GET, HEAD, OPTIONS");
+        return Answer::Respond(body_closes(head, cross_origin(head, context, response)));
     }
     if let Some(message) = forbidden(head, context) {
         return refuse(403, &message);
     }
     let reads_events = head.list("accept").any(|kind| kind.starts_with(EVENT_STREAM.as_bytes()));
     if context.over_capacity || context.draining {
-        return match unavailable(context) {
+        return match unavailable_to_page(head, context) {
             Answer::Refuse(_, cause) if reads_events => {
                 let mut body = Vec::new();
                 encode_retry(&mut body, context.retry_ms);
@@ -267,13 +276,14 @@ fn poll(head: &Head<'_, '_>, context: &Context<'_>, wait_ms_max: u64) -> Answer 
     let refuse = |status, message: &str| Answer::Respond(body_closes(head, cross_origin(head, context, Response::error(status, message))));
     if head.method != "GET" {
         let message = format!("{} is not possible here; use GET", head.method);
-        return Answer::Respond(body_closes(head, Response::error(405, &message).header("Allow", "GET, OPTIONS")));
+        let response = Response::error(405, &message).header("Allow", "GET, OPTIONS");
+        return Answer::Respond(body_closes(head, cross_origin(head, context, response)));
     }
     if let Some(message) = forbidden(head, context) {
         return refuse(403, &message);
     }
     if context.over_capacity || context.draining {
-        return unavailable(context);
+        return unavailable_to_page(head, context);
     }
     if context.limits.history_messages == 0 {
         return refuse(
@@ -305,13 +315,14 @@ fn publish(head: &Head<'_, '_>, context: &Context<'_>, items: bool) -> Answer {
     let refuse = |status, message: &str| Answer::Respond(body_closes(head, cross_origin(head, context, Response::error(status, message))));
     if head.method != "POST" {
         let message = format!("{} is not possible here; use POST", head.method);
-        return Answer::Respond(body_closes(head, Response::error(405, &message).header("Allow", "POST, OPTIONS")));
+        let response = Response::error(405, &message).header("Allow", "POST, OPTIONS");
+        return Answer::Respond(body_closes(head, cross_origin(head, context, response)));
     }
     if let Some(message) = forbidden(head, context) {
         return refuse(403, &message);
     }
     if context.over_capacity || context.draining {
-        return unavailable(context);
+        return unavailable_to_page(head, context);
     }
     let bytes_max =
         if items { context.limits.body_bytes_max.max(context.limits.message_bytes_max) } else { context.limits.message_bytes_max };
@@ -366,8 +377,14 @@ fn message_of(head: &Head<'_, '_>) -> Result<What, String> {
         }
         None => None,
     };
-    let binary = head.header("content-type").is_some_and(|kind| kind.starts_with(b"application/octet-stream"));
+    let binary = head.header("content-type").is_some_and(is_binary);
     Ok(What::Body { topics, binary, event, id })
+}
+
+/// Whether a media type says that a body is bytes and no text. Types are compared without regard to case (RFC 9110 section 8.3.1).
+fn is_binary(content_type: &[u8]) -> bool {
+    let kind = content_type.split(|&byte| byte == b';').next().unwrap_or_default();
+    kind.trim_ascii().eq_ignore_ascii_case(b"application/octet-stream")
 }
 
 /// Why a page of another origin may not read here, if so. Not asked by a browser means yes.

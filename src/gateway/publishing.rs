@@ -19,8 +19,8 @@ use crate::engine::driver::Driver;
 use crate::engine::log::Attributes;
 use crate::ids::{ConnId, ConnKey, ShardId, TopicKey};
 use crate::limits::Limits;
-use crate::proto::http::Response;
 use crate::proto::http::chunked::ChunkedDecoder;
+use crate::proto::http::{Response, error_code};
 use crate::proto::position::Position;
 use crate::proto::publish::{ErrorBody, ItemOutcome, Outcome, PublishBody, PublishLimits, encode_results};
 use crate::proto::topic::TopicName;
@@ -164,23 +164,27 @@ pub(super) struct Awaited {
 /// The idempotency keys of topics whose home is this shard.
 #[derive(Default)]
 pub(super) struct Keys {
-    known: HashMap<(TopicName, Box<str>), Position>,
+    known: HashMap<(TopicName, Box<str>), (Time, Position)>,
     order: VecDeque<(Time, TopicName, Box<str>)>,
 }
 
 impl Keys {
-    fn find(&self, topic: &TopicName, id: &str) -> Option<Position> {
+    fn find(&self, topic: &TopicName, id: &str, now: Time, limits: &Limits) -> Option<Position> {
         // A lookup without a copy of both would need a key type of its own; ids are short and rare.
-        self.known.get(&(topic.clone(), Box::from(id))).copied()
+        let &(at, position) = self.known.get(&(topic.clone(), Box::from(id)))?;
+        (now.since(at) <= Duration::from_millis(limits.idempotency_ms)).then_some(position)
     }
 
     fn remember(&mut self, topic: TopicName, id: Box<str>, position: Position, now: Time, limits: &Limits) {
-        self.known.insert((topic.clone(), id.clone()), position);
+        self.known.insert((topic.clone(), id.clone()), (now, position));
         self.order.push_back((now, topic, id));
         let window = Duration::from_millis(limits.idempotency_ms);
         while self.order.len() as u64 > limits.idempotency_keys || self.order.front().is_some_and(|(at, ..)| now.since(*at) > window) {
-            if let Some((_, topic, id)) = self.order.pop_front() {
-                self.known.remove(&(topic, id));
+            let Some((at, topic, id)) = self.order.pop_front() else { break };
+            let key = (topic, id);
+            // One that was forgotten and published again stands in the order twice.
+            if self.known.get(&key).is_some_and(|&(known_at, _)| known_at == at) {
+                self.known.remove(&key);
             }
         }
     }
@@ -219,8 +223,7 @@ impl<D: Driver> Gateway<D> {
             Framing::Chunked(decoder) => match decoder.decode(bytes, &mut upload.body, upload.bytes_max) {
                 Ok(decoded) => (decoded.consumed, decoded.done),
                 Err(error) => {
-                    let code = if error.status() == 413 { "too_large" } else { "bad_request" };
-                    self.refuse_upload(key, Receipt::refused(error.status(), code, error.to_string(), None), false);
+                    self.refuse_upload(key, Receipt::refused(error.status(), error_code(error.status()), error.to_string(), None), false);
                     return bytes.len();
                 }
             },
@@ -234,7 +237,7 @@ impl<D: Driver> Gateway<D> {
     /// The body did not come in time.
     pub(super) fn body_timed_out(&mut self, key: ConnKey) {
         let message = format!("no whole body within {} ms (limits.body_timeout_ms)", self.limits.body_timeout_ms);
-        self.refuse_upload(key, Receipt::refused(408, "timeout", message, None), false);
+        self.refuse_upload(key, Receipt::refused(408, error_code(408), message, None), false);
     }
 
     /// Answers a request whose body cannot be used.
@@ -338,7 +341,7 @@ impl<D: Driver> Gateway<D> {
         let Some(home) = self.topics.find(&offer.topic).or_else(|| self.make_home_topic(offer.topic.clone())) else {
             return Some(Receipt::refused(503, "too_many_topics", super::rooms::TOPICS_FULL, Some(RETRY_MS)));
         };
-        if let Some(position) = offer.id.as_ref().and_then(|id| self.keys.find(&offer.topic, id)) {
+        if let Some(position) = offer.id.as_ref().and_then(|id| self.keys.find(&offer.topic, id, self.now, &self.limits)) {
             return Some(Receipt::Published { position, subscribers: self.subscribers(home), duplicate: true });
         }
         let topic = self.topics.get(home).expect("found or made above");

@@ -236,7 +236,7 @@ fn draw_limits(choices: &mut Choices, harsh: bool) -> Limits {
         mailbox_messages: choices.of(&[1, 2, 16, 256]),
         history_messages: choices.of(&[0, 1, 3, 100]),
         history_age_ms: choices.of(&[1_000, 5_000, 60_000]),
-        history_bytes_max: choices.of(&[0, 2 * KIB, 16 * KIB, 1 << 30, 1 << 30, 1 << 30]),
+        history_bytes_max: choices.of(&[1, 2 * KIB, 16 * KIB, 1 << 30, 1 << 30, 1 << 30]),
         sse_heartbeat_ms: choices.of(&[200, 1000, 15_000]),
         log_lines_per_second: 1,
         ..Limits::default()

@@ -77,7 +77,9 @@ impl<K: Kernel> Shards<K> {
     /// If a shard cannot begin, which it always can here.
     pub fn start_on(plan: &ShardsPlan, world: &Rc<RefCell<World>>, around: impl Fn(SimKernel) -> K) -> Self {
         let limits = Arc::new(plan.limits.clone());
-        let shared = Shared::new(plan.shards, limits.connections_max, limits.queued_bytes_max, limits.topics_max, limits.history_bytes_max);
+        // 0 is worked out from the machine's memory by the real process.
+        let history_bytes_max = if limits.history_bytes_max > 0 { limits.history_bytes_max } else { 1 << 30 };
+        let shared = Shared::new(plan.shards, limits.connections_max, limits.queued_bytes_max, limits.topics_max, history_bytes_max);
         let placement = Placement::new(plan.shards, (plan.seed, !plan.seed));
         let counters: Vec<Arc<Counters>> = (0..plan.shards).map(|_| Arc::default()).collect();
         let now = world.borrow().now;

@@ -12,7 +12,7 @@ pub mod response;
 pub use chunked::{ChunkError, ChunkedDecoder, Dechunked};
 pub use head::{Body, Head, HeadError, HeadStorage, head_end, parse_head};
 pub use query::{TopicsError, query_pairs, topic_names};
-pub use response::{Response, reason};
+pub use response::{Response, error_code, reason};
 
 /// Whether the bytes are a token (RFC 9110 section 5.6.2): methods, header names, subprotocols.
 pub(in crate::proto) fn is_token(bytes: &[u8]) -> bool {

@@ -5,7 +5,7 @@
 use std::io::Write;
 
 use super::is_token;
-use crate::proto::json::push_string;
+use crate::proto::publish::ErrorBody;
 
 /// A response under construction.
 ///
@@ -39,12 +39,10 @@ impl Response {
         Self { status, lines: Vec::new(), body: Vec::new(), head_only: false, ends_by_close: false }
     }
 
-    /// An error with a JSON body: `{"error":{"status":404,"message":"…"}}`.
+    /// An error with a JSON body: `{"error":{"code":"not_found","message":"…"}}`.
     pub fn error(status: u16, message: &str) -> Self {
-        let mut body = Vec::with_capacity(48 + message.len());
-        push(&mut body, format_args!("{{\"error\":{{\"status\":{status},\"message\":"));
-        push_string(&mut body, message);
-        body.extend_from_slice(b"}}\n");
+        let mut body = Vec::with_capacity(64 + message.len());
+        ErrorBody { code: error_code(status), message, retry_ms: None }.encode(&mut body);
         Self { body, ..Self::new(status).header("Content-Type", "application/json") }
     }
 
@@ -160,6 +158,27 @@ pub const fn reason(status: u16) -> &'static str {
     }
 }
 
+/// The word for `code` of [`ErrorBody`] when the status says all there is to say; `error` for one that the gateway never sends.
+pub const fn error_code(status: u16) -> &'static str {
+    match status {
+        400 => "bad_request",
+        401 => "unauthorized",
+        403 => "forbidden",
+        404 => "not_found",
+        405 => "method_not_allowed",
+        408 => "timeout",
+        413 => "too_large",
+        426 => "upgrade_required",
+        429 => "too_many_requests",
+        431 => "head_too_large",
+        500 => "internal",
+        501 => "not_implemented",
+        503 => "unavailable",
+        505 => "version_not_supported",
+        _ => "error",
+    }
+}
+
 /// Appends a header value that cannot leave its line: see [`Response::header`].
 pub(in crate::proto) fn push_header_value(out: &mut Vec<u8>, value: &[u8]) {
     out.extend(value.iter().map(|&byte| if byte.is_ascii_control() && byte != b'\t' { b' ' } else { byte }));
@@ -228,8 +247,8 @@ mod tests {
     fn errors_are_json_with_every_string_escaped() {
         check(
             Response::error(400, "a \"b\" \\ \r\n\t\0\x1f\x7f ü🦀"),
-            "HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\nContent-Length: 80\r\n\r\n\
-             {\"error\":{\"status\":400,\"message\":\"a \\\"b\\\" \\\\ \\r\\n\\t\\u0000\\u001f\\u007f ü🦀\"}}\n",
+            "HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\nContent-Length: 88\r\n\r\n\
+             {\"error\":{\"code\":\"bad_request\",\"message\":\"a \\\"b\\\" \\\\ \\r\\n\\t\\u0000\\u001f\\u007f ü🦀\"}}\n",
         );
     }
 
@@ -261,9 +280,10 @@ mod tests {
     }
 
     #[test]
-    fn every_status_the_gateway_sends_has_its_phrase() {
+    fn every_status_the_gateway_sends_has_its_phrase_and_every_error_its_word() {
         for status in [101, 200, 204, 400, 401, 403, 404, 405, 408, 413, 426, 429, 431, 500, 501, 503, 505] {
             assert_ne!(reason(status), "Unknown", "{status}");
+            assert_eq!(error_code(status) == "error", status < 400, "{status}");
         }
     }
 }

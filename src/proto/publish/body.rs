@@ -11,6 +11,7 @@ use serde::de::{self, Deserializer, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::key::{Key, KeyError};
+use crate::proto::http::error_code;
 use crate::proto::json::compact;
 use crate::proto::position::TOPICS_MAX;
 use crate::proto::sse::{EventName, EventNameError};
@@ -136,8 +137,7 @@ impl BodyError {
     pub const fn code(&self) -> &'static str {
         match self {
             Self::Empty | Self::NotUtf8 { .. } | Self::NotJson { .. } => "bad_json",
-            Self::Shape { .. } => "bad_request",
-            Self::TooManyItems { .. } => "too_large",
+            Self::Shape { .. } | Self::TooManyItems { .. } => error_code(self.status()),
         }
     }
 
@@ -243,7 +243,7 @@ impl ItemError {
 
     /// The word for `code` of [`ErrorBody`](super::ErrorBody).
     pub const fn code(&self) -> &'static str {
-        if matches!(self.fault, ItemFault::TooLarge { .. }) { "too_large" } else { "bad_request" }
+        error_code(self.status())
     }
 }
 
