@@ -132,10 +132,11 @@ impl Shared {
         self.history.load(Ordering::Relaxed) > self.history_bytes_max as i64 && mine > self.history_bytes_max / self.loads.len() as u64
     }
 
-    /// Whether queued messages take more memory than allowed. Histories lie in the same memory and have a bound of their own, so what is queued may be that
-    /// much more.
+    /// Whether queued messages take more memory than allowed. Histories lie in the same memory, in segments that may be twice as
+    /// large, and have a bound of their own.
     pub fn is_over_memory(&self) -> bool {
-        self.memory.bytes() as u64 > self.queued_bytes_max + self.history_bytes_max
+        let histories = (2 * self.history_bytes()).min(self.history_bytes_max);
+        self.memory.bytes() as u64 > self.queued_bytes_max.saturating_add(histories)
     }
 }
 

@@ -30,7 +30,7 @@ impl Default for SimRingSize {
 pub(super) struct Later {
     pub(super) at: Time,
     /// Not before the shard has entered the kernel so often.
-    pub(super) enters: u64,
+    pub(super) turns: u64,
     pub(super) deed: Deed,
 }
 
@@ -70,7 +70,7 @@ pub(super) struct Ring {
     /// The link of the last operation of each slot.
     pub(super) by_slot: Vec<u32>,
     pub(super) later: Vec<Later>,
-    pub(super) enters: u64,
+    pub(super) turns: u64,
     pub(super) entered: Option<Entered>,
     completions: VecDeque<Completion>,
     overflow: VecDeque<Completion>,
@@ -97,7 +97,7 @@ impl Ring {
             ready: Vec::new(),
             by_slot: Vec::new(),
             later: Vec::new(),
-            enters: 0,
+            turns: 0,
             entered: None,
             completions: VecDeque::new(),
             overflow: VecDeque::new(),
@@ -176,7 +176,7 @@ impl Ring {
 
     /// When something happens here by itself next.
     pub(super) fn next_deed(&self) -> Option<Time> {
-        self.later.iter().filter(|later| later.enters <= self.enters).map(|later| later.at).min()
+        self.later.iter().filter(|later| later.turns <= self.turns).map(|later| later.at).min()
     }
 
     /// Completions that wait to be taken out.

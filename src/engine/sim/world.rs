@@ -284,7 +284,6 @@ impl World {
 
     pub(super) fn enter(&mut self, shard: ShardId, wait: Wait, gather: GatherWait) {
         let index = shard.index();
-        self.rings[index].enters += 1;
         let mut queue = std::mem::take(&mut self.rings[index].queue);
         for (token, op) in queue.drain(..) {
             self.begin(shard, token, op);
@@ -301,6 +300,7 @@ impl World {
         let now = self.now;
         let ring = &mut self.rings[shard.index()];
         ring.entered = None;
+        ring.turns += 1;
         let before = completions.len();
         ring.reap(completions, now);
         for completion in &completions[before..] {
@@ -385,7 +385,7 @@ impl World {
     fn later(&mut self, shard: ShardId, deed: Deed) {
         let nanos = self.choices.below(LATE.as_nanos() as usize) as u64;
         let at = self.now + Duration::from_nanos(nanos);
-        self.rings[shard.index()].later.push(Later { at, enters: 0, deed });
+        self.rings[shard.index()].later.push(Later { at, turns: 0, deed });
     }
 
     /// Notes which slot operates on which link; the link of a descriptor.
@@ -448,7 +448,7 @@ impl World {
         let mut at = 0;
         while at < self.rings[index].later.len() {
             let ring = &mut self.rings[index];
-            if ring.later[at].at <= self.now && ring.later[at].enters <= ring.enters {
+            if ring.later[at].at <= self.now && ring.later[at].turns <= ring.turns {
                 let later = ring.later.remove(at);
                 self.act(index, later.deed);
             } else {
@@ -710,8 +710,8 @@ impl World {
         self.free_fds.push(Reverse(index));
         if let (true, Some(owner), Some(token)) = (ghost, owner, last_recv) {
             let ring = &mut self.rings[owner.index()];
-            // The slot is free from the second enter on: the first one reports the close.
-            ring.later.push(Later { at: self.now, enters: ring.enters + 2, deed: Deed::Ghost(token) });
+            // The slot is free from the second turn on: the first one reports the close.
+            ring.later.push(Later { at: self.now, turns: ring.turns + 2, deed: Deed::Ghost(token) });
         }
     }
 }
