@@ -6,7 +6,7 @@ use super::feed::FeedKey;
 use super::peers::ShardMessage;
 use super::seats::Guest;
 use super::session::State;
-use super::topic::{AwaySide, HomeSide, Role, Topic, Uplink};
+use super::topic::{AwaySide, Role, Topic, Uplink};
 use super::{Gateway, Shared};
 use crate::engine::driver::Driver;
 use crate::engine::log::Log;
@@ -137,7 +137,7 @@ impl<D: Driver> Gateway<D> {
         }
         let log = new_log(&self.limits, &self.shared);
         let base = self.past.base_of(name.as_str());
-        let key = self.topics.insert(name, Topic::new(Role::Home(HomeSide::default()), log, base));
+        let key = self.topics.insert(name, Topic::new(Role::Home(Box::default()), log, base));
         self.counters.topics.add(1);
         Some(key)
     }

@@ -74,7 +74,7 @@ impl Uplink {
 }
 
 pub(super) enum Role {
-    Home(HomeSide),
+    Home(Box<HomeSide>),
     Away(Box<AwaySide>),
 }
 

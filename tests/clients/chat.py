@@ -204,7 +204,7 @@ async def wscat_chats_from_the_command_line(gateway):
 
 
 async def the_readme_s_tour_works(gateway):
-    """The section "tour" of the README, to the letter but for the ports: wscat and the Python program chat, and curl looks on."""
+    """The section "tour" of the README, to the letter but for the ports: wscat and the Python program chat, and curl looks on, reads the stream and publishes."""
     readme = harness.ROOT / "README.md"
     found = re.search(r"^## [^\n]*tour.*?(?=^## )", readme.read_text(), re.M | re.S | re.I) if readme.exists() else None
     if not found:
@@ -233,11 +233,21 @@ async def the_readme_s_tour_works(gateway):
     finally:
         wscat.stdin.close()
         await asyncio.wait_for(wscat.wait(), WAIT)
+    streams = []
     for line in commands:
-        if line.startswith("curl"):
+        if line.startswith("curl -N"):
+            # It does not end by itself: it must show what the next ones publish, after what was said before.
+            streams.append(await start(*shlex.split(line), "-sS", "--fail"))
+            await asyncio.wait_for(streams[-1].stdout.readuntil(b"data: hello from Python"), WAIT)
+        elif line.startswith("curl"):
             curl = await start(*shlex.split(line), "-sS", "--fail")
             output, _ = await asyncio.wait_for(curl.communicate(), WAIT)
             assert curl.returncode == 0 and output, f"{line}: exit code {curl.returncode}, {output}"
+    assert streams, "the tour has no stream of events"
+    for stream in streams:
+        await asyncio.wait_for(stream.stdout.readuntil(b"data: hello by HTTP"), WAIT)
+        stream.kill()
+        await stream.wait()
 
 
 CASES = [
