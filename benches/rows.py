@@ -33,7 +33,7 @@ TRAFFIC = ("cpu", "rate", "p50", "p99")
 
 class Row(NamedTuple):
     what: str
-    # For `shardcast bench`. HALF is half of the messages/s that one shard did with one in flight, which is measured first.
+    # For `shardcast bench`. EVENTS is the server's template of event streams. HALF is half of the messages/s that one shard did with one in flight, which is measured first.
     words: str
     figures: tuple = TRAFFIC
     servers: tuple = ALL
@@ -80,6 +80,12 @@ ALSO = {
     "size64k": Row("64 KiB to 1,000, 4 in flight", "fanout -c 1000 --payload 65536 --in-flight 4", TRAFFIC, THREE),
     "shards1": Row("1 shard, 2 CPUs with the load", SHARDS, ("cpu", "p50", "p99"), ("shardcast",), shared=True),
     "shards2": Row("2 shards, 2 CPUs with the load", SHARDS, ("cpu", "p50", "p99"), ("shardcast",), shards=2, shared=True, than="shards1"),
+    "one_text": Row("one with text", f"{MAIN['one'].words} --text", TRAFFIC, ("shardcast",)),
+    "sse": Row("1,000 event streams in a room, 1 in flight", "fanout -c 1001 --in-flight 1 --events EVENTS", TRAFFIC, ("shardcast",), than="one_text"),
+    "pair_text": Row("pair with text", f"{MAIN['pair'].words} --text", MAIN["pair"].figures, ("shardcast",)),
+    "sse_pair": Row(
+        "a publisher and an event stream", "fanout -c 2 --in-flight 1 --events EVENTS", MAIN["pair"].figures, ("shardcast",), than="pair_text",
+    ),
     "alloc_rooms": Row("rooms, mimalloc and system", MAIN["rooms"].words, (*TRAFFIC, "pss"), BOTH_ALLOCATORS),
     "alloc_deep": Row("deep, mimalloc and system", MAIN["deep"].words, (*TRAFFIC, "pss"), BOTH_ALLOCATORS),
     "alloc_storm5": Row("storm5, mimalloc and system", MAIN["storm5"].words, ("cpu", "p50", "p99", "pss"), BOTH_ALLOCATORS),
@@ -92,5 +98,6 @@ GROUPS = {
     "grow": ("grow100", "one", "grow10000"),
     "size": ("size1k", "size4k", "large", "size64k"),
     "shards": ("shards1", "shards2"),
+    "events": ("one_text", "sse", "pair_text", "sse_pair"),
     "alloc": ("alloc_rooms", "alloc_deep", "alloc_storm5"),
 }

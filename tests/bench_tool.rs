@@ -51,6 +51,10 @@ fn rooms(gateway: &Gateway) -> String {
     format!("ws://127.0.0.1:{}/ws?room=r{{room}}", gateway.port)
 }
 
+fn events(gateway: &Gateway) -> String {
+    format!("http://127.0.0.1:{}/events?topic=r{{room}}", gateway.port)
+}
+
 fn number(value: &Value) -> u64 {
     value.as_u64().unwrap_or_else(|| panic!("{value} is no count"))
 }
@@ -88,6 +92,29 @@ fn fanout_in_an_open_loop_sends_what_is_due() {
     let sent: u64 = report["seconds"].as_array().expect("an array").iter().map(|second| number(&second["published"])).sum();
     assert_eq!(sent + number(&report["unsent"]), 240, "200 a second over 1.2 s");
     assert_eq!(number(&report["latency"]["count"]), 200 * 20, "every delivery of what was due in the window");
+}
+
+#[test]
+fn event_streams_are_checked_as_websockets_are() {
+    let gateway = gateway().start();
+    let (url, events) = (rooms(&gateway), events(&gateway));
+    let words = ["fanout", "--url", &url, "--events", &events, "-c", "60", "--rooms", "3", "--publishers", "2"];
+    for more in
+        [&["--in-flight", "4", "--threads", "2"][..], &["--rate", "600", "--churn", "100"], &["--rate", "300", "--payload", "20000"]]
+    {
+        let report = bench(&[&words[..], more, &["-d", "1", "--warmup", "0.2", "--total-order", "--json"]].concat()).passed();
+        assert_eq!((&report["receivers"], &report["text"]), (&serde_json::json!("events"), &serde_json::json!(true)));
+        assert_eq!(report["events"].as_str(), Some(events.as_str()));
+        assert_eq!((number(&report["stalls"]), number(&report["foreign"])), (0, 0), "{report:#}");
+        assert_eq!((number(&report["total_order"]["rooms"]), number(&report["total_order"]["different"])), (3, 0));
+        // Two of the 20 in a room are WebSockets: their deliveries count, their latencies do not.
+        let (deliveries, latencies) = (number(&report["deliveries"]), number(&report["latency"]["count"]));
+        assert!(deliveries > 100 && latencies > 0 && latencies < deliveries, "{report:#}");
+        assert_eq!(number(&report["churned"]) > 0, more.contains(&"--churn"));
+    }
+    gateway.wait_for_connections(0);
+    let run = bench(&["fanout", "--url", &url, "--events", &format!("http://127.0.0.1:{}/nowhere", gateway.port), "-c", "2"]);
+    assert!(run.code == Some(1) && run.stderr.contains("404 Not Found': not an event stream"), "{}", run.stderr);
 }
 
 #[test]

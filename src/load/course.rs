@@ -20,8 +20,9 @@ use super::plan::{Plan, Pressure, Scenario};
 use super::server::{self, Cpu};
 use super::shared::{Ear, Schedule, Shared};
 use super::storm::{self, Cycle};
+use super::target::Target;
 use super::traffic::{self, Report};
-use super::wire::{self, Refusal};
+use super::wire::{self, Awaits, Refusal, Request};
 use super::worker;
 use crate::time::Time;
 
@@ -38,7 +39,12 @@ pub fn run(plan: Plan, host: Host) -> Result<Outcome, LoadError> {
     if let Some(pid) = plan.server_pid {
         server::check(pid)?;
     }
-    look(&plan)?;
+    // The last client's place: in a slow run it is no publisher, and its room exists in any case. With event streams it is one, the first is none.
+    let client = plan.connections - 1;
+    look(plan.target_of(client), Request::of(&plan, client))?;
+    if plan.events.is_some() {
+        look(&plan.target, Request::of(&plan, 0))?;
+    }
     let plan = Arc::new(plan);
     let (shared, ears) =
         Shared::new(&plan).map_err(|error| LoadError::Failed(format!("sockets between threads cannot be made: {}", plain(&error))))?;
@@ -49,19 +55,16 @@ pub fn run(plan: Plan, host: Host) -> Result<Outcome, LoadError> {
     }
 }
 
-/// Opens one WebSocket and drops it: says what is wrong before thousands do.
-fn look(plan: &Plan) -> Result<(), LoadError> {
-    let url = &plan.target.template;
+/// Opens one connection and drops it: says what is wrong before thousands do.
+fn look(target: &Target, request: Request) -> Result<(), LoadError> {
+    let url = &target.template;
+    let kind = if request.awaits == Awaits::Stream { "an event stream" } else { "a WebSocket" };
     let failed = |what: String| LoadError::Failed(format!("{url} {what}"));
-    let unreachable = |error: std::io::Error| {
-        failed(format!("cannot be reached at {}: {}; is the server running there?", plan.target.address, plain(&error)))
-    };
-    let mut stream = TcpStream::connect_timeout(&plan.target.address, LOOK_TIMEOUT).map_err(unreachable)?;
+    let unreachable =
+        |error: std::io::Error| failed(format!("cannot be reached at {}: {}; is the server running there?", target.address, plain(&error)));
+    let mut stream = TcpStream::connect_timeout(&target.address, LOOK_TIMEOUT).map_err(unreachable)?;
     stream.set_read_timeout(Some(LOOK_TIMEOUT)).map_err(unreachable)?;
-    // The last client's place: in a slow run it is no publisher, and its room exists in any case.
-    let client = plan.connections - 1;
-    let (request, accept) = wire::request(&plan.target.authority, &plan.target.path(plan.room(client), client), &plan.headers);
-    stream.write_all(&request).map_err(unreachable)?;
+    stream.write_all(&request.bytes).map_err(unreachable)?;
     let mut bytes = Vec::new();
     loop {
         let mut chunk = [0; 1024];
@@ -73,11 +76,11 @@ fn look(plan: &Plan) -> Result<(), LoadError> {
             }
             Err(error) => return Err(failed(format!("failed during the handshake: {}", plain(&error)))),
         }
-        match wire::answer(&bytes, &accept) {
+        match wire::answer(&bytes, &request.awaits) {
             Ok(None) => {}
             Ok(Some(_)) => return Ok(()),
             Err(refusal @ Refusal::Status(_)) => {
-                return Err(failed(format!("{refusal}: not a WebSocket at this path, or refused; check path and --header")));
+                return Err(failed(format!("{refusal}: not {kind} at this path, or refused; check path and --header")));
             }
             Err(refusal) => return Err(failed(refusal.to_string())),
         }

@@ -1,4 +1,4 @@
-//! One client's connection on its thread's runtime: it connects, opens the WebSocket, writes what is queued, and reads.
+//! One client's connection on its thread's runtime: it connects, opens the WebSocket or the event stream, writes what is queued, and reads.
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
@@ -12,7 +12,8 @@ use monoio::io::{AsyncReadRent, AsyncWriteRent, AsyncWriteRentExt, OwnedReadHalf
 use monoio::net::TcpStream;
 
 use super::plan::Plan;
-use super::wire::{self, Input, Refusal};
+use super::target::Target;
+use super::wire::{self, Awaits, Input, Refusal, Request};
 use crate::proto::ws::OpCode;
 use crate::proto::ws::frame::encode_masked_into;
 
@@ -23,7 +24,7 @@ const HEAD_BYTES: usize = 512;
 /// A queue's buffer is kept when it is no larger than this.
 const KEPT_BYTES: usize = 64 << 10;
 
-/// Why a WebSocket could not be opened.
+/// Why a WebSocket or an event stream could not be opened.
 #[derive(Debug)]
 pub(super) enum OpenError {
     Connect(io::Error),
@@ -97,27 +98,26 @@ pub(super) struct Reader {
     pub(super) input: Input,
 }
 
-/// Opens one: TCP, request, answer.
+/// Opens a client's connection, what the plan has it be: TCP, request, answer.
 pub(super) async fn open(plan: &Plan, client: u32) -> Result<(Link, Reader), OpenError> {
-    match monoio::time::timeout(OPEN_TIMEOUT, open_slowly(plan, client)).await {
+    match monoio::time::timeout(OPEN_TIMEOUT, open_slowly(plan.target_of(client), Request::of(plan, client))).await {
         Ok(outcome) => outcome,
         Err(_) => Err(OpenError::Timeout),
     }
 }
 
-async fn open_slowly(plan: &Plan, client: u32) -> Result<(Link, Reader), OpenError> {
-    let mut stream = TcpStream::connect_addr(plan.target.address).await.map_err(OpenError::Connect)?;
+async fn open_slowly(target: &Target, request: Request) -> Result<(Link, Reader), OpenError> {
+    let mut stream = TcpStream::connect_addr(target.address).await.map_err(OpenError::Connect)?;
     // Messages go out when they are due, not when the last one was acknowledged.
     stream.set_nodelay(true).map_err(OpenError::Io)?;
-    let path = plan.target.path(plan.room(client), client);
-    let (request, accept) = wire::request(&plan.target.authority, &path, &plan.headers);
-    stream.write_all(request).await.0.map_err(OpenError::Io)?;
+    stream.write_all(request.bytes).await.0.map_err(OpenError::Io)?;
     let mut input = Input::new(HEAD_BYTES);
+    input.events = request.awaits == Awaits::Stream;
     loop {
         if read(&mut stream, &mut input).await.map_err(OpenError::Io)? == 0 {
             return Err(OpenError::Ended);
         }
-        if let Some(length) = wire::answer(input.unused(), &accept).map_err(OpenError::Refused)? {
+        if let Some(length) = wire::answer(input.unused(), &request.awaits).map_err(OpenError::Refused)? {
             input.advance(length);
             break;
         }

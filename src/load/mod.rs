@@ -1,4 +1,5 @@
-//! The load generator behind `shardcast bench`: traffic against any WebSocket server, and what it did to latencies, order and the server's CPU.
+//! The load generator behind `shardcast bench`: traffic against any WebSocket server, to WebSockets or to event
+//! streams, and what it did to latencies, order and the server's CPU.
 //!
 //! [`Plan`] is what is asked for. [`run`] starts one thread per core asked for, each a runtime of its own (monoio) with its share of the connections:
 //! `worker` is that thread, `link` and `wire` one connection on it, `traffic` and `storm` what the scenarios do, `shared` the little that
@@ -9,6 +10,7 @@
 
 mod clock;
 mod course;
+mod events;
 mod host;
 mod link;
 mod measure;

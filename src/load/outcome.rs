@@ -210,6 +210,9 @@ impl Outcome {
         };
         let tally = &self.tally;
         line("target", &self.plan.target.template);
+        if let Some(events) = &self.plan.events {
+            line("events", &events.template);
+        }
         line("load", &self.plan.summary());
         line("connected", &format!("{} in {}", count(u64::from(self.plan.connections)), span(self.connect_time)));
         for (number, cycle) in self.cycles.iter().enumerate() {
@@ -228,11 +231,12 @@ impl Outcome {
                 (_, Pressure::Open { .. }) => "from the time a message was due",
                 (_, Pressure::Closed { .. }) => "from sending a message",
             };
+            let by = if self.plan.events.is_some() { ", event streams only" } else { "" };
             let percentiles: Vec<String> = PERCENTILES
                 .iter()
                 .filter_map(|(name, percent)| Some(format!("{name} {}", span(self.latencies().percentile(*percent)?))))
                 .collect();
-            line("latency", &format!("{}  ({of})", percentiles.join("  ")));
+            line("latency", &format!("{}  ({of}{by})", percentiles.join("  ")));
         }
         if self.plan.publishers > 0 {
             let Faults { lost, repeated, reordered, strayed } = tally.faults;
@@ -349,6 +353,8 @@ impl Outcome {
             put("ended", json!(tally.ends));
         }
         if traffic {
+            put("receivers", json!(plan.receivers()));
+            put("events", json!(plan.events.as_ref().map(|events| &events.template)));
             put("rooms", json!(plan.rooms));
             put("publishers_per_room", json!(plan.publishers));
             put("payload_bytes", json!(plan.payload));

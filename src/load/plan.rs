@@ -19,9 +19,12 @@ pub struct Ask {
     /// The server, as a template: {room} and {client} are replaced by numbers from 0 on
     #[arg(long, value_name = "URL")]
     url: String,
-    /// WebSockets to open [default: fanout 1000, echo 100, idle 1000, storm 1000, slow 200]
+    /// Connections to open [default: fanout 1000, echo 100, idle 1000, storm 1000, slow 200]
     #[arg(long, short = 'c', value_name = "N")]
     connections: Option<u32>,
+    /// Receivers that do not publish are event streams (`GET /events`) of this template, http://…, instead of WebSockets; messages are text then (fanout)
+    #[arg(long, value_name = "URL")]
+    events: Option<String>,
     /// Seconds that are measured (idle: held; slow: read on)
     #[arg(long, short = 'd', value_name = "S", default_value_t = 10.0)]
     duration: f64,
@@ -147,6 +150,8 @@ pub(super) enum Pressure {
 pub struct Plan {
     pub(super) scenario: Scenario,
     pub(super) target: Target,
+    /// Where those who do not publish have event streams.
+    pub(super) events: Option<Target>,
     pub(super) headers: Vec<String>,
     pub(super) connections: u32,
     pub(super) rooms: u32,
@@ -210,6 +215,12 @@ impl Plan {
             )));
         }
         let target = Target::new(&ask.url)?;
+        let events = ask.events.as_deref().map(Target::events).transpose()?;
+        if events.is_some() && scenario != Scenario::Fanout {
+            return usage(format!("--events is for fanout, not for {}", scenario.name()));
+        }
+        // Binary messages come as base64 in events, which would be another number of bytes.
+        let text = ask.text || events.is_some();
         if let Some(ports) = host.local_ports.filter(|ports| u64::from(connections) > *ports) {
             return Err(LoadError::Failed(format!(
                 "{connections} connections to one address need as many local ports, and there are {ports}: widen them (`sysctl -w net.ipv4.ip_local_port_range='1024 65535'`), or take --connections {ports}"
@@ -228,8 +239,14 @@ impl Plan {
         if rooms == 0 || rooms > connections {
             return usage(format!("--rooms is {rooms}; it must be from 1 to the number of connections, {connections}"));
         }
-        if rooms > 1 && scenario != Scenario::Echo && !target.tells_rooms_apart() {
-            return usage(format!("--rooms is {rooms}, but --url '{}' has no {{room}} that could tell them apart", target.template));
+        for (option, target) in [("--url", Some(&target)), ("--events", events.as_ref())] {
+            if let Some(target) = target
+                && rooms > 1
+                && scenario != Scenario::Echo
+                && !target.tells_rooms_apart()
+            {
+                return usage(format!("--rooms is {rooms}, but {option} '{}' has no {{room}} that could tell them apart", target.template));
+            }
         }
         let members = connections / rooms;
         if publishers > members {
@@ -261,11 +278,14 @@ impl Plan {
             _ => {}
         }
         let payload = ask.payload.unwrap_or(if scenario == Scenario::Slow { 1024 } else { 128 });
-        let least = Stamp::bytes(ask.text);
+        if events.is_some() && connections == rooms * publishers {
+            return usage(format!("--events needs receivers that do not publish, and all {connections} do; raise --connections"));
+        }
+        let least = Stamp::bytes(text);
         if payload < least || payload > 16 << 20 {
             return usage(format!(
                 "--payload is {payload}; it must be from {least} bytes, which sender, sequence and time take in {} messages, to 16 MiB",
-                if ask.text { "text" } else { "binary" }
+                if text { "text" } else { "binary" }
             ));
         }
         let pressure = match (ask.rate, ask.in_flight) {
@@ -300,12 +320,13 @@ impl Plan {
         Ok(Self {
             scenario,
             target,
+            events,
             headers: ask.headers,
             connections,
             rooms,
             publishers,
             payload,
-            text: ask.text,
+            text,
             pressure,
             total_order: ask.total_order,
             churn: ask.churn,
@@ -354,6 +375,21 @@ impl Plan {
         self.rooms * self.publishers
     }
 
+    /// Whether this connection is an event stream.
+    pub(super) fn is_stream(&self, client: u32) -> bool {
+        self.events.is_some() && self.publisher(client).is_none()
+    }
+
+    /// Where this connection goes.
+    pub(super) fn target_of(&self, client: u32) -> &Target {
+        self.events.as_ref().filter(|_| self.is_stream(client)).unwrap_or(&self.target)
+    }
+
+    /// What those who do not publish are.
+    pub(super) fn receivers(&self) -> &'static str {
+        if self.events.is_some() { "events" } else { "websocket" }
+    }
+
     /// Whether this connection stops reading.
     pub(super) fn is_slow(&self, client: u32) -> bool {
         client >= self.connections - self.slow
@@ -376,8 +412,9 @@ impl Plan {
         match self.scenario {
             Scenario::Fanout | Scenario::Slow => {
                 let churn = self.churn.map_or(String::new(), |churn| format!("; {churn} leave and come back per second"));
+                let others = if self.events.is_some() { ", the others event streams" } else { "" };
                 format!(
-                    "{} connections in {rooms}, {} publishing in each, {} B {kind}; {pressure}{churn}; {seconds} s",
+                    "{} connections in {rooms}, {} publishing in each{others}, {} B {kind}; {pressure}{churn}; {seconds} s",
                     self.connections, self.publishers, self.payload
                 )
             }
@@ -442,6 +479,13 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn with_events_those_who_do_not_publish_are_streams_and_messages_are_text() {
+        let plan = plan(&format!("fanout {URL} --events http://127.0.0.1:1/events?topic=r{{room}} -c 6 --rooms 2")).expect("it is valid");
+        assert_eq!((0..6).map(|client| plan.is_stream(client)).collect::<Vec<_>>(), [false, false, true, true, true, true]);
+        assert!(plan.text && plan.target_of(3).path(plan.room(3), 3) == "/events?topic=r1" && plan.target_of(1) == &plan.target);
+    }
+
+    #[test]
     fn publishers_are_the_first_members_of_each_room_and_known_by_number() {
         let plan = plan(&format!("fanout {URL} -c 20 --rooms 4 --publishers 2 --threads 3")).expect("it is valid");
         let mut found = Vec::new();
@@ -474,6 +518,10 @@ pub(super) mod tests {
             ("fanout --url ws://127.0.0.1:1/ws -c 5 --publishers 5 --churn 1", "do not publish"),
             ("idle --url ws://127.0.0.1:1/ws -c 30000", "30064 file descriptors"),
             ("slow --url ws://127.0.0.1:1/ws -c 10 --slow-percent 100", "publishers must read"),
+            ("idle --url ws://127.0.0.1:1/ws --events http://127.0.0.1:1/events", "not for idle"),
+            ("fanout --url ws://127.0.0.1:1/ws --events ws://127.0.0.1:1/events", "http://HOST:PORT/events"),
+            ("fanout --url ws://127.0.0.1:1/ws -c 2 --publishers 2 --events http://127.0.0.1:1/events", "do not publish"),
+            ("fanout --url ws://127.0.0.1:1/ws?room={room} --rooms 2 --events http://127.0.0.1:1/events", "--events 'http"),
         ] {
             let error = plan(words).expect_err(words).to_string();
             assert!(error.contains(says), "{words}: {error}");

@@ -1,4 +1,4 @@
-//! Where the load goes: a `ws://` URL in which `{room}` and `{client}` stand for numbers.
+//! Where the load goes: a `ws://` URL, or for event streams an `http://` one, in which `{room}` and `{client}` stand for numbers.
 
 use std::net::{SocketAddr, ToSocketAddrs};
 
@@ -23,16 +23,25 @@ enum Piece {
 }
 
 impl Target {
-    /// Takes a template apart and asks the resolver for its host.
+    /// Takes a template of WebSockets apart and asks the resolver for its host.
     pub(super) fn new(template: &str) -> Result<Self, LoadError> {
-        let wrong = |why: &str| LoadError::Usage(format!("--url '{template}' {why}; it looks like 'ws://HOST:PORT/ws?room=r{{room}}'"));
+        Self::parse(template, "--url", "ws", "ws://HOST:PORT/ws?room=r{room}")
+    }
+
+    /// The same for event streams.
+    pub(super) fn events(template: &str) -> Result<Self, LoadError> {
+        Self::parse(template, "--events", "http", "http://HOST:PORT/events?topic=r{room}")
+    }
+
+    fn parse(template: &str, option: &str, wanted: &str, example: &str) -> Result<Self, LoadError> {
+        let wrong = |why: &str| LoadError::Usage(format!("{option} '{template}' {why}; it looks like '{example}'"));
         let rest = match template.split_once("://") {
-            Some(("ws", rest)) => rest,
-            Some(("wss", _)) => {
+            Some((scheme, rest)) if scheme == wanted => rest,
+            Some(("wss" | "https", _)) => {
                 return Err(wrong("asks for TLS, which this tool does not speak: name the port behind the proxy that has it"));
             }
-            Some((scheme, _)) => return Err(wrong(&format!("begins with {scheme}://, not ws://"))),
-            None => return Err(wrong("does not begin with ws://")),
+            Some((scheme, _)) => return Err(wrong(&format!("begins with {scheme}://, not {wanted}://"))),
+            None => return Err(wrong(&format!("does not begin with {wanted}://"))),
         };
         let (authority, path) = rest.find(['/', '?']).map_or((rest, ""), |at| rest.split_at(at));
         if authority.is_empty() || authority.contains(['{', '@', '#']) {
@@ -47,9 +56,9 @@ impl Target {
         let with_port = if has_port { authority.to_owned() } else { format!("{authority}:80") };
         let address = with_port
             .to_socket_addrs()
-            .map_err(|error| LoadError::Failed(format!("the host of --url, {authority}, has no address: {error}; check its spelling")))?
+            .map_err(|error| LoadError::Failed(format!("the host of {option}, {authority}, has no address: {error}; check its spelling")))?
             .next()
-            .ok_or_else(|| LoadError::Failed(format!("the host of --url, {authority}, has no address; check its spelling")))?;
+            .ok_or_else(|| LoadError::Failed(format!("the host of {option}, {authority}, has no address; check its spelling")))?;
         Ok(Self { template: template.to_owned(), address, authority: authority.to_owned(), path })
     }
 
@@ -124,5 +133,7 @@ mod tests {
             let error = Target::new(template).expect_err(template).to_string();
             assert!(error.contains(word) && error.contains("ws://HOST:PORT"), "{error}");
         }
+        let error = Target::events("ws://127.0.0.1/events").expect_err("a WebSocket is no event stream").to_string();
+        assert!(error.starts_with("--events") && error.contains("not http://"), "{error}");
     }
 }

@@ -37,6 +37,8 @@ const DRAIN_MAX: Duration = Duration::from_secs(10);
 const CLOSE_MAX: Duration = Duration::from_secs(3);
 /// Where a read buffer ends up: several messages, within bounds.
 const BUFFER_BYTES: std::ops::RangeInclusive<usize> = 512..=16 << 10;
+/// About what an event has beside its data: the id, the fields' names, line ends.
+const EVENT_BYTES: usize = 40;
 const NORMAL_CLOSURE: [u8; 2] = 1000u16.to_be_bytes();
 
 /// What a thread tells the main thread.
@@ -51,6 +53,10 @@ struct Connection {
     client: u32,
     room: u32,
     slow: bool,
+    /// An event stream, which sends nothing.
+    stream: bool,
+    /// Its latencies count.
+    timed: bool,
     /// Leaves and comes back.
     churns: bool,
     link: RefCell<Rc<Link>>,
@@ -155,6 +161,9 @@ impl Traffic {
             client,
             room: plan.room(client),
             slow: plan.is_slow(client),
+            stream: plan.is_stream(client),
+            // With event streams, theirs alone: the publishers' own messages come back by WebSocket.
+            timed: !plan.is_slow(client) && (plan.events.is_none() || plan.is_stream(client)),
             churns: plan.churns(client),
             link: RefCell::new(Rc::new(link)),
             order: RefCell::new(Order::new(&[])),
@@ -177,10 +186,11 @@ impl Traffic {
         let joined: Box<[u32]> = if connection.slow { publishers.map(|_| 0).collect() } else { publishers.map(Publisher::join).collect() };
         *connection.order.borrow_mut() = Order::new(&joined);
         *connection.owed.borrow_mut() = if connection.slow { vec![NOTHING; joined.len()].into() } else { joined };
+        let message = plan.payload + if connection.stream { EVENT_BYTES } else { 14 };
         let busy = match plan.pressure {
             _ if plan.publishers == 0 => 0,
-            Pressure::Closed { in_flight } => (plan.payload + 14) * in_flight.min(64) as usize,
-            Pressure::Open { .. } => (plan.payload + 14) * 16,
+            Pressure::Closed { in_flight } => message * in_flight.min(64) as usize,
+            Pressure::Open { .. } => message * 16,
         };
         reader.input.resize(busy.next_power_of_two().clamp(*BUFFER_BYTES.start(), *BUFFER_BYTES.end()));
         self.worker.shared.open.fetch_add(1, Ordering::AcqRel);
@@ -237,10 +247,11 @@ impl Traffic {
                     tally.pings += 1;
                     connection.link.borrow().send(OpCode::Pong, payload);
                 }
-                Ok(Some(Incoming::Pong)) => {}
+                // What is missing behind a gap is found by its numbers.
+                Ok(Some(Incoming::Pong | Incoming::Gap)) => {}
                 Ok(Some(Incoming::Close(code))) => {
                     // One that leaves has sent its own.
-                    if connection.departure.get().is_none() {
+                    if connection.departure.get().is_none() && !connection.stream {
                         let code = code.map(u16::to_be_bytes);
                         connection.link.borrow().send(OpCode::Close, code.as_ref().map_or(&[], |code| code));
                     }
@@ -275,7 +286,7 @@ impl Traffic {
             Seen::Old => tally.old(connection.slow, connection.client, stamp.publisher, stamp.sequence),
         }
         self.land(connection, place as usize, stamp.sequence);
-        if !connection.slow {
+        if connection.timed {
             let latency = now.since(stamp.due);
             deliveries.worst = deliveries.worst.max(latency);
             if self.schedule.get().is_some_and(|schedule| schedule.measures(stamp.due)) {
@@ -550,9 +561,13 @@ impl Traffic {
     async fn close(&self) {
         let connections = self.connections.take();
         for connection in &connections {
-            if connection.end.borrow().is_none() {
+            if connection.end.borrow().is_none() && !connection.stream {
                 connection.link.borrow().send(OpCode::Close, &NORMAL_CLOSURE);
             }
+        }
+        for connection in connections.iter().filter(|connection| connection.stream) {
+            let link = connection.link.borrow().clone();
+            link.shut_write().await;
         }
         let limit = self.now() + CLOSE_MAX;
         while self.now() < limit && connections.iter().any(|connection| connection.end.borrow().is_none()) {

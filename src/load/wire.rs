@@ -1,4 +1,4 @@
-//! WebSocket from the client's side, without I/O: the opening handshake, and frames out of a buffer that bytes are added to.
+//! WebSocket and event streams from the client's side, without I/O: the opening handshake, and messages out of a buffer that bytes are added to.
 //!
 //! Each connection has a buffer of its own. On a ring the kernel holds a buffer for as long as a read waits, so that connections cannot
 //! share one; it is small until a larger frame comes.
@@ -8,6 +8,8 @@ use std::fmt;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 
+use super::events::{self, Event};
+use super::plan::Plan;
 use crate::proto::ws::handshake::accept_key;
 use crate::proto::ws::{FrameHeader, OpCode};
 
@@ -23,6 +25,8 @@ pub(super) enum Refusal {
     Status(String),
     /// 101, but without the Sec-WebSocket-Accept that belongs to our key.
     WrongAccept,
+    /// 200, but no event stream, or one in a coding that this tool does not read.
+    NoStream(&'static str),
     /// No HTTP at all: what came instead, shortened.
     NotHttp(String),
 }
@@ -32,29 +36,69 @@ impl fmt::Display for Refusal {
         match self {
             Self::Status(line) => write!(f, "answered '{line}'"),
             Self::WrongAccept => f.write_str("answered 101 without the right Sec-WebSocket-Accept"),
+            Self::NoStream(why) => write!(f, "answered 200, but {why}"),
             Self::NotHttp(start) => write!(f, "answered {start:?}, which is not HTTP"),
         }
     }
 }
 
-/// The request that opens a WebSocket, and the Sec-WebSocket-Accept that its answer must have.
-pub(super) fn request(authority: &str, path: &str, headers: &[String]) -> (Vec<u8>, [u8; 28]) {
-    let mut nonce = [0; 16];
-    fastrand::fill(&mut nonce);
-    let key = BASE64_STANDARD.encode(nonce);
-    let mut text = format!(
-        "GET {path} HTTP/1.1\r\nHost: {authority}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n"
-    );
+/// What opens a connection, and the answer to it that is right.
+#[derive(Debug)]
+pub(super) struct Request {
+    pub(super) bytes: Vec<u8>,
+    pub(super) awaits: Awaits,
+}
+
+/// The answer that opens a connection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Awaits {
+    /// 101, with this Sec-WebSocket-Accept.
+    Upgrade([u8; 28]),
+    /// 200, and an event stream up to the end of the connection.
+    Stream,
+}
+
+impl Request {
+    /// A client's, for what the plan has it be.
+    pub(super) fn of(plan: &Plan, client: u32) -> Self {
+        let target = plan.target_of(client);
+        let path = target.path(plan.room(client), client);
+        if plan.is_stream(client) {
+            Self::stream(&target.authority, &path, &plan.headers)
+        } else {
+            Self::upgrade(&target.authority, &path, &plan.headers)
+        }
+    }
+
+    /// For a WebSocket.
+    pub(super) fn upgrade(authority: &str, path: &str, headers: &[String]) -> Self {
+        let mut nonce = [0; 16];
+        fastrand::fill(&mut nonce);
+        let key = BASE64_STANDARD.encode(nonce);
+        let text = format!(
+            "GET {path} HTTP/1.1\r\nHost: {authority}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n"
+        );
+        Self { bytes: with_headers(text, headers), awaits: Awaits::Upgrade(accept_key(key.as_bytes())) }
+    }
+
+    /// For an event stream.
+    pub(super) fn stream(authority: &str, path: &str, headers: &[String]) -> Self {
+        let text = format!("GET {path} HTTP/1.1\r\nHost: {authority}\r\nAccept: text/event-stream\r\nCache-Control: no-store\r\n");
+        Self { bytes: with_headers(text, headers), awaits: Awaits::Stream }
+    }
+}
+
+fn with_headers(mut text: String, headers: &[String]) -> Vec<u8> {
     for header in headers {
         text.push_str(header);
         text.push_str("\r\n");
     }
     text.push_str("\r\n");
-    (text.into_bytes(), accept_key(key.as_bytes()))
+    text.into_bytes()
 }
 
-/// The length of the head of a 101 answer, once it is whole.
-pub(super) fn answer(bytes: &[u8], accept: &[u8; 28]) -> Result<Option<usize>, Refusal> {
+/// The length of the head of the answer that is waited for, once it is whole.
+pub(super) fn answer(bytes: &[u8], awaits: &Awaits) -> Result<Option<usize>, Refusal> {
     let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
     let mut response = httparse::Response::new(&mut headers);
     let whole = match response.parse(bytes) {
@@ -65,15 +109,24 @@ pub(super) fn answer(bytes: &[u8], accept: &[u8; 28]) -> Result<Option<usize>, R
         }
     };
     let code = response.code.unwrap_or(0);
-    if code != 101 {
+    let expected = if *awaits == Awaits::Stream { 200 } else { 101 };
+    if code != expected {
         let reason = response.reason.unwrap_or("");
         return Err(Refusal::Status(format!("HTTP/1.{} {code} {reason}", response.version.unwrap_or(1)).trim_end().to_owned()));
     }
-    let accepted = response
-        .headers
-        .iter()
-        .any(|header| header.name.eq_ignore_ascii_case("sec-websocket-accept") && header.value.trim_ascii() == accept);
-    if accepted { Ok(Some(whole)) } else { Err(Refusal::WrongAccept) }
+    let has = |name: &str, is: &dyn Fn(&[u8]) -> bool| {
+        response.headers.iter().any(|header| header.name.eq_ignore_ascii_case(name) && is(header.value.trim_ascii()))
+    };
+    match awaits {
+        Awaits::Upgrade(accept) if !has("sec-websocket-accept", &|value| value == accept) => Err(Refusal::WrongAccept),
+        Awaits::Stream if !has("content-type", &|value| value.starts_with(b"text/event-stream")) => {
+            Err(Refusal::NoStream("it is no event stream: the Content-Type is another"))
+        }
+        Awaits::Stream if has("transfer-encoding", &|_| true) => {
+            Err(Refusal::NoStream("it comes in chunks, which this tool does not take apart"))
+        }
+        Awaits::Upgrade(_) | Awaits::Stream => Ok(Some(whole)),
+    }
 }
 
 /// What the server sent.
@@ -82,8 +135,10 @@ pub(super) enum Incoming<'a> {
     Message(&'a [u8]),
     Ping(&'a [u8]),
     Pong,
-    /// Its code, when it gave one.
+    /// The server ends it. Its code, when it gave one.
     Close(Option<u16>),
+    /// Messages are missing, the server says.
+    Gap,
 }
 
 /// The received bytes of one connection that are not yet used up.
@@ -98,6 +153,8 @@ pub(super) struct Input {
     fragments: Option<Vec<u8>>,
     /// A message of fragments that was handed out last, to be thrown away.
     whole: Vec<u8>,
+    /// It is an event stream, not frames.
+    pub(super) events: bool,
 }
 
 impl Input {
@@ -145,6 +202,32 @@ impl Input {
     /// # Errors
     /// How the server breaks RFC 6455.
     pub(super) fn next(&mut self) -> Result<Option<Incoming<'_>>, String> {
+        if self.events { self.next_event() } else { self.next_frame() }
+    }
+
+    /// The next event that is for us.
+    fn next_event(&mut self) -> Result<Option<Incoming<'_>>, String> {
+        // A buffer that is full without a whole event in it is doubled: an event does not say how long it is.
+        self.wanted = 0;
+        loop {
+            let bytes = &self.bytes[self.at..];
+            let Some((Event { name, data }, length)) = events::first(bytes) else {
+                if bytes.len() as u64 > FRAME_BYTES_MAX {
+                    return Err(format!("an event is over this tool's {FRAME_BYTES_MAX} bytes"));
+                }
+                return Ok(None);
+            };
+            self.at += length;
+            match (name, data) {
+                (_, None) | (b"shardcast:open", _) => {}
+                (b"shardcast:gap", _) => return Ok(Some(Incoming::Gap)),
+                (b"shardcast:bye", Some(data)) => return Ok(Some(Incoming::Close(events::bye_code(data)))),
+                (_, Some(data)) => return Ok(Some(Incoming::Message(data))),
+            }
+        }
+    }
+
+    fn next_frame(&mut self) -> Result<Option<Incoming<'_>>, String> {
         loop {
             let bytes = &self.bytes[self.at..];
             let Some((header, header_len)) = FrameHeader::parse(bytes).map_err(|error| error.to_string())? else {
@@ -204,6 +287,7 @@ mod tests {
             Incoming::Ping(payload) => format!("ping {}", payload.len()),
             Incoming::Pong => "pong".to_owned(),
             Incoming::Close(code) => format!("close {code:?}"),
+            Incoming::Gap => "gap".to_owned(),
         }
     }
 
@@ -235,6 +319,29 @@ mod tests {
     }
 
     #[test]
+    fn events_are_found_however_they_are_cut() {
+        let long = "d".repeat(5000);
+        let bytes = format!(
+            "retry: 5\n\nid: k.0\nevent: shardcast:open\ndata: {{}}\n\nid: k.1\ndata: abc\n\n:\n\nid: k.5\nevent: shardcast:gap\ndata: {{}}\n\ndata: {long}\n\nid: k.6\nevent: shardcast:bye\ndata: {{\"code\":4503}}\n\n"
+        );
+        for step in [1, 2, 3, 7, 64, bytes.len()] {
+            let mut input = Input { events: true, ..Input::new(16) };
+            let mut found = Vec::new();
+            for chunk in bytes.as_bytes().chunks(step) {
+                let mut lent = input.lend();
+                assert!(lent.capacity() > lent.len());
+                lent.extend_from_slice(chunk);
+                input.put_back(lent);
+                while let Some(incoming) = input.next().expect("the bytes are valid") {
+                    found.push(describe(&incoming));
+                }
+            }
+            assert_eq!(found, ["message 3", "gap", "message 5000", "close Some(4503)"], "in steps of {step}");
+            assert!(input.unused().is_empty());
+        }
+    }
+
+    #[test]
     fn what_no_server_may_send_is_an_error() {
         for bytes in
             [&[0x81, 0x80, 0, 0, 0, 0][..], &[0x80, 0x00], &[0xc1, 0x00], &[0x01, 0x00, 0x81, 0x00], &[0x82, 127, 0, 0, 1, 0, 0, 0, 0, 0]]
@@ -247,7 +354,7 @@ mod tests {
 
     #[test]
     fn an_answer_is_taken_when_it_is_whole_and_right() {
-        let accept = accept_key(b"dGhlIHNhbXBsZSBub25jZQ==");
+        let accept = Awaits::Upgrade(accept_key(b"dGhlIHNhbXBsZSBub25jZQ=="));
         let good = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nsec-websocket-accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
         assert_eq!(answer(good, &accept), Ok(Some(good.len())));
         for cut in 0..good.len() {
@@ -256,14 +363,25 @@ mod tests {
         assert_eq!(answer(b"HTTP/1.1 101 X\r\n\r\n", &accept), Err(Refusal::WrongAccept));
         assert_eq!(answer(b"HTTP/1.1 404 Not Found\r\n\r\n", &accept), Err(Refusal::Status("HTTP/1.1 404 Not Found".to_owned())));
         assert!(matches!(answer(b"SSH-2.0-OpenSSH_9\r\n", &accept), Err(Refusal::NotHttp(_))));
+
+        let stream = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n";
+        assert_eq!(answer(stream, &Awaits::Stream), Ok(Some(stream.len())));
+        assert!(matches!(answer(stream, &accept), Err(Refusal::Status(_))));
+        assert!(matches!(answer(b"HTTP/1.1 200 OK\r\n\r\n", &Awaits::Stream), Err(Refusal::NoStream(_))));
+        assert!(matches!(answer(good, &Awaits::Stream), Err(Refusal::Status(_))));
     }
 
     #[test]
     fn a_request_says_what_it_was_given() {
-        let (bytes, accept) = request("host:1", "/ws?room=r1", &["X-Token: t".to_owned()]);
+        let Request { bytes, awaits } = Request::upgrade("host:1", "/ws?room=r1", &["X-Token: t".to_owned()]);
         let text = String::from_utf8(bytes).expect("it is ASCII");
         assert!(text.starts_with("GET /ws?room=r1 HTTP/1.1\r\nHost: host:1\r\n") && text.ends_with("\r\nX-Token: t\r\n\r\n"), "{text}");
         let key = text.split("Sec-WebSocket-Key: ").nth(1).and_then(|rest| rest.split("\r\n").next()).expect("it has a key");
-        assert_eq!(accept, accept_key(key.as_bytes()));
+        assert_eq!(awaits, Awaits::Upgrade(accept_key(key.as_bytes())));
+
+        let Request { bytes, awaits } = Request::stream("host:1", "/events?topic=a", &["X-Token: t".to_owned()]);
+        let text = String::from_utf8(bytes).expect("it is ASCII");
+        assert!(text.starts_with("GET /events?topic=a HTTP/1.1\r\nHost: host:1\r\n") && text.ends_with("\r\nX-Token: t\r\n\r\n"), "{text}");
+        assert_eq!(awaits, Awaits::Stream);
     }
 }

@@ -55,7 +55,9 @@ impl Traffic {
             self.worker.shared.clock.wait_until(due).await;
             // Who is away, or gone for good, has its turn later.
             if let Some(connection) = round.by_ref().take(receivers.len()).find(|connection| connection.end.borrow().is_none()) {
-                self.leave(connection, if number.is_multiple_of(2) { Departure::Close } else { Departure::Reset });
+                // A reader of events has no word for it.
+                let says_so = number.is_multiple_of(2) && !connection.stream;
+                self.leave(connection, if says_so { Departure::Close } else { Departure::Reset });
             }
         }
     }
