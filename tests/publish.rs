@@ -214,6 +214,11 @@ fn receipts_count_the_subscribers_of_all_shards_and_forms() {
     assert_eq!(refusal(&raw::http(gateway.port, &post("/publish?topic=a&ack=stored", "", b"x"))), (400, "bad_request".into()));
     assert_eq!(publish(&gateway, "/publish?topic=a&ack=sent", b"x")["subscribers"], 0, "nobody listens, nothing is kept");
     gateway.wait_for_no_topics();
+    let keyed = post("/publish?topic=a", "Idempotency-Key: once\r\n", b"x");
+    for _ in 0..2 {
+        assert_eq!(raw::http(gateway.port, &keyed).status, 200);
+        gateway.wait_for_no_topics();
+    }
 }
 
 /// One reader that does not read: its shard has not handed everything over, the others have.

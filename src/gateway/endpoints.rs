@@ -10,7 +10,7 @@ use crate::proto::topic::TopicName;
 use crate::proto::ws::handshake::{self, HandshakeError, Upgrade};
 
 use super::close_cause::CloseCause;
-use super::polls::Poll;
+use super::polls::{Poll, for_origin};
 use super::publishing::{Ack, Framing, Receipts, Upload, What};
 use super::streams::{Kind, Stream};
 use crate::limits::Limits;
@@ -205,22 +205,17 @@ fn topics(head: &Head<'_, '_>) -> Result<(Vec<TopicName>, Option<Starts>), Strin
     let id = head.header("last-event-id").map(|id| String::from_utf8_lossy(id).into_owned());
     let words = StartWords { last_event_id: id.as_deref(), after: after.as_deref(), last: last.as_deref() };
     let starts = Starts::parse(&words, names.len().max(1)).map_err(|error| error.to_string())?;
+    if let Some(name) = names.iter().enumerate().find_map(|(index, name)| starts.as_ref()?.of(index).is_none().then_some(name)) {
+        return Err(format!("position has no offset for topic {name}; send back what the server gave"));
+    }
     Ok((names, starts))
 }
 
 /// A stream of events. Whoever wants one must be told with 200 that it cannot have it now: an EventSource takes any other status for good.
 fn events(head: &Head<'_, '_>, context: &Context<'_>) -> Answer {
-    let refuse = |status, message: &str| Answer::Respond(body_closes(head, cross_origin(head, context, Response::error(status, message))));
-    if head.method == "OPTIONS" {
-        return preflight(head, context);
-    }
-    if !matches!(head.method, "GET" | "HEAD") {
-        let message = format!("{} is not possible here; use GET", head.method);
-        let response = Response::error(405, &message).header("Allow", "GET, HEAD, OPTIONS");
-        return Answer::Respond(body_closes(head, cross_origin(head, context, response)));
-    }
-    if let Some(message) = forbidden(head, context) {
-        return refuse(403, &message);
+    let refuse = |status, message: &str| refuse(head, context, status, message);
+    if let Some(answer) = gate(head, context, "GET, HEAD") {
+        return answer;
     }
     let reads_events = head.list("accept").any(|kind| kind.starts_with(EVENT_STREAM.as_bytes()));
     if context.over_capacity || context.draining {
@@ -247,7 +242,7 @@ fn events(head: &Head<'_, '_>, context: &Context<'_>) -> Answer {
     }
     let mut opening = Vec::new();
     response.encode(&mut opening);
-    let start = |index| starts.as_ref().map_or(Some(Start::Latest), |starts| starts.of(index)).unwrap_or(Start::Latest);
+    let start = |index| starts.as_ref().and_then(|starts| starts.of(index)).unwrap_or(Start::Latest);
     let topics = names.into_iter().enumerate().map(|(index, name)| (name, start(index))).collect();
     Answer::Stream(Box::new(Stream::new(Kind::Events, topics, opening, context.retry_ms)))
 }
@@ -270,17 +265,9 @@ fn reader(head: &Head<'_, '_>, context: &Context<'_>) -> Option<Vec<u8>> {
 
 /// A poll; of history, one that never waits.
 fn poll(head: &Head<'_, '_>, context: &Context<'_>, wait_ms_max: u64) -> Answer {
-    if head.method == "OPTIONS" {
-        return preflight(head, context);
-    }
-    let refuse = |status, message: &str| Answer::Respond(body_closes(head, cross_origin(head, context, Response::error(status, message))));
-    if head.method != "GET" {
-        let message = format!("{} is not possible here; use GET", head.method);
-        let response = Response::error(405, &message).header("Allow", "GET, OPTIONS");
-        return Answer::Respond(body_closes(head, cross_origin(head, context, response)));
-    }
-    if let Some(message) = forbidden(head, context) {
-        return refuse(403, &message);
+    let refuse = |status, message: &str| refuse(head, context, status, message);
+    if let Some(answer) = gate(head, context, "GET") {
+        return answer;
     }
     if context.over_capacity || context.draining {
         return unavailable_to_page(head, context);
@@ -298,28 +285,19 @@ fn poll(head: &Head<'_, '_>, context: &Context<'_>, wait_ms_max: u64) -> Answer 
         Err(message) => return refuse(400, &message),
     };
     let usual = if wait_ms_max == 0 { Start::Earliest } else { Start::Latest };
-    let start = |index| starts.as_ref().map_or(usual, |starts| starts.of(index).unwrap_or(usual));
+    let start = |index| starts.as_ref().and_then(|starts| starts.of(index)).unwrap_or(usual);
     let topics = names.into_iter().enumerate().map(|(index, name)| (name, start(index))).collect();
     let wait = Duration::from_millis(wait.map_or(POLL_WAIT_MS, |seconds| seconds.saturating_mul(1000)).min(wait_ms_max));
     let messages_max = limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX)).max(1);
-    let keep = body_closes(head, Response::new(200)).closes();
-    Answer::Stream(Box::new(Stream::poll(topics, Poll { wait, messages_max, keep: !keep, origin: reader(head, context) })))
+    let keep = !body_closes(head, Response::new(200)).closes();
+    Answer::Stream(Box::new(Stream::poll(topics, Poll { wait, messages_max, keep, origin: reader(head, context) })))
 }
 
 /// Publishing: the body is still to come.
 fn publish(head: &Head<'_, '_>, context: &Context<'_>, items: bool) -> Answer {
-    if head.method == "OPTIONS" {
-        return preflight(head, context);
-    }
-    // Its body is not read: the connection ends with the answer, or the body would be taken for the next request.
-    let refuse = |status, message: &str| Answer::Respond(body_closes(head, cross_origin(head, context, Response::error(status, message))));
-    if head.method != "POST" {
-        let message = format!("{} is not possible here; use POST", head.method);
-        let response = Response::error(405, &message).header("Allow", "POST, OPTIONS");
-        return Answer::Respond(body_closes(head, cross_origin(head, context, response)));
-    }
-    if let Some(message) = forbidden(head, context) {
-        return refuse(403, &message);
+    let refuse = |status, message: &str| refuse(head, context, status, message);
+    if let Some(answer) = gate(head, context, "POST") {
+        return answer;
     }
     if context.over_capacity || context.draining {
         return unavailable_to_page(head, context);
@@ -393,15 +371,30 @@ fn forbidden(head: &Head<'_, '_>, context: &Context<'_>) -> Option<String> {
     Some(format!("origin {} may not read here; it must match Host, or be listed in `origins`", String::from_utf8_lossy(origin)))
 }
 
-/// Adds what a browser asks for before it lets a page of an allowed origin read an answer (Fetch, section 3.3).
+/// Adds what a browser asks for before it lets a page of an allowed origin read an answer.
 fn cross_origin(head: &Head<'_, '_>, context: &Context<'_>, response: Response) -> Response {
-    match head.header("origin") {
-        Some(origin) if is_allowed(origin, head, context.origins) => response
-            .header("Access-Control-Allow-Origin", origin)
-            .header("Access-Control-Allow-Credentials", "true")
-            .header("Vary", "Origin"),
-        _ => response,
+    for_origin(response, reader(head, context).as_deref())
+}
+
+/// What is answered before a request of an API is looked at: a preflight, another method, a page that may not read here; none when it may go on.
+fn gate(head: &Head<'_, '_>, context: &Context<'_>, allow: &str) -> Option<Answer> {
+    if head.method == "OPTIONS" {
+        return Some(preflight(head, context));
     }
+    if !allow.split(", ").any(|method| method == head.method) {
+        let usual = allow.split(", ").next().unwrap_or(allow);
+        let response = Response::error(405, &format!("{} is not possible here; use {usual}", head.method));
+        return Some(Answer::Respond(body_closes(
+            head,
+            cross_origin(head, context, response.header("Allow", format!("{allow}, OPTIONS"))),
+        )));
+    }
+    forbidden(head, context).map(|message| refuse(head, context, 403, &message))
+}
+
+/// An error that a page may read. A body that comes with the request is not read: the connection ends with the answer.
+fn refuse(head: &Head<'_, '_>, context: &Context<'_>, status: u16, message: &str) -> Answer {
+    Answer::Respond(body_closes(head, cross_origin(head, context, Response::error(status, message))))
 }
 
 /// Answers what a browser asks before a request that is not simple.

@@ -13,6 +13,7 @@ use std::time::Duration;
 use super::Gateway;
 use super::peers::ShardMessage;
 use super::polls::for_origin;
+use super::rooms::TOPICS_FULL;
 use super::session::State;
 use super::topic::Role;
 use crate::engine::driver::Driver;
@@ -338,12 +339,14 @@ impl<D: Driver> Gateway<D> {
             let message = "queued messages take all the memory that they may (limits.queued_bytes_max)";
             return Some(Receipt::refused(429, "over_capacity", message, Some(RETRY_MS)));
         }
-        let Some(home) = self.topics.find(&offer.topic).or_else(|| self.make_home_topic(offer.topic.clone())) else {
-            return Some(Receipt::refused(503, "too_many_topics", super::rooms::TOPICS_FULL, Some(RETRY_MS)));
-        };
+        let known = self.topics.find(&offer.topic);
         if let Some(position) = offer.id.as_ref().and_then(|id| self.keys.find(&offer.topic, id, self.now, &self.limits)) {
-            return Some(Receipt::Published { position, subscribers: self.subscribers(home), duplicate: true });
+            let subscribers = known.map_or(0, |home| self.subscribers(home));
+            return Some(Receipt::Published { position, subscribers, duplicate: true });
         }
+        let Some(home) = known.or_else(|| self.make_home_topic(offer.topic.clone())) else {
+            return Some(Receipt::refused(503, "too_many_topics", TOPICS_FULL, Some(RETRY_MS)));
+        };
         let topic = self.topics.get(home).expect("found or made above");
         if !topic.takes_messages(&self.limits) {
             let message = "the topic's subscribers are behind (limits.topic_lag_bytes_max)";

@@ -129,18 +129,16 @@ impl<D: Driver> Gateway<D> {
         let no_echo = session.no_echo.then_some(ConnId { shard: self.shard, key: guest.conn });
         let next = replay.at + replay.parcel.frames;
         let opens = session.state == State::Joining;
-        let mut counted = false;
         if replay.last {
             session.place = topic.raw.members.join(guest.conn.slot);
             session.cursor = topic.raw.log.end();
             session.seated = true;
             topic.guests -= 1;
-            counted = true;
         } else {
             session.cold.get_or_insert_default().replay_after = Some(next);
         }
         session.state = State::Room;
-        if counted {
+        if replay.last {
             self.recount(topic_key);
         }
         if opens {

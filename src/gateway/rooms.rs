@@ -87,14 +87,19 @@ impl<D: Driver> Gateway<D> {
         session.state = state;
         self.first_ping(key);
         self.pump(key);
+        self.read_on(key);
+        if let Some(session) = self.sessions.get_mut(key) {
+            session.drop_idle_cold();
+        }
+    }
+
+    /// Handles what came while a connection waited for a home, and whether its peer has gone.
+    pub(super) fn read_on(&mut self, key: ConnKey) {
         let Some(session) = self.sessions.get_mut(key) else { return };
         if session.paused {
             self.resume_reading(key);
         } else if session.holds() {
             self.feed_held(key);
-        }
-        if let Some(session) = self.sessions.get_mut(key) {
-            session.drop_idle_cold();
         }
         self.end_if_gone(key);
     }
@@ -171,12 +176,12 @@ impl<D: Driver> Gateway<D> {
         if !topic.is_unused() {
             return;
         }
-        let name = self.topics.name(key).map(|name| name.as_str().to_owned()).unwrap_or_default();
+        let name = self.topics.name(key).cloned();
         let topic = self.topics.remove(key).expect("found above");
         match topic.role {
             Role::Home(_) => {
-                if topic.raw.offset() > 0 {
-                    self.past.remember(&name, topic.raw.offset());
+                if let Some(name) = name.filter(|_| topic.raw.offset() > 0) {
+                    self.past.remember(name.as_str(), topic.raw.offset());
                 }
                 self.counters.topics.sub(1);
                 self.shared.drop_topic();

@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 use std::rc::Rc;
+use std::time::Duration;
 
 use super::Gateway;
 use super::close_cause::CloseCause;
@@ -44,6 +45,8 @@ pub(super) struct Stream {
     pub(super) parts: Vec<Part>,
     /// Parts with something to send, in the order of their turns.
     pub(super) pending: VecDeque<u16>,
+    /// The next send is a piece of what was before, if there is more: live topics and those still behind take turns.
+    replays_next: bool,
     /// Parts whose home has not answered.
     unanswered: u16,
     /// What came before all had answered.
@@ -75,7 +78,18 @@ impl Stream {
         let part = |(name, start)| Part { name, start, topic: None, seat: None, answered: false, at: 0, more_after: None, gap: None };
         let parts: Vec<Part> = topics.into_iter().map(part).collect();
         let unanswered = parts.len() as u16;
-        Self { kind, turn: 0, parts, pending: VecDeque::new(), unanswered, arrived: Vec::new(), opening, retry_ms, poll: Poll::default() }
+        Self {
+            kind,
+            turn: 0,
+            parts,
+            pending: VecDeque::new(),
+            replays_next: false,
+            unanswered,
+            arrived: Vec::new(),
+            opening,
+            retry_ms,
+            poll: Poll::default(),
+        }
     }
 
     pub(super) fn poll(topics: Vec<(TopicName, Start)>, poll: Poll) -> Self {
@@ -180,7 +194,6 @@ impl<D: Driver> Gateway<D> {
             let from = replay.gap.and_then(|(_, from)| from).filter(|from| from.epoch == epoch);
             part.at = from.map_or(replay.at, |from| from.offset);
         }
-        let mut seated = false;
         if replay.last {
             if format == Format::Sse && topic.sse.is_none() {
                 topic.sse = Some(Box::new(Feed::new(new_log(&self.limits, &self.shared), topic.raw.offset())));
@@ -198,12 +211,9 @@ impl<D: Driver> Gateway<D> {
             self.seats.at(slot).place = feed.members.join(Seat::member(slot));
             part.seat = Some(slot);
             topic.guests -= 1;
-            seated = true;
+            self.recount(topic_key);
         } else {
             part.more_after = Some(replay.at + replay.parcel.frames);
-        }
-        if seated {
-            self.recount(topic_key);
         }
         let Some(stream) = self.sessions.get_mut(guest.conn).and_then(|session| session.stream_mut()) else { return };
         if opens {
@@ -229,35 +239,35 @@ impl<D: Driver> Gateway<D> {
                 encode_id(&mut out, epoch, stream.offsets());
                 let position = |part: &Part| Some(Position { epoch, offset: part.at });
                 encode_open(&mut out, stream.parts.iter().map(|part| (part.name.as_str(), position(part))), stream.retry_ms);
-                session.state = State::Stream;
-                session.transport = Transport::Sse;
-                self.counters.connections.of(Transport::Http).sub(1);
-                self.counters.connections.of(Transport::Sse).add(1);
-                self.push_direct(key, &out, &[]);
+                self.becomes_stream(key, &out);
                 for (number, replay) in &arrived {
                     self.tell_replay(key, *number, replay);
                 }
                 self.timers.set(key.slot, self.now + self.heartbeat());
                 self.pump(key);
-                // What came while it waited is nothing to it, but for its end.
-                let Some(session) = self.sessions.get_mut(key) else { return };
-                if session.paused {
-                    self.resume_reading(key);
-                } else if session.holds() {
-                    self.feed_held(key);
-                }
-                self.end_if_gone(key);
+                // What it said meanwhile is nothing to a stream, but its end is.
+                self.read_on(key);
             }
             Kind::Poll => self.open_poll(key, arrived),
         }
     }
 
+    /// Queues the first bytes of a stream.
+    fn becomes_stream(&mut self, key: ConnKey, opening: &[u8]) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        session.state = State::Stream;
+        session.transport = Transport::Sse;
+        self.counters.connections.of(Transport::Http).sub(1);
+        self.counters.connections.of(Transport::Sse).add(1);
+        self.push_direct(key, opening, &[]);
+    }
+
     /// Queues what a stream is told of the time before it came: what is missing, and what there is.
     fn tell_replay(&mut self, key: ConnKey, number: u16, replay: &Replay) {
         let epoch = self.epoch;
+        let Some(stream) = self.sessions.get_mut(key).and_then(|session| session.stream_mut()) else { return };
         let mut out = std::mem::take(&mut self.scratch);
         out.clear();
-        let Some(stream) = self.sessions.get_mut(key).and_then(|session| session.stream_mut()) else { return };
         let index = usize::from(number);
         if let Some((reason, from)) = replay.gap {
             self.counters.gaps.of(reason.into()).add(1);
@@ -351,7 +361,13 @@ impl<D: Driver> Gateway<D> {
         if stream.kind == Kind::Poll {
             return false;
         }
+        if std::mem::take(&mut stream.replays_next) && self.stream_replay_more(key) {
+            return true;
+        }
+        let Some(session) = self.sessions.get_mut(key) else { return false };
+        let Some(stream) = session.stream_mut() else { return false };
         let Some(number) = stream.pending.pop_front() else { return self.stream_replay_more(key) };
+        stream.replays_next = true;
         let slot = stream.parts[usize::from(number)].seat.expect("what is pending has a seat");
         let seat = self.seats.at(slot);
         let (Some(from), feed_key) = (seat.behind(), seat.feed) else { return self.stream_catch_up(key) };
@@ -457,12 +473,7 @@ impl<D: Driver> Gateway<D> {
         let mut opening = std::mem::take(&mut stream.opening);
         if events {
             encode_retry(&mut opening, stream.retry_ms);
-            let Some(session) = self.sessions.get_mut(key) else { return };
-            session.state = State::Stream;
-            session.transport = Transport::Sse;
-            self.counters.connections.of(Transport::Http).sub(1);
-            self.counters.connections.of(Transport::Sse).add(1);
-            self.push_direct(key, &opening, &[]);
+            self.becomes_stream(key, &opening);
             self.end(key, cause);
         } else {
             self.refuse_poll(key, cause);
@@ -475,7 +486,7 @@ impl<D: Driver> Gateway<D> {
         let now = micros(self.now);
         let Some(session) = self.sessions.get_mut(key) else { return };
         session.watched = false;
-        let silent = std::time::Duration::from_micros(u64::from(now.wrapping_sub(session.sent_us)));
+        let silent = Duration::from_micros(u64::from(now.wrapping_sub(session.sent_us)));
         if silent < heartbeat {
             self.timers.set(key.slot, self.now + (heartbeat - silent));
             return;
@@ -485,8 +496,8 @@ impl<D: Driver> Gateway<D> {
         self.pump(key);
     }
 
-    pub(super) fn heartbeat(&self) -> std::time::Duration {
-        std::time::Duration::from_millis(self.limits.sse_heartbeat_ms)
+    pub(super) fn heartbeat(&self) -> Duration {
+        Duration::from_millis(self.limits.sse_heartbeat_ms)
     }
 }
 

@@ -8,7 +8,7 @@ use serde_json::Value;
 use shardcast::proto::sse::Decoder;
 
 use super::raw::{End, Raw, Response};
-use super::{SOON, now};
+use super::{SOON, Setup, gateway, now};
 
 /// One event, as an `EventSource` would dispatch it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -163,4 +163,43 @@ impl Reader {
     pub fn retry_ms(&self) -> Option<u64> {
         self.decoder.retry_ms()
     }
+}
+
+/// One shard is its topics' home; of three, two serve a topic from elsewhere.
+pub const SHARDS: [u16; 2] = [1, 3];
+
+pub fn shards(count: u16) -> Setup {
+    gateway().shards(count)
+}
+
+/// Publishes and has heard it: it has its place in the topic.
+pub fn publish(publisher: &mut Raw, text: &str) {
+    publisher.send_text(text);
+    publisher.expect_text(text);
+}
+
+pub fn publish_all(publisher: &mut Raw, numbers: std::ops::Range<u32>) {
+    for number in numbers.clone() {
+        publisher.send_text(&number.to_string());
+    }
+    for number in numbers {
+        publisher.expect_text(&number.to_string());
+    }
+}
+
+pub fn expect_all(reader: &mut Reader, numbers: std::ops::Range<u32>) {
+    for number in numbers {
+        reader.expect(&number.to_string());
+    }
+}
+
+pub fn offset(position: &str) -> u64 {
+    position.split_once('.').and_then(|(_, offset)| offset.parse().ok()).unwrap_or_else(|| panic!("no position: {position}"))
+}
+
+/// What exists is delivered, and a gap says what does not.
+pub fn expect_gap(reader: &mut Reader, topic: &str, from: &str, reason: &str) -> u64 {
+    let gap = reader.expect_control("gap");
+    assert_eq!((gap["topic"].as_str(), gap["from"].as_str(), gap["reason"].as_str()), (Some(topic), Some(from), Some(reason)), "{gap}");
+    offset(gap["to"].as_str().expect("a position"))
 }
