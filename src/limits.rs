@@ -128,6 +128,8 @@ limits! {
     echo_bytes_max: Bytes = 64 * KIB, KIB => 64 * MIB;
     /// Topics in the process. Who asks for a new one beyond it is closed with 4503.
     topics_max: Count = 1_000_000, 1 => 1_000_000_000;
+    /// Topics in one answer of `/v1/topics`; 0 lists none, and who knows no name learns none.
+    topics_listed: Count = 1000, 0 => 100_000;
     /// Newest messages of a topic that are kept for those who come back, an eighth more at times; 0 keeps none.
     history_messages: Count = 100, 0 => 1_000_000;
     /// How long they are kept, a second more at times.

@@ -329,7 +329,7 @@ fn without_history_only_who_was_up_to_date_comes_back_without_a_gap() {
     }
 }
 
-/// The id of `shardcast:open` was behind the gap that is told only after it: who was cut off between the two was never told.
+/// The id of `shardcast:open` was once behind the gap that is told only after it: who was cut off between the two was never told.
 #[test]
 fn who_is_cut_off_between_open_and_gap_is_told_of_it_again() {
     let gateway = gateway().limit("history_messages", 10).start();
@@ -342,4 +342,24 @@ fn who_is_cut_off_between_open_and_gap_is_told_of_it_again() {
     let told = if cut_off.last_id().is_empty() { id.clone() } else { cut_off.last_id() };
     let mut again = events::resume(gateway.port, "/events?topic=a", &told);
     expect_gap(&mut again, "a", &id, "too_old");
+}
+
+/// After a restart no old position says where a reader is in the new life: until all of its gaps were told it has none of the new ones.
+#[test]
+fn who_is_cut_off_among_several_gaps_is_told_of_all_of_them_again() {
+    for shards in [1, 3] {
+        let gateway = gateway().shards(shards).start();
+        let mut publisher = raw::ws(&gateway, "/ws?room=a");
+        publish_all(&mut publisher, 0..3);
+        let mut reader = events::resume(gateway.port, "/events?topic=a&topic=b", "1.5,7");
+        assert_eq!(reader.last_id(), "", "an id before the gaps");
+        let mut told: Vec<_> = (0..2).map(|_| (reader.expect_control("gap"), reader.last_id())).collect();
+        assert!(told[0].1.is_empty() && !told[1].1.is_empty(), "{told:?}");
+        told.sort_by_key(|(gap, _)| gap["topic"].as_str().map(str::to_owned));
+        assert_eq!([&told[0].0["from"], &told[1].0["from"]], ["1.5", "1.7"]);
+        assert_eq!((&told[0].0["reason"], &told[1].0["reason"]), (&"restart".into(), &"restart".into()));
+        for number in 0..3 {
+            reader.expect(&number.to_string());
+        }
+    }
 }

@@ -83,7 +83,7 @@ impl<D: Driver> Gateway<D> {
                 State::Joining => self.refuse_waiting(key, CloseCause::Shutdown, ""),
                 State::Polling => self.poll_timed_out(key),
                 // They are answered, and end then.
-                State::Body | State::Publishing => {}
+                State::Body | State::Awaiting => {}
                 State::Room | State::Echo | State::Stream => {
                     session.goodbye = true;
                     self.pump(key);

@@ -4,12 +4,14 @@ use std::time::Duration;
 
 use crate::proto::http::query::topic_names;
 use crate::proto::http::{Body, Head, Response, query_pairs};
+use crate::proto::listing::ListCursor;
 use crate::proto::position::{Start, StartWords, Starts};
 use crate::proto::sse::{EventName, encode_bye, encode_retry};
 use crate::proto::topic::TopicName;
 use crate::proto::ws::handshake::{self, HandshakeError, Upgrade};
 
 use super::close_cause::CloseCause;
+use super::listing::Listing;
 use super::polls::{Poll, for_origin};
 use super::publishing::{Ack, Framing, Receipts, Upload, What};
 use super::streams::{Kind, Stream};
@@ -51,6 +53,8 @@ pub(super) enum Answer {
     Upload(Box<Upload>),
     /// Open this stream, or answer this poll.
     Stream(Box<Stream>),
+    /// Answer with this list, once it is filled.
+    List(Box<Listing>),
     /// Upgrade to `/echo`.
     Echo { upgrade: Vec<u8> },
 }
@@ -75,7 +79,7 @@ const EVENT_STREAM: &str = "text/event-stream";
 /// The subprotocol that raw clients may name.
 const RAW_PROTOCOL: &str = "shardcast.raw";
 
-const EXISTS: &str = "GET / (a page to try it), GET /ws?room=NAME and GET /echo (WebSocket), GET /events?topic=NAME (event stream), GET /poll?topic=NAME and GET /v1/history?topic=NAME, POST /publish?topic=NAME and POST /v1/publish, GET /healthz";
+const EXISTS: &str = "GET / (a page to try it), GET /ws?room=NAME and GET /echo (WebSocket), GET /events?topic=NAME (event stream), GET /poll?topic=NAME and GET /v1/history?topic=NAME, GET /v1/topics, POST /publish?topic=NAME and POST /v1/publish, GET /healthz";
 
 pub(super) fn answer(head: &Head<'_, '_>, context: &Context<'_>) -> Answer {
     match head.path {
@@ -84,6 +88,7 @@ pub(super) fn answer(head: &Head<'_, '_>, context: &Context<'_>) -> Answer {
         "/events" => events(head, context),
         "/poll" => poll(head, context, context.limits.poll_wait_ms),
         "/v1/history" => poll(head, context, 0),
+        "/v1/topics" => list(head, context),
         "/publish" => publish(head, context, false),
         "/v1/publish" => publish(head, context, true),
         "/" if context.over_capacity || context.draining => unavailable(context),
@@ -291,6 +296,37 @@ fn poll(head: &Head<'_, '_>, context: &Context<'_>, wait_ms_max: u64) -> Answer 
     let messages_max = limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX)).max(1);
     let keep = !body_closes(head, Response::new(200)).closes();
     Answer::Stream(Box::new(Stream::poll(topics, Poll { wait, messages_max, keep, origin: reader(head, context) })))
+}
+
+/// The topics that there are.
+fn list(head: &Head<'_, '_>, context: &Context<'_>) -> Answer {
+    let refuse = |status, message: &str| refuse(head, context, status, message);
+    if let Some(answer) = gate(head, context, "GET") {
+        return answer;
+    }
+    if context.over_capacity || context.draining {
+        return unavailable_to_page(head, context);
+    }
+    if context.limits.topics_listed == 0 {
+        return refuse(403, "topics are not listed here (limits.topics_listed is 0); ask whoever gave you this address for the names");
+    }
+    let from = match parameter(head, "after") {
+        None => ListCursor::default(),
+        Some(text) => match ListCursor::parse(&text) {
+            Some(cursor) => cursor,
+            None => {
+                return refuse(400, &format!("after={text} is no place in the list; send back `next` of the answer before, or nothing"));
+            }
+        },
+    };
+    let limit = match number(head, "limit") {
+        Ok(limit) => limit.unwrap_or(100).clamp(1, context.limits.topics_listed),
+        Err(message) => return refuse(400, &message),
+    };
+    let prefix = parameter(head, "prefix").unwrap_or_default().into();
+    let mut listing = Listing::new(from, prefix, limit, reader(head, context));
+    listing.keep = !body_closes(head, Response::new(200)).closes();
+    Answer::List(Box::new(listing))
 }
 
 /// Publishing: the body is still to come.

@@ -25,6 +25,7 @@ mod fanout;
 mod feed;
 mod frames;
 mod history;
+mod listing;
 mod log_limit;
 mod peers;
 mod polls;
@@ -74,6 +75,7 @@ use crate::proto::ws::frame::server_header;
 use crate::time::Time;
 
 pub use endpoints::Pages;
+pub use listing::Listing;
 pub use peers::ShardMessage;
 pub use publishing::{Ack, Offer, Receipt, Ticket};
 pub use replay::Replay;
@@ -479,7 +481,7 @@ impl<D: Driver> Gateway<D> {
                 }
                 State::Room | State::Echo => self.read_frames(key, &mut bytes[at..]),
                 State::Body => self.read_body(key, &bytes[at..]),
-                State::Polling | State::Publishing => {
+                State::Polling | State::Awaiting => {
                     // The next request, before this one is answered.
                     self.pause_reading(key);
                     0
@@ -521,7 +523,7 @@ impl<D: Driver> Gateway<D> {
         session.peer_closed = true;
         match session.state {
             // What it sent before is handled first; then it ends.
-            State::Head | State::Joining | State::Room | State::Echo | State::Stream | State::Polling | State::Body | State::Publishing => {
+            State::Head | State::Joining | State::Room | State::Echo | State::Stream | State::Polling | State::Body | State::Awaiting => {
                 self.end_if_gone(key)
             }
             State::Finishing => {}

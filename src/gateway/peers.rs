@@ -18,6 +18,7 @@ use super::Gateway;
 use super::MAILBOX_BUDGET;
 use super::close_cause::CloseCause;
 use super::feed::FeedKey;
+use super::listing::Listing;
 use super::publishing::{Offer, Receipt, Ticket};
 use super::replay::Replay;
 use super::rooms::TOPICS_FULL;
@@ -26,7 +27,8 @@ use super::topic::{HeldParcel, Role};
 use crate::engine::driver::Driver;
 use crate::engine::log::Parcel;
 use crate::engine::sys::Socket;
-use crate::ids::{ShardId, TopicKey};
+use crate::ids::{ConnId, ConnKey, ShardId, TopicKey};
+use crate::proto::listing::ListCursor;
 use crate::proto::position::Start;
 use crate::proto::topic::TopicName;
 
@@ -138,6 +140,22 @@ pub enum ShardMessage {
         /// The piece.
         replay: Box<Replay>,
     },
+    /// Add the topics whose home you are, and pass it on.
+    List {
+        /// Who wants the list.
+        asker: ConnId,
+        /// The list.
+        listing: Box<Listing>,
+    },
+    /// The list that your client asked for.
+    Listed {
+        /// Your client.
+        key: ConnKey,
+        /// The list.
+        listing: Box<Listing>,
+        /// Where the next one goes on, if there is more.
+        next: Option<ListCursor>,
+    },
 }
 
 impl<D: Driver> Gateway<D> {
@@ -167,6 +185,8 @@ impl<D: Driver> Gateway<D> {
             }
             ShardMessage::Resume { home, key, guest, start } => self.resume_elsewhere(from, home, key, guest, start),
             ShardMessage::Replay { key, guest, replay } => self.replayed(key, guest, *replay),
+            ShardMessage::List { asker, listing } => self.add_to_listing(asker, listing),
+            ShardMessage::Listed { key, listing, next } => self.finish_listing(key, &listing, next),
         }
     }
 

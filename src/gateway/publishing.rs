@@ -253,7 +253,7 @@ impl<D: Driver> Gateway<D> {
     /// The body is whole: its messages go to the homes of their topics.
     fn offer_all(&mut self, key: ConnKey) {
         let Some(session) = self.sessions.get_mut(key) else { return };
-        session.state = State::Publishing;
+        session.state = State::Awaiting;
         let turn = session.cold.as_ref().map_or(0, |cold| cold.turn);
         let Some(upload) = session.upload_mut() else { return };
         let body = std::mem::take(&mut upload.body);
@@ -446,7 +446,7 @@ impl<D: Driver> Gateway<D> {
     /// Answers a publisher that has all its receipts.
     pub(super) fn answer_upload(&mut self, key: ConnKey) {
         let Some(session) = self.sessions.get_mut(key) else { return };
-        if session.state != State::Publishing || session.upload_mut().is_none_or(|upload| upload.receipts.left > 0) {
+        if session.state != State::Awaiting || session.upload_mut().is_none_or(|upload| upload.receipts.left > 0) {
             return;
         }
         let Some(upload) = session.cold.as_mut().and_then(|cold| cold.upload.take()) else { return };

@@ -32,13 +32,16 @@ use crate::time::Time;
 /// The bytes of one piece in sends, unless a single message is larger.
 const PIECE_SENDS: u64 = 2;
 
+/// Why messages may be missing, and after which position.
+pub type Missing = (GapReason, Option<Position>);
+
 /// One piece of what was before.
 #[derive(Debug)]
 pub struct Replay {
     /// The offset before the first message of the piece.
     pub at: u64,
-    /// Messages before `at` may be missing; why, and after which position.
-    pub gap: Option<(GapReason, Option<Position>)>,
+    /// What may be missing before `at`.
+    pub gap: Option<Missing>,
     /// The messages.
     pub parcel: Parcel,
     /// The guest is a member after this.
@@ -192,7 +195,7 @@ impl<D: Driver> Gateway<D> {
 }
 
 /// The frame of a topic's log where a start is, at the topic's home, and what is missing before it.
-fn find(topic: &Topic, start: Start, sent: u64, epoch: Epoch, limits: &Limits, now: Time) -> (u64, Option<(GapReason, Option<Position>)>) {
+fn find(topic: &Topic, start: Start, sent: u64, epoch: Epoch, limits: &Limits, now: Time) -> (u64, Option<Missing>) {
     let Role::Home(side) = &topic.role else { unreachable!("the caller is the home") };
     let log = &topic.raw.log;
     let first = side.history.first(log);

@@ -103,6 +103,10 @@ impl<D: Driver> Gateway<D> {
                 stream.poll.keep &= keep;
                 self.begin_stream(key, *stream);
             }
+            Answer::List(mut listing) => {
+                listing.keep = keep && listing.keep;
+                self.begin_listing(key, *listing);
+            }
             Answer::Upload(mut upload) => {
                 upload.keep &= keep;
                 self.begin_upload(key, *upload);

@@ -30,8 +30,8 @@ pub(super) enum State {
     Polling,
     /// The body of a request is awaited.
     Body,
-    /// Its messages are on their way to the homes of their topics.
-    Publishing,
+    /// Other shards are asked on its behalf: its messages are on their way to the homes of their topics, or a list is.
+    Awaiting,
     /// The last bytes are going out; then our side is shut.
     Finishing,
     /// Our side is shut; what comes in is thrown away until the peer shuts its side too.

@@ -12,7 +12,7 @@ use super::close_cause::CloseCause;
 use super::counters::Transport;
 use super::feed::{Feed, FeedKey, Format, LastSend};
 use super::polls::Poll;
-use super::replay::Replay;
+use super::replay::{Missing, Replay};
 use super::rooms::new_log;
 use super::seats::{Guest, Seat};
 use super::session::{State, micros};
@@ -21,7 +21,7 @@ use crate::engine::driver::Driver;
 use crate::engine::log::{Frame, Log, Parcel, Pin};
 use crate::engine::segment::{Arena, Gather, Range, Ranges};
 use crate::ids::{ConnKey, TopicKey};
-use crate::proto::gap::{Gap, GapReason};
+use crate::proto::gap::Gap;
 use crate::proto::position::{Epoch, Position, Start};
 use crate::proto::sse::{EventName, HEARTBEAT, encode_event, encode_gap, encode_id, encode_open, encode_retry};
 use crate::proto::topic::TopicName;
@@ -70,7 +70,7 @@ pub(super) struct Part {
     /// More was before it came, after this offset.
     more_after: Option<u64>,
     /// What is missing, while nothing was told yet because this shard has still to be sent what comes next.
-    gap: Option<(GapReason, Option<Position>)>,
+    gap: Option<Missing>,
 }
 
 impl Stream {
@@ -122,6 +122,10 @@ fn push_event(out: &mut Vec<u8>, id: Option<Position>, frame: &Frame, bytes: &[u
     encode_event(out, id, name.as_ref(), payload, kind);
 }
 
+fn push_gap(out: &mut Vec<u8>, topic: &TopicName, to: Position, (reason, from): Missing) {
+    encode_gap(out, &Gap { topic: topic.as_str(), from, to, reason });
+}
+
 /// Makes events of the messages from `fresh` on; `base` is the offset before the log's first.
 pub(super) fn make_events(fresh: &Pin, base: u64, epoch: Epoch, out: &mut Vec<u8>, events: &mut Log) {
     fresh.each(|number, frame, bytes| {
@@ -170,7 +174,6 @@ impl<D: Driver> Gateway<D> {
 
     /// A piece of what was before came for one of a stream's topics.
     pub(super) fn stream_replayed(&mut self, topic_key: TopicKey, guest: Guest, mut replay: Replay) {
-        let epoch = self.epoch;
         let Some(topic) = self.topics.get_mut(topic_key) else { return };
         let Some(session) = self.sessions.get_mut(guest.conn) else { return };
         let opens = session.state == State::Joining;
@@ -190,9 +193,7 @@ impl<D: Driver> Gateway<D> {
         }
         if !std::mem::replace(&mut part.answered, true) {
             stream.unanswered -= 1;
-            // Before it was told what is missing it is where it was: cut off until then, it is told when it comes back.
-            let from = replay.gap.and_then(|(_, from)| from).filter(|from| from.epoch == epoch);
-            part.at = from.map_or(replay.at, |from| from.offset);
+            part.at = replay.at;
         }
         if replay.last {
             if format == Format::Sse && topic.sse.is_none() {
@@ -222,7 +223,10 @@ impl<D: Driver> Gateway<D> {
                 self.open_stream(guest.conn);
             }
         } else {
-            self.tell_replay(guest.conn, guest.number, &replay);
+            if let Some(gap) = replay.gap {
+                self.tell_gap(guest.conn, guest.number, replay.at, gap);
+            }
+            self.tell_messages(guest.conn, guest.number, &replay.parcel);
             self.pump(guest.conn);
         }
     }
@@ -236,12 +240,23 @@ impl<D: Driver> Gateway<D> {
             Kind::Events => {
                 let mut out = std::mem::take(&mut stream.opening);
                 encode_retry(&mut out, stream.retry_ms);
-                encode_id(&mut out, epoch, stream.offsets());
+                // Until it was told all that is missing it has no new id: cut off before that, it comes back with the old one, and is told again.
+                let mut gaps = arrived.iter().filter_map(|(number, replay)| Some((*number, replay.at, replay.gap?))).peekable();
+                if gaps.peek().is_none() {
+                    encode_id(&mut out, epoch, stream.offsets());
+                }
                 let position = |part: &Part| Some(Position { epoch, offset: part.at });
                 encode_open(&mut out, stream.parts.iter().map(|part| (part.name.as_str(), position(part))), stream.retry_ms);
+                while let Some((number, at, gap)) = gaps.next() {
+                    self.counters.gaps.of(gap.0.into()).add(1);
+                    if gaps.peek().is_none() {
+                        encode_id(&mut out, epoch, stream.offsets());
+                    }
+                    push_gap(&mut out, &stream.parts[usize::from(number)].name, Position { epoch, offset: at }, gap);
+                }
                 self.becomes_stream(key, &out);
                 for (number, replay) in &arrived {
-                    self.tell_replay(key, *number, replay);
+                    self.tell_messages(key, *number, &replay.parcel);
                 }
                 self.timers.set(key.slot, self.now + self.heartbeat());
                 self.pump(key);
@@ -262,22 +277,26 @@ impl<D: Driver> Gateway<D> {
         self.push_direct(key, opening, &[]);
     }
 
-    /// Queues what a stream is told of the time before it came: what is missing, and what there is.
-    fn tell_replay(&mut self, key: ConnKey, number: u16, replay: &Replay) {
+    /// Queues the word for what has gone from a topic's history while a stream read it.
+    fn tell_gap(&mut self, key: ConnKey, number: u16, at: u64, gap: Missing) {
+        let epoch = self.epoch;
+        self.counters.gaps.of(gap.0.into()).add(1);
+        let Some(stream) = self.sessions.get_mut(key).and_then(|session| session.stream_mut()) else { return };
+        let mut out = Vec::new();
+        stream.parts[usize::from(number)].at = at;
+        encode_id(&mut out, epoch, stream.offsets());
+        push_gap(&mut out, &stream.parts[usize::from(number)].name, Position { epoch, offset: at }, gap);
+        self.push_direct(key, &out, &[]);
+    }
+
+    /// Queues messages from before a stream came.
+    fn tell_messages(&mut self, key: ConnKey, number: u16, parcel: &Parcel) {
         let epoch = self.epoch;
         let Some(stream) = self.sessions.get_mut(key).and_then(|session| session.stream_mut()) else { return };
         let mut out = std::mem::take(&mut self.scratch);
         out.clear();
-        let index = usize::from(number);
-        if let Some((reason, from)) = replay.gap {
-            self.counters.gaps.of(reason.into()).add(1);
-            stream.parts[index].at = replay.at;
-            encode_id(&mut out, epoch, stream.offsets());
-            let to = Position { epoch, offset: replay.at };
-            encode_gap(&mut out, &Gap { topic: stream.parts[index].name.as_str(), from, to, reason });
-        }
-        each_of(&replay.parcel, |frame, bytes| {
-            stream.parts[index].at += 1;
+        each_of(parcel, |frame, bytes| {
+            stream.parts[usize::from(number)].at += 1;
             encode_id(&mut out, epoch, stream.offsets());
             push_event(&mut out, None, frame, bytes);
         });

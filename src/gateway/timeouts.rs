@@ -34,7 +34,7 @@ impl<D: Driver> Gateway<D> {
                 State::Polling => self.poll_timed_out(key),
                 State::Body => self.body_timed_out(key),
                 // Its receipts come, or the process ends.
-                State::Publishing => {}
+                State::Awaiting => {}
                 State::Finishing | State::Lingering => self.take_down(key, CloseHow::Reset),
                 State::Closed => {}
             }
@@ -124,7 +124,7 @@ impl<D: Driver> Gateway<D> {
                 limits.sse_heartbeat_ms.saturating_sub(silent_ms)
             }
             // The end of these has its own deadline, set when it began.
-            State::Joining | State::Polling | State::Body | State::Publishing | State::Finishing | State::Lingering | State::Closed => {
+            State::Joining | State::Polling | State::Body | State::Awaiting | State::Finishing | State::Lingering | State::Closed => {
                 return;
             }
         };

@@ -95,6 +95,16 @@ impl<N: Hash + Eq + Clone, T> Directory<N, T> {
         if place.generation == key.generation { place.entry.as_ref().map(|(name, _)| name) } else { None }
     }
 
+    /// The topic in a slot, with its name. Slots are counted from 0 on, and keep their topics as long as these live.
+    pub fn at(&self, slot: u32) -> Option<(&N, &T)> {
+        self.slot(slot)?.entry.as_ref().map(|(name, value)| (name, value))
+    }
+
+    /// The slot after this one; none when it was the last that was ever used.
+    pub fn next_slot(&self, slot: u32) -> Option<u32> {
+        slot.checked_add(1).filter(|&next| next < self.used)
+    }
+
     fn slot(&self, slot: u32) -> Option<&Slot<N, T>> {
         Some(&self.pages.get(slot as usize / PAGE)?[slot as usize % PAGE])
     }

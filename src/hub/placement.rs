@@ -21,6 +21,11 @@ impl Placement {
         Self { hasher: SipHasher13::new_with_keys(key.0, key.1), shards }
     }
 
+    /// How many shards there are.
+    pub fn shards(&self) -> u16 {
+        self.shards
+    }
+
     /// The home of the topic called `name`.
     pub fn home(&self, name: &str) -> ShardId {
         let hash = self.hasher.hash(name.as_bytes());

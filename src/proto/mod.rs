@@ -1,5 +1,5 @@
 //! Bytes to values and back: request heads and responses ([`http`]), WebSocket frames and messages ([`ws`]), event streams ([`sse`]), JSON
-//! to publish ([`publish`]) and to read ([`poll`]), names ([`topic`]), places in topics ([`position`]) and what is missing between them ([`gap`]).
+//! to publish ([`publish`]), to read ([`poll`]) and of lists ([`listing`]), names ([`topic`]), places in topics ([`position`]) and what is missing between them ([`gap`]).
 //!
 //! Pure: no I/O, no clock, no sockets, no unsafe. Parsers never panic, whatever a peer sends; they grow memory only as bytes really
 //! arrive, never by a length that a peer announces; and what they return has been checked, so that nobody validates again behind this
@@ -9,6 +9,7 @@
 pub mod gap;
 pub mod http;
 mod json;
+pub mod listing;
 pub mod poll;
 pub mod position;
 pub mod publish;

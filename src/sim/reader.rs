@@ -38,6 +38,8 @@ struct Life {
     head: Option<Vec<u8>>,
     decoder: Decoder,
     opened: bool,
+    /// Where it was told that its topics are, while it has still to be told of gaps before it gets an id.
+    opening: Option<Vec<u64>>,
     bye: Option<u16>,
     /// Messages heard in it.
     heard: usize,
@@ -167,7 +169,8 @@ impl Reader {
         let more = world.borrow_mut().choices.of(&["", "", "", "", "\r\n", "GET /healthz HTTP/1.1\r\nHost: gateway\r\n\r\n"]);
         let request = format!("GET {target} HTTP/1.1\r\nHost: gateway\r\nAccept: text/event-stream\r\n{id}\r\n{more}").into_bytes();
         let head = Some(Vec::new());
-        self.life = Some(Life { link, request, head, decoder: Decoder::new(), opened: false, bye: None, heard: 0, shut: false });
+        self.life =
+            Some(Life { link, request, head, decoder: Decoder::new(), opened: false, opening: None, bye: None, heard: 0, shut: false });
     }
 
     fn write(&mut self, world: &Rc<RefCell<World>>) {
@@ -241,6 +244,7 @@ impl Reader {
     }
 
     fn end_life(&mut self, cut: Cut, world: &Rc<RefCell<World>>, ledger: &mut Ledger) {
+        let was_told_all = self.life.as_ref().is_none_or(|life| life.opening.is_none());
         if let Some(life) = self.life.take() {
             world.borrow_mut().client_close(life.link);
         }
@@ -248,6 +252,10 @@ impl Reader {
         self.over = self.last_life || self.lives >= self.plan.lives || cut == Cut::Bye(1012);
         if self.last_id.is_empty() {
             self.at.fill(None);
+        } else if !was_told_all {
+            // It is told again of what is missing, from where it still comes back to.
+            let last_id = std::mem::take(&mut self.last_id);
+            self.at = self.take_id(&last_id).into_iter().map(Some).collect();
         }
         let pause = world.borrow_mut().choices.of(&[0, 1_000, 50_000]);
         self.next_at = world.borrow().now + Duration::from_micros(pause);
@@ -289,20 +297,18 @@ impl Reader {
             life.bye = Some(field(&event.data, "\"code\":", ',').parse().expect("a code"));
             return;
         }
-        let cursor = Cursor::parse(&event.id, self.at.len())
-            .unwrap_or_else(|error| panic!("reader {id}: {}: id {:?}: {error}", event.name, event.id));
-        let offsets: Vec<u64> = cursor.offsets().map(|offset| offset.expect("the server is sure of every offset that it gives")).collect();
-        assert!(cursor.epoch() == self.epoch, "reader {id}: another epoch");
-        self.last_id.clone_from(&event.id);
+        if event.name == "shardcast:open" {
+            assert!(!std::mem::replace(&mut life.opened, true), "reader {id}: opened twice");
+            return self.open(event, ledger);
+        }
+        if event.name == "shardcast:gap" {
+            assert!(life.opened, "reader {id}: a gap before it was opened");
+            return self.gap(event, now, ledger);
+        }
+        assert!(life.opening.is_none(), "reader {id}: {} before it was told all that is missing", event.name);
+        let offsets = self.take_id(&event.id);
+        let Some(life) = &mut self.life else { return };
         match event.name.as_str() {
-            "shardcast:open" => {
-                assert!(!std::mem::replace(&mut life.opened, true), "reader {id}: opened twice");
-                self.open(&offsets, &event.data, ledger);
-            }
-            "shardcast:gap" => {
-                assert!(life.opened, "reader {id}: a gap before it was opened");
-                self.gap(&offsets, &event.data, now, ledger);
-            }
             "message" => {
                 assert!(life.opened, "reader {id}: a message before it was opened");
                 life.heard += 1;
@@ -328,13 +334,25 @@ impl Reader {
         }
     }
 
-    fn open(&mut self, offsets: &[u64], data: &str, ledger: &mut Ledger) {
-        for (index, &offset) in offsets.iter().enumerate() {
-            let room = self.plan.topics()[index];
-            let told = format!("\"room-{room}\":\"{}\"", Position { epoch: self.epoch, offset });
-            assert!(data.contains(&told), "reader {}: opened with {data}, and id offset {offset} for room {room}", self.id);
+    /// The offsets of an id, which is the one that it comes back with from now on.
+    fn take_id(&mut self, text: &str) -> Vec<u64> {
+        let cursor = Cursor::parse(text, self.at.len()).unwrap_or_else(|error| panic!("reader {}: id {text:?}: {error}", self.id));
+        assert!(cursor.epoch() == self.epoch, "reader {}: another epoch", self.id);
+        text.clone_into(&mut self.last_id);
+        cursor.offsets().map(|offset| offset.expect("the server is sure of every offset that it gives")).collect()
+    }
+
+    fn open(&mut self, event: &Event, ledger: &mut Ledger) {
+        let told = |&room: &usize| Position::parse(field(&event.data, &format!("\"room-{room}\":\""), '"')).expect("a position").offset;
+        let told: Vec<u64> = self.plan.topics().iter().map(told).collect();
+        if event.id.is_empty() {
+            self.life.as_mut().expect("a life").opening = Some(told);
+            return;
+        }
+        assert!(self.take_id(&event.id) == told, "reader {}: opened with {}, and the id says {}", self.id, event.data, event.id);
+        for (index, &offset) in told.iter().enumerate() {
             if let Some(at) = self.at[index].replace(offset) {
-                assert!(at == offset, "reader {}: comes back to room {room} at {at} and is opened at {offset}, without a gap", self.id);
+                assert!(at == offset, "reader {}: comes back to topic {index} at {at} and is opened at {offset}, without a gap", self.id);
             }
             if self.ears[index].is_none() {
                 self.new_ear(index, ledger);
@@ -342,26 +360,51 @@ impl Reader {
         }
     }
 
-    fn gap(&mut self, offsets: &[u64], data: &str, now: Time, ledger: &mut Ledger) {
+    fn gap(&mut self, event: &Event, now: Time, ledger: &mut Ledger) {
+        let data = &event.data;
         let room: usize = field(data, "\"topic\":\"room-", '"').parse().expect("a room");
         let index = self.index_of(room);
         let position = |key| Position::parse(field(data, key, '"')).expect("a position").offset;
         let (from, to, reason) = (position("\"from\":\""), position("\"to\":\""), field(data, "\"reason\":\"", '"'));
+        // Who is new has no place yet, and may lose what it was about to be given.
+        let is_new = self.at[index].is_none() && self.life.as_ref().is_some_and(|life| life.opening.is_some());
         assert!(
-            self.at[index] == Some(from),
+            is_new || self.at[index] == Some(from),
             "reader {}: a gap after {from} in room {room}, where it was at {:?}",
             self.id,
             self.at[index]
         );
-        assert!(offsets[index] == to, "reader {}: a gap to {to} and the id says {}", self.id, offsets[index]);
-        self.moves(offsets, index, |at, to| to > at, "a gap");
+        assert!(to > from, "reader {}: a gap in room {room} from {from} to {to}", self.id);
         assert!(reason == "too_old", "reader {}: a gap in room {room} from {from} to {to} because of {reason}", self.id);
         ledger.check_loss(room, to, now, &format!("reader {} is told of a gap from {from} to {to}", self.id));
         ledger.gaps += 1;
-        if let Some(ear) = self.ears[index] {
+        if let Some(ear) = self.ears[index].take() {
             ledger.accounts[ear].listens = false;
         }
-        self.new_ear(index, ledger);
+        let opening = &mut self.life.as_mut().expect("a life").opening;
+        match opening {
+            Some(told) => assert!(told[index] == to, "reader {}: opened at {told:?}, and a gap of its topic {index} to {to}", self.id),
+            None => assert!(!event.id.is_empty(), "reader {}: a gap without an id", self.id),
+        }
+        self.at[index] = Some(to);
+        if event.id.is_empty() {
+            return;
+        }
+        // The last of the gaps that it is told of when it is opened.
+        if let Some(told) = opening.take() {
+            for (at, told) in self.at.iter_mut().zip(told) {
+                assert!(at.is_none_or(|at| at == told), "reader {}: opened at {told}, and after all gaps it is at {at:?}", self.id);
+                *at = Some(told);
+            }
+        }
+        let offsets = self.take_id(&event.id);
+        assert!(offsets[index] == to, "reader {}: a gap to {to} and the id says {}", self.id, event.id);
+        self.moves(&offsets, index, |at, to| at == to, "a gap");
+        for index in 0..self.ears.len() {
+            if self.ears[index].is_none() {
+                self.new_ear(index, ledger);
+            }
+        }
     }
 
     fn new_ear(&mut self, index: usize, ledger: &mut Ledger) {
