@@ -150,6 +150,8 @@ limits! {
     idempotency_keys: Count = 65_536, 0 => 16_777_216;
     /// How long it remembers them.
     idempotency_ms: Millis = 120_000, 0 => 86_400_000;
+    /// Publishers that wait at once, for each shard that is home to their topics, until their message was sent to everyone (`ack=sent`).
+    receipts_max: Count = 1024, 0 => 1_048_576;
     /// The longest time that a poll waits for a message.
     poll_wait_ms: Millis = 60_000, 100 => 600_000;
     /// Bytes by which a shard's fan-out of one topic may be behind before that topic's publishers pause.

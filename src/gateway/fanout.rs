@@ -144,10 +144,7 @@ impl<D: Driver> Gateway<D> {
     pub(super) fn everyone_was_served(&mut self, topic_key: TopicKey) {
         let Some(topic) = self.topics.get_mut(topic_key) else { return };
         match &topic.role {
-            Role::Home(_) => {
-                self.release(topic_key);
-                self.give_sent_receipts(topic_key);
-            }
+            Role::Home(_) => self.release(topic_key),
             Role::Away(_) => self.acknowledge(topic_key),
         }
         self.free_if_unused(topic_key);

@@ -30,6 +30,7 @@ mod log_limit;
 mod peers;
 mod polls;
 mod publishing;
+mod receipts;
 mod replay;
 mod requests;
 mod rooms;
@@ -62,6 +63,7 @@ use crate::gateway::feed::FeedKey;
 use crate::gateway::history::Past;
 use crate::gateway::log_limit::LogLimit;
 use crate::gateway::publishing::Keys;
+use crate::gateway::receipts::{AwaitedReceipts, Counting};
 use crate::gateway::seats::Seats;
 use crate::gateway::session::{Session, State};
 use crate::gateway::topic::Topic;
@@ -78,6 +80,7 @@ pub use endpoints::Pages;
 pub use listing::Listing;
 pub use peers::ShardMessage;
 pub use publishing::{Ack, Offer, Receipt, Ticket};
+pub use receipts::SentCounts;
 pub use replay::Replay;
 pub use seats::Guest;
 pub use shared::Shared;
@@ -214,8 +217,10 @@ pub struct Gateway<D> {
     past: Past,
     /// Idempotency keys of topics whose home is here.
     keys: Keys,
-    /// Topics with receipts that wait until a message was sent to everyone.
-    awaiting: Vec<TopicKey>,
+    /// Receipts that wait until a message was sent to everyone.
+    awaited: AwaitedReceipts,
+    /// What is counted for them here.
+    counts: VecDeque<Counting>,
     /// Topics whose members were joined or left.
     recounts: Vec<TopicKey>,
     /// Polls that have something to be answered with.
@@ -274,7 +279,8 @@ impl<D: Driver> Gateway<D> {
             histories: VecDeque::new(),
             past: Past::new(limits.topics_remembered as usize),
             keys: Keys::default(),
-            awaiting: Vec::new(),
+            awaited: AwaitedReceipts::default(),
+            counts: VecDeque::new(),
             recounts: Vec::new(),
             ready_polls: Vec::new(),
             woken: Vec::new(),
@@ -389,7 +395,7 @@ impl<D: Driver> Gateway<D> {
             return Wait::No;
         }
         let poll = (self.mailbox.overflow() > 0 || !self.memory_waiters.is_empty()).then_some(POLL);
-        let receipts = (!self.awaiting.is_empty()).then_some(RECEIPTS);
+        let receipts = (self.awaited.len() > 0 || !self.counts.is_empty()).then_some(RECEIPTS);
         let parked = (!self.parked.is_empty()).then(|| self.next_unpark.since(self.now));
         let sweep = self.needs_sweep().then(|| self.next_sweep.since(self.now));
         let wait = [self.timers.next_wait(self.now), sweep, self.drain_wait(), self.watch_wait(), poll, parked, receipts]

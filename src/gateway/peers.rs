@@ -31,6 +31,7 @@ use crate::ids::{ConnId, ConnKey, ShardId, TopicKey};
 use crate::proto::listing::ListCursor;
 use crate::proto::position::Start;
 use crate::proto::topic::TopicName;
+use crate::time::Time;
 
 /// Topics that one step dispatches; each may have a batch for every other shard.
 const DISPATCH_BUDGET: usize = 64;
@@ -140,6 +141,22 @@ pub enum ShardMessage {
         /// The piece.
         replay: Box<Replay>,
     },
+    /// Count your members that are sent this message.
+    Count {
+        /// What you call the topic.
+        topic: TopicKey,
+        /// The message.
+        offset: u64,
+        /// Where the count is.
+        receipt: usize,
+        /// When to stop.
+        until: Time,
+    },
+    /// Everybody has counted.
+    Counted {
+        /// Where the count is.
+        receipt: usize,
+    },
     /// Add the topics whose home you are, and pass it on.
     List {
         /// Who wants the list.
@@ -185,6 +202,8 @@ impl<D: Driver> Gateway<D> {
             }
             ShardMessage::Resume { home, key, guest, start } => self.resume_elsewhere(from, home, key, guest, start),
             ShardMessage::Replay { key, guest, replay } => self.replayed(key, guest, *replay),
+            ShardMessage::Count { topic, offset, receipt, until } => self.count_sent(from, receipt, topic, offset, until),
+            ShardMessage::Counted { receipt } => self.sent_counted(receipt),
             ShardMessage::List { asker, listing } => self.add_to_listing(asker, listing),
             ShardMessage::Listed { key, listing, next } => self.finish_listing(key, &listing, next),
         }
@@ -328,7 +347,6 @@ impl<D: Driver> Gateway<D> {
             self.dispatches.push_back(home);
         }
         self.release(home);
-        self.give_sent_receipts(home);
     }
 
     fn count_members(&mut self, from: ShardId, home: TopicKey, members: u64) {

@@ -29,8 +29,6 @@ use crate::proto::ws::MessageKind;
 use crate::proto::ws::frame::server_header;
 use crate::time::Time;
 
-/// How long a receipt waits until its message was sent to everyone.
-const SENT_WITHIN: Duration = Duration::from_secs(5);
 /// When a publisher that was refused for want of room should try again.
 const RETRY_MS: u64 = 1000;
 
@@ -150,16 +148,6 @@ impl Receipt {
             Self::Refused { code, message, retry_ms, .. } => Outcome::Failed(ErrorBody { code, message, retry_ms: *retry_ms }),
         }
     }
-}
-
-/// A receipt that waits until its message was sent to everyone.
-pub(super) struct Awaited {
-    raw: u64,
-    sse: u64,
-    from: ShardId,
-    ticket: Ticket,
-    position: Position,
-    deadline: Time,
 }
 
 /// The idempotency keys of topics whose home is this shard.
@@ -352,6 +340,18 @@ impl<D: Driver> Gateway<D> {
             let message = "the topic's subscribers are behind (limits.topic_lag_bytes_max)";
             return Some(Receipt::refused(429, "topic_behind", message, Some(RETRY_MS)));
         }
+        let receipt = match offer.ack {
+            Ack::Accepted => None,
+            Ack::Sent => match self.begin_receipt() {
+                Some(receipt) => Some(receipt),
+                None => {
+                    let message =
+                        "as many publishers wait for receipts of this kind as may (limits.receipts_max); publish without ack=sent";
+                    return Some(Receipt::refused(429, "too_many_receipts", message, Some(RETRY_MS)));
+                }
+            },
+        };
+        let topic = self.topics.get(home).expect("found or made above");
         let (header, len) = server_header(offer.kind.opcode(), offer.payload.len());
         let sender = ConnId { shard: from, key: offer.ticket.conn };
         let position = Position { epoch: self.epoch, offset: topic.raw.offset() + 1 };
@@ -359,17 +359,9 @@ impl<D: Driver> Gateway<D> {
         if let Some(id) = offer.id {
             self.keys.remember(offer.topic, id, position, self.now, &self.limits);
         }
-        // For want of room for histories it may be gone already, if it has no members.
-        if offer.ack == Ack::Sent
-            && let Some(topic) = self.topics.get_mut(home)
-        {
-            let (raw, sse) = (topic.raw.log.end(), topic.sse.as_ref().map_or(0, |sse| sse.log.end()));
-            let awaited = Awaited { raw, sse, from, ticket: offer.ticket, position, deadline: self.now + SENT_WITHIN };
-            if let Role::Home(side) = &mut topic.role {
-                side.awaited.push(awaited);
-            }
-            self.awaiting.push(home);
-            self.give_sent_receipts(home);
+        if let Some(receipt) = receipt {
+            self.await_sent(receipt, home, from, offer.ticket, position);
+            self.free_if_unused(home);
             return None;
         }
         let receipt = Receipt::Published { position, subscribers: self.subscribers(home), duplicate: false };
@@ -384,45 +376,7 @@ impl<D: Driver> Gateway<D> {
         topic.members() + elsewhere
     }
 
-    /// Gives the receipts of a topic's messages that were sent to everyone, or whose time is up.
-    pub(super) fn give_sent_receipts(&mut self, home: TopicKey) {
-        let Some(topic) = self.topics.get_mut(home) else { return };
-        let (raw, sse) = (topic.raw.served(), topic.sse.as_ref().map_or(u64::MAX, |sse| sse.served()));
-        let members = topic.members();
-        let Role::Home(side) = &mut topic.role else { return };
-        if side.awaited.is_empty() {
-            return;
-        }
-        let now = self.now;
-        let mut due = Vec::new();
-        side.awaited.retain(|awaited| {
-            let here = raw >= awaited.raw && sse >= awaited.sse;
-            let (elsewhere, waiting) = side.home.members_served(awaited.raw);
-            let done = (here && !waiting) || now >= awaited.deadline;
-            if done {
-                let subscribers = elsewhere + if here { members } else { 0 };
-                due.push((awaited.from, awaited.ticket, Receipt::Published { position: awaited.position, subscribers, duplicate: false }));
-            }
-            !done
-        });
-        for (from, ticket, receipt) in due {
-            self.give_receipt(from, ticket, receipt);
-        }
-        self.free_if_unused(home);
-    }
-
-    /// Looks after receipts whose time is up.
-    pub(super) fn look_after_receipts(&mut self) {
-        for key in std::mem::take(&mut self.awaiting) {
-            self.give_sent_receipts(key);
-            let waits = self.topics.get(key).is_some_and(|topic| matches!(&topic.role, Role::Home(side) if !side.awaited.is_empty()));
-            if waits {
-                self.awaiting.push(key);
-            }
-        }
-    }
-
-    fn give_receipt(&mut self, to: ShardId, ticket: Ticket, receipt: Receipt) {
+    pub(super) fn give_receipt(&mut self, to: ShardId, ticket: Ticket, receipt: Receipt) {
         if to == self.shard {
             self.take_receipt(ticket, receipt);
             self.answer_upload(ticket.conn);

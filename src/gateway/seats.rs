@@ -76,6 +76,11 @@ impl Seats {
         self.seats[slot as usize].as_ref().expect("a seat in use")
     }
 
+    /// A seat, if it is taken.
+    pub(super) fn get(&self, slot: u32) -> Option<&Seat> {
+        self.seats.get(slot as usize)?.as_ref()
+    }
+
     pub(super) fn remove(&mut self, slot: u32) -> Seat {
         self.free.push(slot);
         self.seats[slot as usize].take().expect("a seat in use")

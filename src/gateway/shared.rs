@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
 
+use super::receipts::SentCounts;
 use crate::engine::segment::SegmentMemory;
 use crate::ids::ShardId;
 
@@ -30,6 +31,7 @@ pub struct Shared {
     /// Connections within the cap.
     admitted: AtomicU64,
     draining: AtomicUsize,
+    pub(super) sent_counts: SentCounts,
 }
 
 impl Shared {
@@ -46,6 +48,7 @@ impl Shared {
             topics: AtomicU64::new(0),
             admitted: AtomicU64::new(0),
             draining: AtomicUsize::new(0),
+            sent_counts: SentCounts::default(),
         })
     }
 

@@ -4,7 +4,6 @@ use std::collections::VecDeque;
 
 use super::feed::{Feed, Format};
 use super::history::History;
-use super::publishing::Awaited;
 use super::seats::Guest;
 use super::streams;
 use crate::engine::log::{Log, Parcel, Pin};
@@ -27,8 +26,6 @@ pub(super) struct HomeSide {
     pub(super) home: Home<Pin>,
     pub(super) held: VecDeque<HeldParcel>,
     pub(super) history: History,
-    /// Receipts that wait until a message was sent to everyone.
-    pub(super) awaited: Vec<Awaited>,
 }
 
 /// The part of a shard that is not the home.
@@ -155,6 +152,12 @@ impl Topic {
         (self.raw.members.len() + self.sse.as_ref().map_or(0, |sse| sse.members.len())) as u64
     }
 
+    /// The other shards that have members, and what they call the topic, as far as this shard is the one to know.
+    pub(super) fn away(&self) -> impl Iterator<Item = (ShardId, TopicKey)> + '_ {
+        let home = if let Role::Home(side) = &self.role { Some(&side.home) } else { None };
+        home.into_iter().flat_map(Home::shards)
+    }
+
     /// Whether a client's message may be taken now. When not, *we* are behind, and the publisher waits.
     pub(super) fn takes_messages(&self, limits: &Limits) -> bool {
         match &self.role {
@@ -224,7 +227,7 @@ impl Topic {
             && self.sse.as_ref().is_none_or(|sse| sse.is_idle())
             && self.guests == 0
             && match &self.role {
-                Role::Home(side) => side.home.is_empty() && side.held.is_empty() && side.history.is_empty() && side.awaited.is_empty(),
+                Role::Home(side) => side.home.is_empty() && side.held.is_empty() && side.history.is_empty(),
                 Role::Away(side) => {
                     side.joining.is_empty()
                         && side.key.is_some()

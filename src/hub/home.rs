@@ -88,10 +88,9 @@ impl<P> Home<P> {
         self.targets.iter().map(|target| target.members).sum()
     }
 
-    /// Members on the shards that have given their subscribers everything below `upto`, and whether others have not.
-    pub fn members_served(&self, upto: u64) -> (u64, bool) {
-        let served = |target: &&Target<P>| target.acknowledged >= upto;
-        (self.targets.iter().filter(served).map(|target| target.members).sum(), !self.targets.iter().all(|target| served(&target)))
+    /// The shards that want the topic, and what they call it.
+    pub fn shards(&self) -> impl Iterator<Item = (ShardId, TopicKey)> + '_ {
+        self.targets.iter().map(|target| (target.shard, target.key))
     }
 
     /// By how many bytes the slowest shard is behind `end`.
