@@ -182,6 +182,14 @@ limits! {
     mailbox_messages: Count = 256, 16 => 65_536;
     /// Bytes not yet sent that the kernel holds for one connection (TCP_NOTSENT_LOWAT): the backlog stays in shared segments.
     notsent_bytes: Bytes = 16 * KIB, KIB => 16 * MIB;
+    /// Messages that one connection may publish per second; 0 sets no bound. A WebSocket that goes on over it is closed with 4529, a request is answered 429.
+    messages_per_second: PerSecond = 0, 0 => 1_000_000_000;
+    /// The same for the bytes of their payloads.
+    message_bytes_per_second: PerSecond = 0, 0 => 1_000_000_000_000;
+    /// WebSockets and streams that the process opens per second; 0 sets no bound. Beyond it clients are told 4503 or 503 with a time to come back, before anything is done for them.
+    handshakes_per_second: PerSecond = 0, 0 => 10_000_000;
+    /// How much of a rate may be used at once after a quiet time: what it allows in so long.
+    rate_burst_ms: Millis = 1_000, 1 => 600_000;
     /// Browsers cannot read an HTTP refusal: this many of them per second and shard are upgraded and closed with the code instead.
     polite_refusals_per_second: PerSecond = 100, 0 => 1_000_000;
     /// The window over which clients are told to come back after a shutdown or a refusal, each at a random point of it.

@@ -208,3 +208,85 @@ fn a_burst_of_60_for_10_places_fills_exactly_10() {
         while raw.frame().payload != number.to_string().as_bytes() {}
     }
 }
+
+#[test]
+fn who_says_more_than_one_may_is_closed_4529_and_nobody_else() {
+    let gateway = gateway().limit("messages_per_second", 20).start();
+    let mut listener = raw::ws(&gateway, "/ws?room=a");
+    let mut loud = raw::ws(&gateway, "/ws?room=a&echo=0");
+    for _ in 0..100 {
+        loud.send_text("x");
+    }
+    let reason = loud.expect_close(4529);
+    assert!(reason.contains("limits.messages_per_second"), "{reason}");
+    retry_ms(&reason);
+    // A burst of a second, and what a slow machine has let in meanwhile.
+    let heard = (0..).take_while(|_| listener.answered_within(Duration::from_millis(300)) && !listener.frame().payload.is_empty()).count();
+    assert!((20..60).contains(&heard), "{heard} messages of 100 were taken");
+    gateway.wait_for_closes("rate_limited", 1);
+    assert_eq!(gateway.metrics().sum("shardcast_rate_limited_total", &[]), 1.0);
+    for _ in 0..15 {
+        listener.send_text("y");
+        listener.expect_text("y");
+    }
+}
+
+#[test]
+fn bytes_are_bounded_as_messages_are() {
+    let gateway = gateway().limit("message_bytes_per_second", 10_000).start();
+    let mut loud = raw::ws(&gateway, "/ws?room=a&echo=0");
+    for _ in 0..20 {
+        loud.send_text(&"x".repeat(1000));
+    }
+    assert!(loud.expect_close(4529).contains("limits.message_bytes_per_second"));
+}
+
+#[test]
+fn a_request_over_the_rate_is_answered_429_and_none_of_it_is_published() {
+    let gateway = gateway().limit("messages_per_second", 10).start();
+    let mut raw = Raw::connect(gateway.port);
+    let mut publish = |count: usize| {
+        let body = vec![r#"{"topic":"a","data":"x"}"#; count].join(",");
+        let head = format!("POST /v1/publish HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n", body.len() + 2);
+        raw.write(format!("{head}[{body}]").as_bytes());
+        raw.response()
+    };
+    assert_eq!(publish(8).status, 200);
+    let refused = publish(8);
+    assert_eq!((refused.status, refused.header("retry-after")), (429, Some("1")), "{refused:?}");
+    assert!(refused.text().contains("limits.messages_per_second"), "{}", refused.text());
+    sleep_ms(1100);
+    let taken = publish(1).text();
+    assert!(taken.contains(".9\""), "the ninth message, after eight: {taken}");
+}
+
+#[test]
+fn more_handshakes_than_may_be_are_told_when_to_come_back() {
+    let gateway = gateway().shards(2).limit("handshakes_per_second", 5).start();
+    let mut opened = Vec::new();
+    let mut refused = 0;
+    for _ in 0..60 {
+        let mut raw = Raw::connect(gateway.port);
+        raw.write(raw::upgrade("/ws?room=a", "").as_bytes());
+        let response = raw.response();
+        match response.status {
+            101 => opened.push(raw),
+            503 => {
+                assert!(response.header("retry-after").is_some(), "{response:?}");
+                assert!(response.text().contains("limits.handshakes_per_second"), "{}", response.text());
+                refused += 1;
+            }
+            other => panic!("{other}: {response:?}"),
+        }
+    }
+    assert!(opened.len() >= 4 && refused > 0, "{} opened, {refused} refused", opened.len());
+    gateway.wait_for_closes("busy", refused);
+    let own = format!("http://127.0.0.1:{}", gateway.port);
+    let mut browser = foreign::try_connect(&gateway, "/ws", &[("origin", &own)]).expect("a browser is upgraded");
+    assert_eq!(u16::from(browser.closed().expect("a close frame").code), 4503);
+    let source = raw::http(gateway.port, b"GET /events?topic=a HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n");
+    assert!(source.status == 200 && source.text().contains("shardcast:bye"), "{source:?}");
+    assert_eq!(raw::http(gateway.port, b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").status, 200);
+    sleep_ms(1100);
+    drop(raw::ws(&gateway, "/ws?room=a"));
+}

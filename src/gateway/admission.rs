@@ -111,6 +111,7 @@ impl<D: Driver> Gateway<D> {
     pub(super) fn closed(&mut self, key: ConnKey) {
         self.busy = true;
         self.timers.clear(key.slot);
+        self.said.remove(key);
         let Some(session) = self.sessions.remove(key) else { return };
         self.counters.connections.of(session.transport).sub(1);
         self.shared.drop_load(self.shard);

@@ -76,6 +76,10 @@ causes! {
     ForbiddenOrigin = "forbidden_origin", Peer, Some(CloseCode::FORBIDDEN);
     /// Connections or topics are at their cap.
     OverCapacity = "over_capacity", Gateway, Some(CloseCode::OVER_CAPACITY);
+    /// The client publishes more than one connection may.
+    RateLimited = "rate_limited", Peer, Some(CloseCode::RATE_LIMITED);
+    /// More clients come at once than the gateway takes up.
+    Busy = "busy", Gateway, Some(CloseCode::OVER_CAPACITY);
     /// The gateway is shutting down.
     Shutdown = "shutdown", Gateway, Some(CloseCode::SERVICE_RESTART);
     /// No whole request head in time.

@@ -33,6 +33,8 @@ pub struct Counters {
     pub drops: ByLabel<Counter, DropReason, { DropReason::COUNT }>,
     /// Times that a reader was told that messages are missing, by reason.
     pub gaps: ByLabel<Counter, GapLabel, { GapLabel::COUNT }>,
+    /// Messages that were not taken because their connection publishes more than it may.
+    pub rate_limited: Counter,
     /// Messages given out of a topic's history.
     pub replayed: Counter,
     /// Memory of the histories of topics whose home is this shard.

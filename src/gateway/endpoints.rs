@@ -30,12 +30,50 @@ pub struct Pages {
 pub(super) struct Context<'a> {
     pub(super) origins: &'a [String],
     pub(super) pages: Pages,
-    /// The connection is over the cap.
-    pub(super) over_capacity: bool,
-    pub(super) draining: bool,
+    /// Why nobody can be served now, if that is so.
+    pub(super) unavailable: Option<Unavailable>,
+    /// More clients come than are taken up.
+    pub(super) busy: bool,
     pub(super) limits: &'a Limits,
     /// When to come back, where that is the answer.
     pub(super) retry_ms: u64,
+}
+
+/// Why nobody can be served now.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Unavailable {
+    /// The connection is over the cap.
+    OverCapacity,
+    /// More clients come than are taken up in a second.
+    Busy,
+    Draining,
+}
+
+impl Unavailable {
+    const fn cause(self) -> CloseCause {
+        match self {
+            Self::OverCapacity => CloseCause::OverCapacity,
+            Self::Busy => CloseCause::Busy,
+            Self::Draining => CloseCause::Shutdown,
+        }
+    }
+
+    const fn message(self) -> &'static str {
+        match self {
+            Self::OverCapacity => "the gateway is at its limit of connections (limits.connections_max); come back after Retry-After",
+            Self::Busy => {
+                "more clients come than the gateway takes up in a second (limits.handshakes_per_second); come back after Retry-After"
+            }
+            Self::Draining => "the gateway is shutting down; come back after Retry-After",
+        }
+    }
+}
+
+impl Context<'_> {
+    /// Why no WebSocket and no stream can be opened now, if that is so.
+    fn unopenable(&self) -> Option<Unavailable> {
+        self.unavailable.or(self.busy.then_some(Unavailable::Busy))
+    }
 }
 
 /// What to do about a request.
@@ -91,10 +129,12 @@ pub(super) fn answer(head: &Head<'_, '_>, context: &Context<'_>) -> Answer {
         "/v1/topics" => list(head, context),
         "/publish" => publish(head, context, false),
         "/v1/publish" => publish(head, context, true),
-        "/" if context.over_capacity || context.draining => unavailable(context),
-        "/" => plain(head, |response| {
-            response.header("Cache-Control", "no-cache").body("text/html; charset=utf-8", context.pages.index.as_bytes())
-        }),
+        "/" => match context.unavailable {
+            Some(why) => unavailable(context, why),
+            None => plain(head, |response| {
+                response.header("Cache-Control", "no-cache").body("text/html; charset=utf-8", context.pages.index.as_bytes())
+            }),
+        },
         "/healthz" => plain(head, |response| response.header("Cache-Control", "no-store").body("text/plain; charset=utf-8", b"ok\n")),
         path => Answer::Respond(body_closes(head, Response::error(404, &format!("nothing at {path}; there is: {EXISTS}")))),
     }
@@ -114,18 +154,13 @@ fn body_closes(head: &Head<'_, '_>, response: Response) -> Response {
     if head.keep_alive() && matches!(head.body(), Ok(Body::None | Body::Length(0))) { response } else { response.close() }
 }
 
-fn unavailable(context: &Context<'_>) -> Answer {
-    let (message, cause) = if context.draining {
-        ("the gateway is shutting down; come back after Retry-After", CloseCause::Shutdown)
-    } else {
-        ("the gateway is at its limit of connections (limits.connections_max); come back after Retry-After", CloseCause::OverCapacity)
-    };
-    Answer::Refuse(retry_later(Response::error(503, message), context.retry_ms).close(), cause)
+fn unavailable(context: &Context<'_>, why: Unavailable) -> Answer {
+    Answer::Refuse(retry_later(Response::error(503, why.message()), context.retry_ms).close(), why.cause())
 }
 
 /// The same where a page may read the answer.
-fn unavailable_to_page(head: &Head<'_, '_>, context: &Context<'_>) -> Answer {
-    match unavailable(context) {
+fn unavailable_to_page(head: &Head<'_, '_>, context: &Context<'_>, why: Unavailable) -> Answer {
+    match unavailable(context, why) {
         Answer::Refuse(response, cause) => Answer::Refuse(cross_origin(head, context, response), cause),
         other => other,
     }
@@ -147,8 +182,8 @@ fn socket(head: &Head<'_, '_>, context: &Context<'_>, endpoint: impl FnOnce(&Hea
         Some(_) => Answer::RefusePolitely(accept, response.close(), cause),
         None => Answer::Refuse(response.close(), cause),
     };
-    if context.over_capacity || context.draining {
-        return match unavailable(context) {
+    if let Some(why) = context.unopenable() {
+        return match unavailable(context, why) {
             Answer::Refuse(response, cause) => refuse(accept, response, cause),
             other => other,
         };
@@ -223,8 +258,8 @@ fn events(head: &Head<'_, '_>, context: &Context<'_>) -> Answer {
         return answer;
     }
     let reads_events = head.list("accept").any(|kind| kind.starts_with(EVENT_STREAM.as_bytes()));
-    if context.over_capacity || context.draining {
-        return match unavailable_to_page(head, context) {
+    if let Some(why) = context.unopenable() {
+        return match unavailable_to_page(head, context, why) {
             Answer::Refuse(_, cause) if reads_events => {
                 let mut body = Vec::new();
                 encode_retry(&mut body, context.retry_ms);
@@ -274,8 +309,8 @@ fn poll(head: &Head<'_, '_>, context: &Context<'_>, wait_ms_max: u64) -> Answer 
     if let Some(answer) = gate(head, context, "GET") {
         return answer;
     }
-    if context.over_capacity || context.draining {
-        return unavailable_to_page(head, context);
+    if let Some(why) = context.unavailable {
+        return unavailable_to_page(head, context, why);
     }
     if context.limits.history_messages == 0 {
         return refuse(
@@ -304,8 +339,8 @@ fn list(head: &Head<'_, '_>, context: &Context<'_>) -> Answer {
     if let Some(answer) = gate(head, context, "GET") {
         return answer;
     }
-    if context.over_capacity || context.draining {
-        return unavailable_to_page(head, context);
+    if let Some(why) = context.unavailable {
+        return unavailable_to_page(head, context, why);
     }
     if context.limits.topics_listed == 0 {
         return refuse(403, "topics are not listed here (limits.topics_listed is 0); ask whoever gave you this address for the names");
@@ -335,8 +370,8 @@ fn publish(head: &Head<'_, '_>, context: &Context<'_>, items: bool) -> Answer {
     if let Some(answer) = gate(head, context, "POST") {
         return answer;
     }
-    if context.over_capacity || context.draining {
-        return unavailable_to_page(head, context);
+    if let Some(why) = context.unavailable {
+        return unavailable_to_page(head, context, why);
     }
     let bytes_max =
         if items { context.limits.body_bytes_max.max(context.limits.message_bytes_max) } else { context.limits.message_bytes_max };

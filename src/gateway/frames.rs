@@ -34,6 +34,11 @@ impl<D: Driver> Gateway<D> {
                 None => {}
                 Some(Incoming::Message { kind, payload }) => {
                     self.messages_left = self.messages_left.saturating_sub(1);
+                    if let Err(over) = self.take_said(key, 1, payload.len() as u64) {
+                        self.counters.rate_limited.add(1);
+                        self.end_with(key, CloseCause::RateLimited, None, &format!("over {}", over.limit));
+                        return bytes.len();
+                    }
                     self.counters.messages_in.add(1);
                     self.counters.messages_in_bytes.add(payload.len() as u64);
                     self.take_message(key, kind.opcode(), payload);

@@ -12,6 +12,7 @@
 //! | `fanout` | laps over a topic's members |
 //! | `peers` | messages between shards |
 //! | `egress` | what a connection is sent next, and the close sequence |
+//! | `rate` | how much clients may say and how many may come |
 //! | `timeouts`, `drain` | deadlines; shutdown |
 #![forbid(unsafe_code)]
 
@@ -30,6 +31,7 @@ mod log_limit;
 mod peers;
 mod polls;
 mod publishing;
+mod rate;
 mod receipts;
 mod replay;
 mod requests;
@@ -63,6 +65,7 @@ use crate::gateway::feed::FeedKey;
 use crate::gateway::history::Past;
 use crate::gateway::log_limit::LogLimit;
 use crate::gateway::publishing::Keys;
+use crate::gateway::rate::{Rate, Said};
 use crate::gateway::receipts::{AwaitedReceipts, Counting};
 use crate::gateway::seats::Seats;
 use crate::gateway::session::{Session, State};
@@ -235,6 +238,10 @@ pub struct Gateway<D> {
     /// Connections found too slow while their topic was borrowed.
     slow: Vec<ConnKey>,
     admission: Admission,
+    /// What connections have said, where there are bounds to it.
+    said: SideTable<Said>,
+    /// WebSockets and streams opened.
+    opened: Rate,
     drain: Option<Drain>,
     next_sweep: Time,
     /// Connections came or went, or messages did, since the last sweep; the same for the second before it.
@@ -289,6 +296,8 @@ impl<D: Driver> Gateway<D> {
             recent_sends: Vec::new(),
             slow: Vec::new(),
             admission: Admission::new(&limits, now),
+            said: SideTable::default(),
+            opened: Rate::default(),
             drain: None,
             next_sweep: now,
             busy: false,

@@ -296,6 +296,13 @@ impl<D: Driver> Gateway<D> {
             }
         }
         upload.receipts = receipts;
+        let bytes = offers.iter().map(|offer| offer.payload.len() as u64).sum();
+        if let Err(over) = self.take_said(key, offers.len() as u64, bytes) {
+            self.counters.rate_limited.add(offers.len() as u64);
+            let message = format!("this connection publishes more than one may ({}); nothing of this request was published", over.limit);
+            let wait_ms = over.wait.as_millis() as u64 + 1;
+            return self.refuse_upload(key, Receipt::refused(429, "rate_limited", message, Some(wait_ms)), true);
+        }
         self.counters.messages_in.add(offers.len() as u64);
         self.messages_left = self.messages_left.saturating_sub(offers.len() as u64);
         for offer in offers {

@@ -5,8 +5,9 @@ use std::time::Duration;
 use super::Gateway;
 use super::close_cause::CloseCause;
 use super::counters::{HandshakeResult, Transport};
-use super::endpoints::{Answer, Context, answer};
+use super::endpoints::{Answer, Context, Unavailable, answer};
 use super::session::State;
+use super::streams::Kind;
 use crate::engine::driver::Driver;
 use crate::ids::ConnKey;
 use crate::proto::http::{HeadError, HeadStorage, Response, head_end, parse_head};
@@ -35,11 +36,15 @@ impl<D: Driver> Gateway<D> {
                 let len = head.len;
                 let retry_ms = self.retry_ms();
                 let over_capacity = self.sessions.get(key).is_some_and(|session| session.over_capacity);
+                let unavailable = match self.drain {
+                    Some(_) => Some(Unavailable::Draining),
+                    None => over_capacity.then_some(Unavailable::OverCapacity),
+                };
                 let context = Context {
                     origins: &self.origins,
                     pages: self.pages,
-                    over_capacity,
-                    draining: self.drain.is_some(),
+                    unavailable,
+                    busy: !self.may_open(),
                     limits: &self.limits,
                     retry_ms,
                 };
@@ -98,8 +103,14 @@ impl<D: Driver> Gateway<D> {
                     self.end(key, cause);
                 }
             }
-            Answer::Room { name, no_echo, start, upgrade } => self.join(key, name, no_echo, start, upgrade),
+            Answer::Room { name, no_echo, start, upgrade } => {
+                self.take_opened();
+                self.join(key, name, no_echo, start, upgrade);
+            }
             Answer::Stream(mut stream) => {
+                if stream.kind == Kind::Events {
+                    self.take_opened();
+                }
                 stream.poll.keep &= keep;
                 self.begin_stream(key, *stream);
             }
@@ -112,6 +123,7 @@ impl<D: Driver> Gateway<D> {
                 self.begin_upload(key, *upload);
             }
             Answer::Echo { upgrade } => {
+                self.take_opened();
                 self.counters.handshakes.of(HandshakeResult::Upgraded).add(1);
                 self.upgraded(key, &upgrade);
                 self.opened(key, State::Echo);
