@@ -27,6 +27,11 @@ FIGURES = {
     "pss": ("Pss bytes each", ("server", "pss_per_connection_bytes"), False),
     "idle": ("CPU % at rest", ("server", "cpu"), True),
     "churned": ("came back", ("churned",), False),
+    "half": ("half after s", ("resume", "median_seconds"), False),
+    "all": ("all after s", ("resume", "all_seconds"), False),
+    "quiet99": ("others' p99 µs before", ("resume", "watchers_before", "p99_us"), False),
+    "meanwhile99": ("others' p99 µs meanwhile", ("resume", "watchers_during", "p99_us"), False),
+    "times99": ("meanwhile / before", ("resume", "watchers_p99_ratio"), False),
 }
 TRAFFIC = ("cpu", "rate", "p50", "p99")
 
@@ -44,6 +49,8 @@ class Row(NamedTuple):
     shared: bool = False
     # The row that it takes turns with, and is shown in relation to.
     than: str = ""
+    # The server's limits that are not the default; shardcast's alone.
+    limits: tuple = ()
 
 
 MAIN = {
@@ -63,6 +70,9 @@ MAIN = {
 }
 SHARDS = "fanout -c 1000 --rate HALF"
 QUIET = "fanout -c 10 --rate 100"
+NO_HISTORY = (("history_messages", 0),)
+RESUME = "resume -c 5000 --behind 50 --watchers 1000 --rate 50 --events EVENTS"
+RESUMED = ("half", "all", "cpu", "quiet99", "meanwhile99", "times99")
 ALSO = {
     "everyone": Row("100 in a room, all of them publish, 1 in flight each", "fanout -c 100 --publishers 100 --in-flight 1", TRAFFIC, THREE),
     "churn": Row(
@@ -86,6 +96,15 @@ ALSO = {
     "sse_pair": Row(
         "a publisher and an event stream", "fanout -c 2 --in-flight 1 --events EVENTS", MAIN["pair"].figures, ("shardcast",), than="pair_text",
     ),
+    "history_off": Row("one without a history", MAIN["one"].words, TRAFFIC, ("shardcast",), limits=NO_HISTORY),
+    "history_on": Row("one with the history that is the default", MAIN["one"].words, TRAFFIC, ("shardcast",), than="history_off"),
+    "history_off16": Row("deep without a history", MAIN["deep"].words, TRAFFIC, ("shardcast",), limits=NO_HISTORY),
+    "history_on16": Row("deep with the history that is the default", MAIN["deep"].words, TRAFFIC, ("shardcast",), than="history_off16"),
+    "resume": Row(
+        "5,000 event streams come back at once to 50 messages each, while 1,000 others get 50 messages/s",
+        RESUME, RESUMED, ("shardcast",),
+    ),
+    "resume64": Row("the same, 64 at a time", f"{RESUME} --concurrency 64", RESUMED, ("shardcast",)),
     "alloc_rooms": Row("rooms, mimalloc and system", MAIN["rooms"].words, (*TRAFFIC, "pss"), BOTH_ALLOCATORS),
     "alloc_deep": Row("deep, mimalloc and system", MAIN["deep"].words, (*TRAFFIC, "pss"), BOTH_ALLOCATORS),
     "alloc_storm5": Row("storm5, mimalloc and system", MAIN["storm5"].words, ("cpu", "p50", "p99", "pss"), BOTH_ALLOCATORS),
@@ -98,6 +117,6 @@ GROUPS = {
     "grow": ("grow100", "one", "grow10000"),
     "size": ("size1k", "size4k", "large", "size64k"),
     "shards": ("shards1", "shards2"),
-    "events": ("one_text", "sse", "pair_text", "sse_pair"),
+    "events": ("one_text", "sse", "pair_text", "sse_pair", "history_off", "history_on", "history_off16", "history_on16", "resume", "resume64"),
     "alloc": ("alloc_rooms", "alloc_deep", "alloc_storm5"),
 }

@@ -186,6 +186,66 @@ fn storm_brings_everyone_back_each_time() {
 }
 
 #[test]
+fn all_come_back_to_what_they_missed_while_watchers_read_on() {
+    let gateway = gateway().start();
+    let (url, events, pid) = (rooms(&gateway), events(&gateway), gateway.pid().to_string());
+    let words = ["resume", "--url", &url, "--events", &events, "-c", "40", "--watchers", "10", "--cycles", "2"];
+    for (more, behind) in
+        [(&["--behind", "30", "--threads", "3", "--payload", "20000"][..], 30), (&["--behind", "99", "--concurrency", "8"], 99)]
+    {
+        let before = gateway.metrics().sum("shardcast_replayed_total", &[]) as u64;
+        let report =
+            bench(&[&words[..], more, &["--rate", "500", "-d", "0.5", "--warmup", "0.1", "--json", "--server-pid", &pid]].concat())
+                .passed();
+        let resume = &report["resume"];
+        assert_eq!((number(&report["connections"]), number(&resume["watchers"]), number(&resume["behind"])), (40, 10, behind));
+        assert_eq!((number(&resume["resumed"]), number(&resume["gaps"])), (80, 0));
+        assert_eq!(report["checks"], serde_json::json!({ "lost": 0, "repeated": 0, "out_of_order": 0, "strayed": 0 }));
+        for cycle in resume["cycles"].as_array().expect("an array") {
+            let time = |name: &str| cycle[name].as_f64().expect("a time");
+            assert!(time("first_seconds") <= time("median_seconds") && time("median_seconds") <= time("all_seconds"), "{report:#}");
+            assert_eq!((number(&cycle["resumed"]), number(&cycle["given_up"]), &cycle["failed"]), (40, 0, &serde_json::json!({})));
+        }
+        // Two quiet phases of half a second, 500 messages a second, ten watchers; what is due at their edges may fall to either side.
+        let quiet = number(&resume["watchers_before"]["count"]);
+        assert!((4000..=12_000).contains(&quiet), "{report:#}");
+        assert!(report["server"]["cpu_us_each"].is_number());
+        assert_eq!(
+            gateway.metrics().sum("shardcast_replayed_total", &[]) as u64 - before,
+            80 * behind,
+            "each got what it missed, and no more"
+        );
+    }
+    gateway.wait_for_connections(0);
+}
+
+#[test]
+fn who_comes_back_too_late_is_told_of_a_gap_and_fails_the_run() {
+    let gateway = gateway().limit("history_messages", 5).start();
+    let (url, events) = (rooms(&gateway), events(&gateway));
+    let words =
+        ["resume", "--url", &url, "--events", &events, "-c", "10", "--watchers", "2", "--behind", "20", "--cycles", "1", "-d", "0.2"];
+    let run = bench(&[&words[..], &["--warmup", "0", "--json"]].concat());
+    assert_eq!(run.code, Some(1), "{}{}", run.stdout, run.stderr);
+    let report = run.report();
+    assert_eq!((number(&report["resume"]["gaps"]), number(&report["checks"]["lost"])), (10, 10 * 15), "{report:#}");
+    assert_eq!(number(&report["resume"]["resumed"]), 10, "they have all that there is");
+    assert!(run.stderr.contains("10 times a client was told of a gap") && run.stderr.contains("limits.history_messages"), "{}", run.stderr);
+}
+
+#[test]
+fn a_resume_that_cannot_be_measured_says_why() {
+    let gateway = gateway().limit("connections_max", 20).start();
+    let (url, events) = (rooms(&gateway), events(&gateway));
+    let words = ["resume", "--url", &url, "--events", &events, "--watchers", "1", "--cycles", "1", "-d", "0.2", "--warmup", "0"];
+    let run = bench(&[&words[..], &["-c", "40"]].concat());
+    // The gateway turns streams away in the stream, and publishers with a status: whom it meets first is a matter of turns.
+    assert!(run.code == Some(1) && run.stderr.contains("503") && run.stdout.is_empty(), "{}{}", run.stdout, run.stderr);
+    let run = bench(&["resume", "--url", &url, "-c", "4"]);
+    assert!(run.code == Some(2) && run.stderr.contains("resume needs --events"), "{}", run.stderr);
+}
+
+#[test]
 fn slow_readers_are_told_apart_from_healthy_ones() {
     let gateway = gateway().limit("queue_bytes_max", 64 << 10).limit("write_stall_ms", 300).limit("linger_ms", 500).start();
     let words = ["slow", "--url", &rooms(&gateway), "-c", "20", "--slow-percent", "10", "--payload", "32768", "--rate", "300"];

@@ -39,6 +39,7 @@ Examples:
   shardcast bench idle --url 'ws://127.0.0.1:8080/ws?room=c{client}' -c 10000 --duration 60
   shardcast bench storm --url 'ws://127.0.0.1:8080/ws?room=r{room}' -c 10000 --cycles 5
   shardcast bench slow --url 'ws://127.0.0.1:8080/ws?room=r{room}' --slow-percent 20 --slow-pause 3
+  shardcast bench resume --url 'ws://127.0.0.1:8080/ws?room=r{room}' --events 'http://127.0.0.1:8080/events?topic=r{room}' --behind 50
 
 Exit codes: 0 done, 1 failed or a check failed (lost, repeated or misplaced messages, connections that ended), 2 usage.";
 

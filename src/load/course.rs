@@ -15,8 +15,9 @@ use super::clock;
 use super::host::Host;
 use super::link::plain;
 use super::measure::{Latencies, Tally};
-use super::outcome::{Outcome, ServerUse, StormCycle, Used};
+use super::outcome::{Outcome, ServerUse, StormCycle, Used, kinds};
 use super::plan::{Plan, Pressure, Scenario};
+use super::resume::{self, Part, Resumed, ResumedCycle, Step};
 use super::server::{self, Cpu};
 use super::shared::{Ear, Schedule, Shared};
 use super::storm::{self, Cycle};
@@ -41,9 +42,9 @@ pub fn run(plan: Plan, host: Host) -> Result<Outcome, LoadError> {
     }
     // The last client's place: in a slow run it is no publisher, and its room exists in any case. With event streams it is one, the first is none.
     let client = plan.connections - 1;
-    look(plan.target_of(client), Request::of(&plan, client))?;
+    look(plan.target_of(client), Request::of(&plan, client, None))?;
     if plan.events.is_some() {
-        look(&plan.target, Request::of(&plan, 0))?;
+        look(&plan.target, Request::of(&plan, 0, None))?;
     }
     let plan = Arc::new(plan);
     let (shared, ears) =
@@ -51,6 +52,7 @@ pub fn run(plan: Plan, host: Host) -> Result<Outcome, LoadError> {
     let course = Course { plan, shared: Arc::new(shared), host };
     match course.plan.scenario {
         Scenario::Storm => course.storm(ears),
+        Scenario::Resume => course.resume(ears),
         Scenario::Fanout | Scenario::Echo | Scenario::Idle | Scenario::Slow => course.traffic(ears),
     }
 }
@@ -172,6 +174,7 @@ impl Course {
             tally,
             cycles: Vec::new(),
             handshakes: Latencies::default(),
+            resumed: None,
             plan: Arc::unwrap_or_clone(self.plan),
         })
     }
@@ -337,8 +340,129 @@ impl Course {
             tally: Tally::default(),
             cycles,
             handshakes,
+            resumed: None,
             plan: Arc::unwrap_or_clone(self.plan),
         })
+    }
+
+    fn resume(self, ears: Vec<Ear>) -> Result<Outcome, LoadError> {
+        let pss_before = self.pss();
+        let (sender, reports) = channel();
+        let threads = self.start(ears, move |worker, hearing| resume::run(worker, hearing, sender))?;
+        self.say(&format!("resume: {}", self.plan.summary()));
+        let mut resumed = Resumed::new(self.plan.resume.expect("the plan of this scenario has it"));
+        let mut used = Used::default();
+        let (mut pss_open, mut connect_time, mut quiet, mut pacer) = (None, Duration::ZERO, Used::default(), None);
+        let mut tally = Tally::default();
+        let steps = resume::steps(&self.plan);
+        for (number, &step) in steps.iter().enumerate() {
+            let (before, begun) = (Used::read(self.plan.server_pid), self.now());
+            self.shared.cycle.store(number as u32 + 1, Ordering::Release);
+            self.shared.ring_all();
+            let Some(mut part) = self.await_parts(step, threads.len(), &reports) else { return Err(threads_failed(threads)) };
+            let time = self.now().since(begun);
+            if let Some(why) = self.is_hopeless(step, &mut part) {
+                self.shared.abort();
+                join(threads)?;
+                return Err(LoadError::Failed(why));
+            }
+            match step {
+                Step::Open => {
+                    connect_time = time;
+                    pacer = self.resume_pacer(steps.len());
+                    clock::sleep(SETTLE);
+                    pss_open = self.pss();
+                }
+                Step::Drop => clock::sleep(SETTLE),
+                Step::Settle => clock::sleep(self.plan.warmup),
+                Step::Quiet => {
+                    clock::sleep(self.plan.duration);
+                    quiet = Used::read(self.plan.server_pid).since(&before, self.now().since(begun), &self.own_threads());
+                }
+                Step::Resume => {
+                    let step_used = Used::read(self.plan.server_pid).since(&before, time, &self.own_threads());
+                    let cycle = ResumedCycle::new(part, step_used.server_beyond(&quiet));
+                    self.say(&format!("resume {}: {}", resumed.cycles.len() + 1, cycle.line()));
+                    resumed.cycles.push(cycle);
+                    used.add(&step_used);
+                }
+                Step::Publish(_) | Step::Read => resumed.other_gaps += part.gaps,
+                Step::End => {
+                    if let Some(ended) = part.ended {
+                        (tally, resumed.before, resumed.during) = (ended.tally, ended.before, ended.during);
+                    }
+                }
+            }
+        }
+        let pss_end = self.pss();
+        join(threads)?;
+        if let Some(pacer) = pacer {
+            let _ = pacer.join();
+        }
+        Ok(Outcome {
+            connect_time,
+            used,
+            server: ServerUse { pss_before, pss_open, pss_end },
+            start_to_begin: Duration::ZERO,
+            tally,
+            cycles: Vec::new(),
+            handshakes: Latencies::default(),
+            resumed: Some(resumed),
+            plan: Arc::unwrap_or_clone(self.plan),
+        })
+    }
+
+    /// Waits until every thread has done its part of a step. `None` when one ended instead.
+    fn await_parts(&self, step: Step, threads: usize, reports: &Receiver<Part>) -> Option<Part> {
+        let begun = self.now();
+        let mut all = Part::default();
+        for _ in 0..threads {
+            loop {
+                match reports.recv_timeout(Duration::from_secs(1)) {
+                    Ok(part) => break all.add(part),
+                    Err(RecvTimeoutError::Timeout) => {
+                        let open = self.shared.open.load(Ordering::Acquire);
+                        let seconds = self.now().since(begun).as_secs_f64();
+                        self.say(&format!("{seconds:5.1} s {}: {open} of {} open", step.name(), self.plan.connections));
+                    }
+                    Err(RecvTimeoutError::Disconnected) => return None,
+                }
+            }
+        }
+        Some(all)
+    }
+
+    /// Why the steps that follow would show nothing, if so.
+    fn is_hopeless(&self, step: Step, part: &mut Part) -> Option<String> {
+        if step == Step::Open && part.opened.given_up > 0 {
+            return Some(format!(
+                "{} of {} connections could not be opened: {}; lower --connections and --watchers, or raise what the server allows",
+                part.opened.given_up,
+                self.plan.connections,
+                kinds(&part.opened.failures)
+            ));
+        }
+        let without = part.opened.given_up + part.incomplete;
+        if step == Step::Read && without > 0 {
+            return Some(format!(
+                "{without} event streams did not get what was published at --url ({}); does --events name the same room, and does the server allow that many?",
+                if part.opened.failures.is_empty() { "they are open, and nothing came".to_owned() } else { kinds(&part.opened.failures) }
+            ));
+        }
+        part.hopeless.take()
+    }
+
+    /// The clockwork of the watchers' messages.
+    fn resume_pacer(&self, steps: usize) -> Option<JoinHandle<()>> {
+        let Pressure::Open { rate } = self.plan.pressure else { return None };
+        let (shared, host) = (self.shared.clone(), self.host.clone());
+        std::thread::Builder::new()
+            .name("load-pace".to_owned())
+            .spawn(move || {
+                (host.sharp_sleep)();
+                resume::pace(&shared, rate, steps);
+            })
+            .ok()
     }
 
     fn own_threads(&self) -> Vec<u32> {

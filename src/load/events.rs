@@ -4,6 +4,7 @@
 /// One event, or a comment between events.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub(super) struct Event<'a> {
+    pub(super) id: Option<&'a [u8]>,
     /// Empty without one.
     pub(super) name: &'a [u8],
     pub(super) data: Option<&'a [u8]>,
@@ -20,6 +21,7 @@ pub(super) fn first(bytes: &[u8]) -> Option<(Event<'_>, usize)> {
         match line.first() {
             None => return Some((event, at)),
             Some(b'd') if event.data.is_none() => event.data = value(line, b"data:"),
+            Some(b'i') => event.id = value(line, b"id:").or(event.id),
             Some(b'e') => event.name = value(line, b"event:").unwrap_or(event.name),
             Some(_) => {}
         }
@@ -49,7 +51,7 @@ mod tests {
         let mut bytes = Vec::new();
         let (id, name) = (Position::parse("k.7").expect("a position"), EventName::parse("n").expect("a name"));
         encode_event(&mut bytes, Some(id), Some(&name), b"hello", MessageKind::Text);
-        let expect = Event { name: b"n", data: Some(b"hello") };
+        let expect = Event { id: Some(b"k.7"), name: b"n", data: Some(b"hello") };
         assert_eq!(first(&bytes), Some((expect, bytes.len())));
         for cut in 0..bytes.len() {
             assert_eq!(first(&bytes[..cut]), None, "{cut}");
@@ -64,7 +66,7 @@ mod tests {
             found.push(event);
             rest = &rest[len..];
         }
-        let open = Event { name: b"shardcast:open", data: Some(b"{}") };
+        let open = Event { id: Some(b"1"), name: b"shardcast:open", data: Some(b"{}") };
         let nothing = Event::default();
         assert_eq!(found, [nothing, nothing, Event { data: Some(b"a"), ..nothing }, nothing, open]);
         assert!(rest.is_empty());

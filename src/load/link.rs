@@ -100,7 +100,12 @@ pub(super) struct Reader {
 
 /// Opens a client's connection, what the plan has it be: TCP, request, answer.
 pub(super) async fn open(plan: &Plan, client: u32) -> Result<(Link, Reader), OpenError> {
-    match monoio::time::timeout(OPEN_TIMEOUT, open_slowly(plan.target_of(client), Request::of(plan, client))).await {
+    open_after(plan, client, None).await
+}
+
+/// The same for an event stream that goes on after this position.
+pub(super) async fn open_after(plan: &Plan, client: u32, position: Option<&str>) -> Result<(Link, Reader), OpenError> {
+    match monoio::time::timeout(OPEN_TIMEOUT, open_slowly(plan.target_of(client), Request::of(plan, client, position))).await {
         Ok(outcome) => outcome,
         Err(_) => Err(OpenError::Timeout),
     }

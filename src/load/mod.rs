@@ -2,7 +2,7 @@
 //! streams, and what it did to latencies, order and the server's CPU.
 //!
 //! [`Plan`] is what is asked for. [`run`] starts one thread per core asked for, each a runtime of its own (monoio) with its share of the connections:
-//! `worker` is that thread, `link` and `wire` one connection on it, `traffic` and `storm` what the scenarios do, `shared` the little that
+//! `worker` is that thread, `link` and `wire` one connection on it, `traffic`, `storm` and `resume` what the scenarios do, `shared` the little that
 //! threads have in common. `measure`, `order` and `server` count; [`Outcome`] is the result, as text, JSON or a drawing (`plot`).
 //!
 //! It is a client: nothing here is used while the gateway serves, and of the gateway's own code it uses only frames and masks.
@@ -18,6 +18,7 @@ mod order;
 mod outcome;
 mod plan;
 mod plot;
+mod resume;
 mod server;
 mod shared;
 mod stamp;

@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::measure::{Faults, Latencies, PERCENTILES, RoomOrder, Tally};
 use super::plan::{Drop, Plan, Pressure, Scenario};
+use super::resume::{Resumed, ServerCpu};
 use super::server::Cpu;
 use super::storm::Cycle;
 
@@ -36,6 +37,24 @@ impl Used {
         Self { server: between(&self.server, &earlier.server), own, time, own_busiest }
     }
 
+    /// What the server used, and how much of it is beyond what it takes in as much of a quiet time.
+    pub(super) fn server_beyond(&self, quiet: &Self) -> Option<ServerCpu> {
+        let usual = quiet.share(quiet.server.as_ref()?.total());
+        let all = self.server.as_ref()?.total();
+        Some(ServerCpu { all, beyond_quiet: all.saturating_sub(self.time.mul_f64(usual)) })
+    }
+
+    /// What was used in another time, too.
+    pub(super) fn add(&mut self, other: &Self) {
+        for (into, from) in [(&mut self.server, &other.server), (&mut self.own, &other.own)] {
+            if let Some(from) = from {
+                into.get_or_insert_default().add(from);
+            }
+        }
+        self.time += other.time;
+        self.own_busiest += other.own_busiest;
+    }
+
     fn share(&self, cpu: Duration) -> f64 {
         cpu.as_secs_f64() / self.time.as_secs_f64().max(1e-9)
     }
@@ -43,6 +62,11 @@ impl Used {
     /// Of one core, what our busiest thread used.
     fn generator(&self) -> f64 {
         self.share(self.own_busiest)
+    }
+
+    /// Of each core, what all of ours used, when they share so many.
+    fn generator_on(&self, cores: usize) -> f64 {
+        self.own.as_ref().map_or(0.0, |own| self.share(own.total()) / cores.max(1) as f64)
     }
 
     /// Of one core, what the server's busiest thread used.
@@ -120,6 +144,8 @@ pub struct Outcome {
     pub(super) cycles: Vec<StormCycle>,
     /// Of all storms.
     pub(super) handshakes: Latencies,
+    /// Of that scenario alone.
+    pub(super) resumed: Option<Resumed>,
 }
 
 impl Outcome {
@@ -148,19 +174,25 @@ impl Outcome {
         if ended > 0 {
             failures.push(format!("{} connections ended that should have stayed: {}", count(ended), kinds(&self.tally.ends)));
         }
-        if self.plan.publishers > 0 && self.tally.deliveries == 0 {
+        if self.is_traffic() && self.tally.deliveries == 0 {
             failures.push("nothing was delivered while it was measured; does the server send messages back at this URL?".to_owned());
         }
         let given_up: u64 = self.cycles.iter().map(|cycle| cycle.given_up).sum();
         if given_up > 0 {
             failures.push(format!("{} times a client gave up connecting", count(given_up)));
         }
+        failures.extend(self.resumed.iter().flat_map(Resumed::failures));
         failures
     }
 
     /// Why the figures are not the server's, if so.
     fn bottleneck(&self) -> Option<String> {
-        let (own, server) = (self.used.generator(), self.used.server());
+        let (mut own, server) = (self.used.generator(), self.used.server());
+        let mut whose = "its busiest thread used";
+        let (threads, cores) = (usize::from(self.plan.threads), self.plan.cpus.len());
+        if own < SATURATED && (1..threads).contains(&cores) {
+            (own, whose) = (self.used.generator_on(cores), "its threads share cores and used");
+        }
         if own < SATURATED || server.is_some_and(|server| server >= SATURATED) {
             return None;
         }
@@ -169,13 +201,22 @@ impl Outcome {
             None => "the server's share is not known without --server-pid".to_owned(),
         };
         Some(format!(
-            "the generator was the bottleneck: its busiest thread used {:.0} % of a core, {server}. Take more --threads on --cpus of their own, fewer --connections, or a lower --rate",
+            "the generator was the bottleneck: {whose} {:.0} % of a core, {server}. Take more --threads on --cpus of their own, fewer --connections, or a lower --rate",
             own * 100.0
         ))
     }
 
     pub(super) fn latencies(&self) -> &Latencies {
-        if self.plan.scenario == Scenario::Storm { &self.handshakes } else { &self.tally.latencies }
+        match &self.resumed {
+            Some(resumed) => &resumed.during,
+            None if self.plan.scenario == Scenario::Storm => &self.handshakes,
+            None => &self.tally.latencies,
+        }
+    }
+
+    /// Whether messages per second are what it is about.
+    pub(super) fn is_traffic(&self) -> bool {
+        self.plan.publishers > 0 && self.resumed.is_none()
     }
 
     fn seconds(&self) -> f64 {
@@ -187,12 +228,16 @@ impl Outcome {
         match self.plan.scenario {
             Scenario::Storm => self.handshakes.count(),
             Scenario::Idle => 0,
+            Scenario::Resume => self.resumed.as_ref().map_or(0, Resumed::count),
             // What slow readers get is not counted in the window: for them the figure is per healthy delivery.
             Scenario::Fanout | Scenario::Echo | Scenario::Slow => self.tally.deliveries,
         }
     }
 
     fn cpu_per_work(&self) -> Option<Duration> {
+        if let Some(resumed) = &self.resumed {
+            return resumed.cpu_each();
+        }
         let work = self.work();
         (work > 0).then(|| Some(self.used.server.as_ref()?.total().div_f64(work as f64))).flatten()
     }
@@ -218,14 +263,17 @@ impl Outcome {
         for (number, cycle) in self.cycles.iter().enumerate() {
             line(&if number == 0 { "first".to_owned() } else { format!("storm {number}") }, &cycle.line());
         }
+        for (name, value) in self.resumed.iter().flat_map(Resumed::lines) {
+            line(&name, &value);
+        }
         let what = if self.plan.scenario == Scenario::Echo { "round trips" } else { "deliveries" };
-        if self.plan.publishers > 0 {
+        if self.is_traffic() {
             let per_second = |number: u64| count((number as f64 / self.seconds()).round() as u64);
             line("published", &format!("{}, {}/s", count(tally.published), per_second(tally.published)));
             let megabytes = tally.delivered_bytes as f64 / self.seconds() / 1e6;
             line(what, &format!("{}, {}/s, {megabytes:.1} MB/s", count(tally.deliveries), per_second(tally.deliveries)));
         }
-        if self.latencies().count() > 0 {
+        if self.resumed.is_none() && self.latencies().count() > 0 {
             let of = match (self.plan.scenario, self.plan.pressure) {
                 (Scenario::Storm, _) => "from connect to 101, storms only",
                 (_, Pressure::Open { .. }) => "from the time a message was due",
@@ -285,6 +333,7 @@ impl Outcome {
             if let Some(each) = self.cpu_per_work() {
                 let what = match self.plan.scenario {
                     Scenario::Storm => "handshake",
+                    Scenario::Resume => "client that came back",
                     Scenario::Echo => "round trip",
                     _ => "delivery",
                 };
@@ -321,13 +370,13 @@ impl Outcome {
             Pressure::Closed { in_flight } => (Some(in_flight), None),
             Pressure::Open { rate } => (None, Some(rate)),
         };
-        let traffic = plan.publishers > 0;
+        let traffic = self.is_traffic();
         let storm = plan.scenario == Scenario::Storm;
         let per_second = |number: u64| number as f64 / self.seconds();
         let mut report = json!({
             "scenario": plan.scenario.name(),
             "url": plan.target.template,
-            "connections": plan.connections,
+            "connections": plan.resume.map_or(plan.connections, |resume| resume.comers),
             "threads": plan.threads,
             "gather_us": plan.gather.as_micros() as u64,
             "connect_seconds": self.connect_time.as_secs_f64(),
@@ -392,6 +441,17 @@ impl Outcome {
                 }),
             );
         }
+        if let Some(resumed) = &self.resumed {
+            put("events", json!(plan.events.as_ref().map(|events| &events.template)));
+            put("payload_bytes", json!(plan.payload));
+            put("rate", json!(rate));
+            put("concurrency", json!(plan.concurrency));
+            put("latency", latency_json(self.latencies()));
+            put("checks", faults_json(tally.faults));
+            put("unsent", json!(tally.unsent));
+            put("foreign", json!(tally.foreign));
+            put("resume", resumed.json());
+        }
         if storm {
             put("drop", json!(if plan.drop == Drop::Rst { "rst" } else { "fin" }));
             put("concurrency", json!(plan.concurrency));
@@ -421,7 +481,7 @@ impl Outcome {
     }
 }
 
-fn latency_json(latencies: &Latencies) -> Value {
+pub(super) fn latency_json(latencies: &Latencies) -> Value {
     let mut object = Map::new();
     object.insert("count".to_owned(), json!(latencies.count()));
     object.insert("mean_us".to_owned(), json!(micros(latencies.mean())));
@@ -450,7 +510,7 @@ fn cycle_json(cycle: &StormCycle) -> Value {
     Value::Object(object)
 }
 
-fn micros(time: Duration) -> f64 {
+pub(super) fn micros(time: Duration) -> f64 {
     time.as_nanos() as f64 / 1000.0
 }
 
@@ -489,7 +549,7 @@ fn mebibytes(bytes: u64) -> String {
 }
 
 /// `3 × closed 4508, 1 × ended`.
-fn kinds(counts: &BTreeMap<String, u64>) -> String {
+pub(super) fn kinds(counts: &BTreeMap<String, u64>) -> String {
     counts.iter().map(|(how, number)| format!("{} × {how}", count(*number))).collect::<Vec<_>>().join(", ")
 }
 
@@ -517,6 +577,7 @@ pub(super) mod tests {
             tally,
             cycles: Vec::new(),
             handshakes: Latencies::default(),
+            resumed: None,
         }
     }
 
@@ -538,6 +599,30 @@ pub(super) mod tests {
         assert!(outcome.bottleneck().is_some_and(|note| note.contains("95 %") && note.contains("--server-pid")));
         outcome.used.own_busiest = Duration::from_secs(5);
         assert_eq!(outcome.bottleneck(), None);
+    }
+
+    #[test]
+    fn threads_that_share_a_core_are_a_bottleneck_together() {
+        let mut outcome = outcome("resume --url ws://127.0.0.1:1/{room} --events http://127.0.0.1:1/{room} --cpus 1");
+        let own = Cpu { user: Duration::from_millis(9500), ..Cpu::default() };
+        outcome.used = Used { own: Some(own), time: Duration::from_secs(10), own_busiest: Duration::from_secs(5), ..Used::default() };
+        assert!(outcome.bottleneck().is_some_and(|note| note.contains("its threads share cores and used 95 % of a core")));
+        outcome.plan.cpus = vec![0, 1];
+        assert_eq!(outcome.bottleneck(), None);
+    }
+
+    #[test]
+    fn what_the_server_used_beyond_the_quiet_time_is_in_proportion() {
+        let used = |seconds: u64, millis: u64| {
+            let cpu = Cpu { system: Duration::from_millis(millis), ..Cpu::default() };
+            Used { server: Some(cpu), time: Duration::from_secs(seconds), ..Used::default() }
+        };
+        let beyond = used(2, 900).server_beyond(&used(10, 1000));
+        assert_eq!(beyond, Some(ServerCpu { all: Duration::from_millis(900), beyond_quiet: Duration::from_millis(700) }));
+        let mut both = used(2, 900);
+        both.add(&used(10, 1000));
+        assert_eq!((both.time, both.server.map(|cpu| cpu.total())), (Duration::from_secs(12), Some(Duration::from_millis(1900))));
+        assert_eq!(used(2, 900).server_beyond(&Used::default()), None);
     }
 
     #[test]

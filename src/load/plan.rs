@@ -19,13 +19,13 @@ pub struct Ask {
     /// The server, as a template: {room} and {client} are replaced by numbers from 0 on
     #[arg(long, value_name = "URL")]
     url: String,
-    /// Connections to open [default: fanout 1000, echo 100, idle 1000, storm 1000, slow 200]
+    /// Connections to open [default: fanout 1000, echo 100, idle 1000, storm 1000, slow 200]; event streams that come back [default: resume 5000]
     #[arg(long, short = 'c', value_name = "N")]
     connections: Option<u32>,
-    /// Receivers that do not publish are event streams (`GET /events`) of this template, http://…, instead of WebSockets; messages are text then (fanout)
+    /// Receivers that do not publish are event streams (`GET /events`) of this template, http://…, instead of WebSockets; messages are text then (fanout; resume needs it)
     #[arg(long, value_name = "URL")]
     events: Option<String>,
-    /// Seconds that are measured (idle: held; slow: read on)
+    /// Seconds that are measured (idle: held; slow: read on; resume: of each quiet phase)
     #[arg(long, short = 'd', value_name = "S", default_value_t = 10.0)]
     duration: f64,
     /// Seconds of the same traffic before that
@@ -50,7 +50,7 @@ pub struct Ask {
     /// Closed loop: messages of each publisher that are on their way; one that all receivers have is replaced [default: 1]
     #[arg(long, value_name = "N", conflicts_with = "rate", help_heading = "Traffic")]
     in_flight: Option<u32>,
-    /// Open loop: messages per second of all publishers together, sent when due whatever the server does; latency counts from then [default: slow 1000]
+    /// Open loop: messages per second of all publishers together, sent when due whatever the server does; latency counts from then [default: slow 1000, resume 50: to the watchers]
     #[arg(long, value_name = "N", help_heading = "Traffic")]
     rate: Option<f64>,
     /// Also check that all receivers of a room get all publishers' messages in one order
@@ -60,15 +60,22 @@ pub struct Ask {
     #[arg(long, value_name = "N", help_heading = "Traffic")]
     churn: Option<f64>,
 
-    /// Times that all connections are dropped and opened again (storm)
+    /// Times that all connections are dropped and opened again (storm, resume)
     #[arg(long, value_name = "N", default_value_t = 3, help_heading = "Storm")]
     cycles: u32,
     /// How they are dropped (storm)
     #[arg(long = "drop", value_enum, default_value_t = Drop::Rst, help_heading = "Storm")]
     drop: Drop,
-    /// Handshakes under way at once, in any scenario
-    #[arg(long, value_name = "N", default_value_t = 256, help_heading = "Storm")]
-    concurrency: u32,
+    /// Handshakes under way at once, in any scenario [default: 256; resume all]
+    #[arg(long, value_name = "N", help_heading = "Storm")]
+    concurrency: Option<u32>,
+
+    /// Messages that each one missed that comes back (resume)
+    #[arg(long, value_name = "N", default_value_t = 50, help_heading = "Resume")]
+    behind: u32,
+    /// Event streams of another room, which read on meanwhile (resume)
+    #[arg(long, value_name = "N", default_value_t = 1000, help_heading = "Resume")]
+    watchers: u32,
 
     /// Percent of the connections that stop reading when measuring begins (slow)
     #[arg(long, value_name = "P", default_value_t = 10.0, help_heading = "Slow readers")]
@@ -77,7 +84,7 @@ pub struct Ask {
     #[arg(long, value_name = "S", help_heading = "Slow readers")]
     slow_pause: Option<f64>,
 
-    /// Threads of this tool [default: 1, or one per CPU of --cpus]
+    /// Threads of this tool [default: 1, or one per CPU of --cpus; resume at least 2, of which one is the watchers']
     #[arg(long, value_name = "N", help_heading = "This tool")]
     threads: Option<u16>,
     /// CPUs that they are pinned to, for example 1,3-5
@@ -113,6 +120,8 @@ pub(super) enum Scenario {
     Storm,
     /// Fan-out to readers of which some stop reading
     Slow,
+    /// Event streams drop, miss messages and come back for them, all at once, while others read on
+    Resume,
 }
 
 impl Scenario {
@@ -123,6 +132,7 @@ impl Scenario {
             Self::Idle => "idle",
             Self::Storm => "storm",
             Self::Slow => "slow",
+            Self::Resume => "resume",
         }
     }
 }
@@ -145,6 +155,29 @@ pub(super) enum Pressure {
     Open { rate: f64 },
 }
 
+/// Who comes back, to how much, and who looks on. Clients 0 and 1 publish to the rooms 0 and 1; then come those who come back, to room 0, and last the
+/// watchers, in room 1.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Resume {
+    pub(super) comers: u32,
+    /// Messages that each of them misses.
+    pub(super) behind: u32,
+    pub(super) watchers: u32,
+}
+
+impl Resume {
+    const PUBLISHERS: u32 = 2;
+
+    fn connections(self) -> u32 {
+        Self::PUBLISHERS.saturating_add(self.comers).saturating_add(self.watchers)
+    }
+
+    /// Whether this connection is one that comes back.
+    fn is_comer(self, client: u32) -> bool {
+        (Self::PUBLISHERS..Self::PUBLISHERS + self.comers).contains(&client)
+    }
+}
+
 /// A checked plan.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -153,7 +186,10 @@ pub struct Plan {
     /// Where those who do not publish have event streams.
     pub(super) events: Option<Target>,
     pub(super) headers: Vec<String>,
+    /// All of them together.
     pub(super) connections: u32,
+    /// Of that scenario alone.
+    pub(super) resume: Option<Resume>,
     pub(super) rooms: u32,
     /// Of each room.
     pub(super) publishers: u32,
@@ -189,6 +225,8 @@ const OTHER_DESCRIPTORS: u64 = 64;
 const GATHER_FROM: u64 = 64;
 /// Receivers per second that may leave and come back: more than one thread can open.
 const CHURN_MAX: f64 = 100_000.0;
+/// Messages that may be missed: more than any history keeps.
+const BEHIND_MAX: u32 = 1_000_000;
 
 impl Plan {
     /// Checks what is asked against itself and the machine.
@@ -202,10 +240,13 @@ impl Plan {
             Scenario::Fanout | Scenario::Idle | Scenario::Storm => 1000,
             Scenario::Echo => 100,
             Scenario::Slow => 200,
+            Scenario::Resume => 5000,
         });
         if connections == 0 {
             return usage("--connections is 0; 1 is the least".to_owned());
         }
+        let resume = (scenario == Scenario::Resume).then_some(Resume { comers: connections, behind: ask.behind, watchers: ask.watchers });
+        let connections = resume.map_or(connections, Resume::connections);
         let needed = u64::from(connections) + OTHER_DESCRIPTORS;
         if needed > host.descriptors {
             return Err(LoadError::Failed(format!(
@@ -216,8 +257,28 @@ impl Plan {
         }
         let target = Target::new(&ask.url)?;
         let events = ask.events.as_deref().map(Target::events).transpose()?;
-        if events.is_some() && scenario != Scenario::Fanout {
-            return usage(format!("--events is for fanout, not for {}", scenario.name()));
+        match (scenario, &events) {
+            (Scenario::Fanout | Scenario::Resume, Some(_)) => {}
+            (_, Some(_)) => return usage(format!("--events is for fanout and resume, not for {}", scenario.name())),
+            (Scenario::Resume, None) => {
+                return usage(
+                    "resume needs --events: those who come back are event streams, such as 'http://HOST:PORT/events?topic=r{room}'"
+                        .to_owned(),
+                );
+            }
+            (_, None) => {}
+        }
+        if let Some(Resume { behind, watchers, .. }) = resume {
+            for (option, value, most) in
+                [("--behind", behind, BEHIND_MAX), ("--watchers", watchers, u32::MAX), ("--cycles", ask.cycles, u32::MAX)]
+            {
+                if value == 0 || value > most {
+                    return usage(format!("{option} is {value}; it must be from 1 to {most}"));
+                }
+            }
+            if ask.in_flight.is_some() {
+                return usage("--in-flight is not for resume: its watchers get messages at a --rate".to_owned());
+            }
         }
         // Binary messages come as base64 in events, which would be another number of bytes.
         let text = ask.text || events.is_some();
@@ -235,6 +296,7 @@ impl Plan {
             // Every connection is a room of its own, and its only member.
             Scenario::Echo => (connections, 1),
             Scenario::Idle | Scenario::Storm => (ask.rooms, 0),
+            Scenario::Resume => (2, 1),
         };
         if rooms == 0 || rooms > connections {
             return usage(format!("--rooms is {rooms}; it must be from 1 to the number of connections, {connections}"));
@@ -294,6 +356,7 @@ impl Plan {
             (None, Some(in_flight)) if (1..=65_536).contains(&in_flight) => Pressure::Closed { in_flight },
             (None, Some(in_flight)) => return usage(format!("--in-flight is {in_flight}; it must be from 1 to 65,536")),
             (None, None) if scenario == Scenario::Slow => Pressure::Open { rate: 1000.0 },
+            (None, None) if scenario == Scenario::Resume => Pressure::Open { rate: 50.0 },
             (None, None) => Pressure::Closed { in_flight: 1 },
         };
         let seconds = |name: &str, value: f64, least: f64| match Duration::try_from_secs_f64(value) {
@@ -301,11 +364,13 @@ impl Plan {
             _ => Err(LoadError::Usage(format!("{name} is {value}; it must be from {least} to 86,400 seconds"))),
         };
         let cpus = ask.cpus.as_deref().map(|list| cpu_list(list, &host.cpus)).transpose()?.unwrap_or_default();
-        let threads = ask.threads.map_or(cpus.len().max(1), usize::from).min(connections as usize);
-        if threads == 0 || threads > 256 {
-            return usage(format!("--threads is {threads}; it must be from 1 to 256"));
+        let threads_min = if resume.is_some() { 2 } else { 1 };
+        let threads = ask.threads.map_or(cpus.len().max(threads_min), usize::from).min(connections as usize);
+        if threads < threads_min || threads > 256 {
+            return usage(format!("--threads is {threads}; it must be from {threads_min} to 256"));
         }
-        if ask.concurrency == 0 {
+        let concurrency = ask.concurrency.unwrap_or(if resume.is_some() { connections } else { 256 });
+        if concurrency == 0 {
             return usage("--concurrency is 0; 1 is the least".to_owned());
         }
         let depth = match pressure {
@@ -323,6 +388,7 @@ impl Plan {
             events,
             headers: ask.headers,
             connections,
+            resume,
             rooms,
             publishers,
             payload,
@@ -334,7 +400,7 @@ impl Plan {
             warmup: seconds("--warmup", ask.warmup, 0.0)?,
             cycles: ask.cycles,
             drop: ask.drop,
-            concurrency: ask.concurrency,
+            concurrency,
             slow,
             slow_pause: ask.slow_pause.map(|pause| seconds("--slow-pause", pause, 0.0)).transpose()?,
             threads: threads as u16,
@@ -349,14 +415,26 @@ impl Plan {
 
     /// The room of a connection.
     pub(super) fn room(&self, client: u32) -> u32 {
-        client % self.rooms
+        match self.resume {
+            Some(resume) if client >= Resume::PUBLISHERS => u32::from(!resume.is_comer(client)),
+            _ => client % self.rooms,
+        }
     }
 
-    /// The thread that has this connection: whole rooms stay on one thread when there are enough of them.
+    /// The thread that has this connection: whole rooms stay on one thread when there are enough of them. The last one is the watchers' alone, so that
+    /// they are not kept waiting by what those who come back cost this tool.
     pub(super) fn thread(&self, client: u32) -> usize {
         let threads = u32::from(self.threads);
+        if let Some(resume) = self.resume {
+            return if resume.is_comer(client) { client % (threads - 1) } else { threads - 1 } as usize;
+        }
         let spread = if self.rooms >= threads { self.room(client) } else { client };
         (spread % threads) as usize
+    }
+
+    /// Handshakes that one thread may have under way: its share.
+    pub(super) fn concurrency_each(&self) -> u32 {
+        self.concurrency.div_ceil(u32::from(self.threads) - u32::from(self.resume.is_some()))
     }
 
     /// The number of the publisher that this connection is. Those of a room are `room * publishers` and the following.
@@ -420,6 +498,16 @@ impl Plan {
             }
             Scenario::Echo => format!("{} connections, {} B {kind}; {pressure} each; {seconds} s", self.connections, self.payload),
             Scenario::Idle => format!("{} connections held for {seconds} s", self.connections),
+            Scenario::Resume => {
+                let Resume { comers, behind, watchers } = self.resume.expect("the plan of this scenario has it");
+                format!(
+                    "{comers} event streams come back {} times to {behind} messages of {} B, {} handshakes at once; {watchers} others get {}",
+                    self.cycles,
+                    self.payload,
+                    self.concurrency.min(comers),
+                    pressure.trim_start_matches("open loop, ")
+                )
+            }
             Scenario::Storm => {
                 format!(
                     "{} connections dropped and opened again {} times, {} handshakes at once",
@@ -485,6 +573,23 @@ pub(super) mod tests {
         assert!(plan.text && plan.target_of(3).path(plan.room(3), 3) == "/events?topic=r1" && plan.target_of(1) == &plan.target);
     }
 
+    const RESUME: &str = "resume --url ws://127.0.0.1:1/ws?room={room} --events http://127.0.0.1:1/events?topic={room}";
+
+    #[test]
+    fn in_a_resume_watchers_have_the_last_thread_and_comers_the_others() {
+        let plan = plan(&format!("{RESUME} -c 4 --watchers 3 --threads 3")).expect("it is valid");
+        let of = |what: &dyn Fn(u32) -> u32| (0..plan.connections).map(what).collect::<Vec<_>>();
+        assert_eq!(of(&|client| plan.room(client)), [0, 1, 0, 0, 0, 0, 1, 1, 1]);
+        assert_eq!(of(&|client| plan.thread(client) as u32), [2, 2, 0, 1, 0, 1, 2, 2, 2]);
+        assert_eq!(of(&|client| u32::from(plan.is_stream(client))), [0, 0, 1, 1, 1, 1, 1, 1, 1]);
+        assert_eq!([0, 1].map(|publisher| (plan.client_of(publisher), plan.publisher(publisher))), [(0, Some(0)), (1, Some(1))]);
+        assert_eq!((plan.concurrency_each(), plan.pressure, plan.publishers_total()), (5, Pressure::Open { rate: 50.0 }, 2));
+        assert!(
+            plan.summary()
+                .contains("4 event streams come back 3 times to 50 messages of 128 B, 4 handshakes at once; 3 others get 50 messages/s")
+        );
+    }
+
     #[test]
     fn publishers_are_the_first_members_of_each_room_and_known_by_number() {
         let plan = plan(&format!("fanout {URL} -c 20 --rooms 4 --publishers 2 --threads 3")).expect("it is valid");
@@ -519,6 +624,15 @@ pub(super) mod tests {
             ("idle --url ws://127.0.0.1:1/ws -c 30000", "30064 file descriptors"),
             ("slow --url ws://127.0.0.1:1/ws -c 10 --slow-percent 100", "publishers must read"),
             ("idle --url ws://127.0.0.1:1/ws --events http://127.0.0.1:1/events", "not for idle"),
+            ("resume --url ws://127.0.0.1:1/ws?room={room}", "resume needs --events"),
+            (&format!("{RESUME} --behind 0"), "--behind is 0"),
+            (&format!("{RESUME} --behind 1000001"), "from 1 to 1000000"),
+            (&format!("{RESUME} --watchers 0"), "--watchers"),
+            (&format!("{RESUME} --cycles 0"), "--cycles"),
+            (&format!("{RESUME} --in-flight 1"), "--in-flight is not for resume"),
+            (&format!("{RESUME} --threads 1"), "from 2 to 256"),
+            ("resume --url ws://127.0.0.1:1/ws --events http://127.0.0.1:1/events?topic={room}", "no {room}"),
+            (&format!("{RESUME} -c 4294967295"), "4294967359 file descriptors"),
             ("fanout --url ws://127.0.0.1:1/ws --events ws://127.0.0.1:1/events", "http://HOST:PORT/events"),
             ("fanout --url ws://127.0.0.1:1/ws -c 2 --publishers 2 --events http://127.0.0.1:1/events", "do not publish"),
             ("fanout --url ws://127.0.0.1:1/ws?room={room} --rooms 2 --events http://127.0.0.1:1/events", "--events 'http"),

@@ -74,7 +74,7 @@ impl Outcome {
             self.latency_panel(&mut body, top);
             top += PANEL + GAP;
         }
-        if self.plan.publishers > 0 {
+        if self.is_traffic() {
             self.throughput_panel(&mut body, top);
             top += PANEL + GAP;
         }

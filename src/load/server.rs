@@ -14,7 +14,7 @@ pub(super) struct Cpu {
     pub(super) user: Duration,
     pub(super) system: Duration,
     /// Of each thread: its id, user and system time together.
-    threads: Vec<(u32, Duration)>,
+    pub(super) threads: Vec<(u32, Duration)>,
 }
 
 impl Cpu {
@@ -42,6 +42,18 @@ impl Cpu {
             user: self.user.saturating_sub(earlier.user),
             system: self.system.saturating_sub(earlier.system),
             threads: self.threads.iter().map(|&(id, time)| (id, time.saturating_sub(before(id)))).collect(),
+        }
+    }
+
+    /// What was used in another time, too.
+    pub(super) fn add(&mut self, other: &Self) {
+        self.user += other.user;
+        self.system += other.system;
+        for &(id, time) in &other.threads {
+            match self.threads.iter_mut().find(|(own, _)| *own == id) {
+                Some((_, own)) => *own += time,
+                None => self.threads.push((id, time)),
+            }
         }
     }
 
@@ -103,5 +115,8 @@ mod tests {
         assert!(cpu.threads.iter().any(|(thread, _)| *thread == id));
         assert!(pss_bytes(std::process::id()).is_some_and(|bytes| bytes > 100_000));
         assert_eq!(cpu.since(&cpu).total(), Duration::ZERO);
+        let mut twice = cpu.clone();
+        twice.add(&cpu);
+        assert_eq!((twice.total(), twice.busiest(None), twice.threads.len()), (cpu.total() * 2, cpu.busiest(None) * 2, cpu.threads.len()));
     }
 }

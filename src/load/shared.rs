@@ -15,9 +15,9 @@ pub(super) struct Shared {
     schedule: [AtomicU64; 3],
     /// The run cannot go on; everyone ends.
     pub(super) abort: AtomicBool,
-    /// WebSockets that are open; in a storm, that were opened in this cycle.
+    /// Connections that are open; in a storm, that were opened in this cycle.
     pub(super) open: AtomicU32,
-    /// The cycle of a storm that threads may begin.
+    /// The cycle of a storm that threads may begin; of a resume, how many of its steps they may.
     pub(super) cycle: AtomicU32,
     pub(super) publishers: Vec<Publisher>,
     pub(super) bells: Vec<Bell>,

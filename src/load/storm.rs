@@ -13,7 +13,7 @@ use super::plan::Drop;
 use super::worker::{Hearing, Worker};
 
 /// A client that was refused tries again after this.
-const RETRY: Duration = Duration::from_millis(50);
+pub(super) const RETRY: Duration = Duration::from_millis(50);
 /// Tries before a client gives up for this cycle.
 const TRIES_MAX: u32 = 20;
 
@@ -72,39 +72,26 @@ async fn may_begin(worker: &Worker, hearing: &mut Hearing, cycle: u32) -> bool {
 }
 
 async fn open_all(worker: &Rc<Worker>) -> (Cycle, Vec<(Rc<Link>, Reader)>) {
-    let clients = Rc::new(RefCell::new(worker.clients().collect::<Vec<_>>().into_iter()));
     let cycle = Rc::new(RefCell::new(Cycle::default()));
-    let open = Rc::new(RefCell::new(Vec::new()));
-    let tasks: Vec<_> = (0..worker.concurrency())
-        .map(|_| {
-            let (worker, clients, cycle, open) = (worker.clone(), clients.clone(), cycle.clone(), open.clone());
-            monoio::spawn(async move {
-                loop {
-                    let Some(client) = clients.borrow_mut().next() else { break };
-                    if let Some(connection) = open_one(&worker, client, &cycle).await {
-                        worker.shared.open.fetch_add(1, Ordering::AcqRel);
-                        open.borrow_mut().push(connection);
-                    }
-                    worker.touch();
-                }
-            })
-        })
-        .collect();
-    for task in tasks {
-        task.await;
-    }
-    (cycle.take(), open.take())
+    let (opener, seen) = (worker.clone(), cycle.clone());
+    let opened = worker.each(worker.clients().collect(), move |client| {
+        let (worker, cycle) = (opener.clone(), seen.clone());
+        async move { open_one(&worker, client, None, &cycle).await }
+    });
+    let open = opened.await.into_iter().flatten().collect();
+    (cycle.take(), open)
 }
 
-/// One client: tries until it is in, or gives up.
-async fn open_one(worker: &Worker, client: u32, cycle: &RefCell<Cycle>) -> Option<(Rc<Link>, Reader)> {
+/// One client, which goes on after this position: tries until it is in, or gives up.
+pub(super) async fn open_one(worker: &Worker, client: u32, position: Option<&str>, cycle: &RefCell<Cycle>) -> Option<(Rc<Link>, Reader)> {
     for _ in 0..TRIES_MAX {
         if worker.shared.aborted() {
             break;
         }
         let begun = worker.shared.clock.now();
-        match link::open(&worker.plan, client).await {
+        match link::open_after(&worker.plan, client, position).await {
             Ok((link, reader)) => {
+                worker.shared.open.fetch_add(1, Ordering::AcqRel);
                 cycle.borrow_mut().handshakes.record(worker.shared.clock.now().since(begun));
                 return Some((Rc::new(link), reader));
             }

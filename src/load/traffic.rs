@@ -138,7 +138,7 @@ impl Traffic {
     /// Starts the tasks that open this thread's connections.
     fn connect(self: &Rc<Self>) {
         let clients = Rc::new(RefCell::new(self.worker.clients().collect::<Vec<_>>().into_iter()));
-        for _ in 0..self.worker.concurrency() {
+        for _ in 0..self.plan().concurrency_each() {
             let (traffic, clients) = (self.clone(), clients.clone());
             drop(monoio::spawn(async move {
                 loop {

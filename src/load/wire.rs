@@ -3,7 +3,7 @@
 //! Each connection has a buffer of its own. On a ring the kernel holds a buffer for as long as a read waits, so that connections cannot
 //! share one; it is small until a larger frame comes.
 
-use std::fmt;
+use std::fmt::{self, Write};
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -59,12 +59,12 @@ pub(super) enum Awaits {
 }
 
 impl Request {
-    /// A client's, for what the plan has it be.
-    pub(super) fn of(plan: &Plan, client: u32) -> Self {
+    /// A client's, for what the plan has it be; an event stream's may go on after a position.
+    pub(super) fn of(plan: &Plan, client: u32, position: Option<&str>) -> Self {
         let target = plan.target_of(client);
         let path = target.path(plan.room(client), client);
         if plan.is_stream(client) {
-            Self::stream(&target.authority, &path, &plan.headers)
+            Self::stream(&target.authority, &path, position, &plan.headers)
         } else {
             Self::upgrade(&target.authority, &path, &plan.headers)
         }
@@ -82,8 +82,11 @@ impl Request {
     }
 
     /// For an event stream.
-    pub(super) fn stream(authority: &str, path: &str, headers: &[String]) -> Self {
-        let text = format!("GET {path} HTTP/1.1\r\nHost: {authority}\r\nAccept: text/event-stream\r\nCache-Control: no-store\r\n");
+    pub(super) fn stream(authority: &str, path: &str, position: Option<&str>, headers: &[String]) -> Self {
+        let mut text = format!("GET {path} HTTP/1.1\r\nHost: {authority}\r\nAccept: text/event-stream\r\nCache-Control: no-store\r\n");
+        if let Some(position) = position {
+            let _ = write!(text, "Last-Event-ID: {position}\r\n");
+        }
         Self { bytes: with_headers(text, headers), awaits: Awaits::Stream }
     }
 }
@@ -155,6 +158,8 @@ pub(super) struct Input {
     whole: Vec<u8>,
     /// It is an event stream, not frames.
     pub(super) events: bool,
+    /// The id of the last event that had one.
+    last_id: Vec<u8>,
 }
 
 impl Input {
@@ -185,6 +190,11 @@ impl Input {
         &self.bytes[self.at..]
     }
 
+    /// What to go on after: the id of the last event that had one. `None` before the first, and when it is no text.
+    pub(super) fn last_event_id(&self) -> Option<&str> {
+        std::str::from_utf8(&self.last_id).ok().filter(|id| !id.is_empty())
+    }
+
     /// Uses bytes up.
     pub(super) fn advance(&mut self, count: usize) {
         self.at += count;
@@ -211,12 +221,16 @@ impl Input {
         self.wanted = 0;
         loop {
             let bytes = &self.bytes[self.at..];
-            let Some((Event { name, data }, length)) = events::first(bytes) else {
+            let Some((Event { id, name, data }, length)) = events::first(bytes) else {
                 if bytes.len() as u64 > FRAME_BYTES_MAX {
                     return Err(format!("an event is over this tool's {FRAME_BYTES_MAX} bytes"));
                 }
                 return Ok(None);
             };
+            if let Some(id) = id {
+                self.last_id.clear();
+                self.last_id.extend_from_slice(id);
+            }
             self.at += length;
             match (name, data) {
                 (_, None) | (b"shardcast:open", _) => {}
@@ -337,6 +351,7 @@ mod tests {
                 }
             }
             assert_eq!(found, ["message 3", "gap", "message 5000", "close Some(4503)"], "in steps of {step}");
+            assert_eq!(input.last_event_id(), Some("k.6"));
             assert!(input.unused().is_empty());
         }
     }
@@ -379,9 +394,13 @@ mod tests {
         let key = text.split("Sec-WebSocket-Key: ").nth(1).and_then(|rest| rest.split("\r\n").next()).expect("it has a key");
         assert_eq!(awaits, Awaits::Upgrade(accept_key(key.as_bytes())));
 
-        let Request { bytes, awaits } = Request::stream("host:1", "/events?topic=a", &["X-Token: t".to_owned()]);
+        let Request { bytes, awaits } = Request::stream("host:1", "/events?topic=a", Some("k.7"), &["X-Token: t".to_owned()]);
         let text = String::from_utf8(bytes).expect("it is ASCII");
-        assert!(text.starts_with("GET /events?topic=a HTTP/1.1\r\nHost: host:1\r\n") && text.ends_with("\r\nX-Token: t\r\n\r\n"), "{text}");
+        assert!(
+            text.starts_with("GET /events?topic=a HTTP/1.1\r\nHost: host:1\r\n")
+                && text.ends_with("\r\nLast-Event-ID: k.7\r\nX-Token: t\r\n\r\n"),
+            "{text}"
+        );
         assert_eq!(awaits, Awaits::Stream);
     }
 }

@@ -37,9 +37,31 @@ impl Worker {
         (0..self.plan.connections).filter(|client| self.plan.thread(*client) == self.index)
     }
 
-    /// Handshakes that this thread may have under way: its share.
-    pub(super) fn concurrency(&self) -> u32 {
-        self.plan.concurrency.div_ceil(u32::from(self.plan.threads))
+    /// Does `act` to all of these, as many at once as handshakes may be under way, and waits for the last. What came of them, in any order.
+    pub(super) async fn each<T: 'static, R: 'static, F: Future<Output = R> + 'static>(
+        self: &Rc<Self>,
+        items: Vec<T>,
+        act: impl Fn(T) -> F + 'static,
+    ) -> Vec<R> {
+        let at_once = items.len().min(self.plan.concurrency_each() as usize);
+        let (items, act, results) = (Rc::new(RefCell::new(items.into_iter())), Rc::new(act), Rc::new(RefCell::new(Vec::new())));
+        let tasks: Vec<_> = (0..at_once)
+            .map(|_| {
+                let (worker, items, act, results) = (self.clone(), items.clone(), act.clone(), results.clone());
+                monoio::spawn(async move {
+                    loop {
+                        let Some(item) = items.borrow_mut().next() else { break };
+                        let result = act(item).await;
+                        results.borrow_mut().push(result);
+                        worker.touch();
+                    }
+                })
+            })
+            .collect();
+        for task in tasks {
+            task.await;
+        }
+        results.take()
     }
 
     /// Messages came: the thread may pause before it reads on.
