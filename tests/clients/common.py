@@ -59,6 +59,12 @@ async def publish(client, topic, payload, **parameters):
     return answer.json()["pos"]
 
 
+def same(who, heard, expected):
+    """Both lists are equal, or this says from where on they are not."""
+    differs = next((n for n, (a, b) in enumerate(zip(heard, expected)) if a != b), min(len(heard), len(expected)))
+    assert heard == expected, f"{who}: from {differs} on heard {heard[differs:][:3]}, expected {expected[differs:][:3]}"
+
+
 class Peer:
     """A program in Node in its own process, steered by JSON lines."""
 

@@ -2,7 +2,7 @@
 import { createConnection, createServer } from "node:net";
 
 export class Cut {
-  // The first lines of all requests for `/events`, with the Last-Event-ID that came with each; the methods and paths of all requests.
+  // The Last-Event-ID of each request for a stream, undefined without one; method and path of all requests.
   streams = [];
   requests = [];
   cuts = 0;

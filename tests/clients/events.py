@@ -71,7 +71,7 @@ async def names_lines_and_odd_bytes_arrive_as_they_are(reader, gateway):
     for topics in [("a",), ("a", "b")]:
         script = Script(*topics)
         url = gateway.http("/events?" + "&".join(f"topic={topic}" for topic in topics))
-        async with publisher(gateway) as client, reader(url) as source, ws.connect(gateway.url("/ws?room=a&echo=0")) as chat:
+        async with publisher(gateway) as client, reader(url) as source, ws.connect(gateway.url("/ws?room=a&echo=0"), max_queue=None) as chat:
             await script.opens(source)
             offset = int(script.cursor().split(".")[1].split(",")[0])
             for number, text in enumerate(ODD_TEXTS):
