@@ -1,47 +1,15 @@
-// Two tabs of a real browser chat through the page `/`. Run by `tests/run browser`; the last line is `N passed, N failed`.
+// A real browser: two tabs chat through the page `/`, and the cases of `browser-events.mjs`. Run by `tests/run browser`; the last line is
+// `N passed, N failed`. `node browser.mjs [WORD...]` runs those whose name has one of the words.
 //
 // Chromium is the system's own (package `chromium`), driven by playwright-core. The profile is new and temporary; nothing but loopback is asked for.
 import assert from "node:assert/strict";
-import { execFileSync, spawn } from "node:child_process";
+import { execFileSync } from "node:child_process";
 import { mkdirSync, mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
-import { dirname, join } from "node:path";
-import { createInterface } from "node:readline";
-import { fileURLToPath } from "node:url";
+import { join } from "node:path";
 import { chromium } from "playwright-core";
-
-const root = dirname(dirname(dirname(fileURLToPath(import.meta.url))));
-const binary = process.env.SHARDCAST_TEST_BINARY ?? join(process.env.CARGO_TARGET_DIR ?? join(root, "target"), "release", "shardcast");
-const WAIT = 15_000;
-
-// The gateway as its own process, ready to be connected to.
-async function startGateway(listen = "127.0.0.1:0") {
-  const env = Object.fromEntries(Object.entries(process.env).filter(([name]) => !name.startsWith("SHARDCAST_")));
-  const args = ["serve", "--listen", listen, "--admin", "127.0.0.1:0", "--driver", process.env.SHARDCAST_TEST_DRIVER ?? "uring"];
-  const child = spawn(binary, args, { env, stdio: ["ignore", "ignore", "pipe"] });
-  const gateway = { child, log: "", port: 0, ended: new Promise((resolve) => child.once("exit", (code) => resolve(code))) };
-  await new Promise((resolve, reject) => {
-    createInterface({ input: child.stderr }).on("line", (line) => {
-      gateway.log += `${line}\n`;
-      const ready = line.match(/ready: http:\/\/\S*?:(\d+) /);
-      if (ready) {
-        gateway.port = Number(ready[1]);
-        resolve();
-      }
-    });
-    child.once("error", reject);
-    child.once("exit", (code) => reject(new Error(`the gateway ended with ${code}:\n${gateway.log}`)));
-    setTimeout(() => reject(new Error(`no readiness line:\n${gateway.log}`)), WAIT).unref();
-  });
-  return gateway;
-}
-
-async function stopGateway(gateway) {
-  gateway.child.kill("SIGTERM");
-  const code = await Promise.race([gateway.ended, new Promise((resolve) => setTimeout(() => resolve("no exit"), WAIT).unref())]);
-  gateway.child.kill("SIGKILL");
-  return code;
-}
+import * as events from "./browser-events.mjs";
+import { root, startGateway, stopGateway, WAIT } from "./gateway.mjs";
 
 // A tab on the page, connected to a room.
 async function openTab(context, port, room) {
@@ -117,7 +85,7 @@ const cases = {
     const page = await openTab(context, gateway.port, "again");
     assert.equal(await stopGateway(gateway), 0);
     await page.waitForFunction(() => document.querySelector("#state")?.textContent.trim() !== "open", undefined, { timeout: WAIT });
-    const next = await startGateway(`127.0.0.1:${gateway.port}`);
+    const next = await startGateway({ listen: gateway.port });
     try {
       // The gateway told it when: within reconnect_window_ms.
       await page.waitForFunction(() => document.querySelector("#state")?.textContent.trim() === "open", undefined, { timeout: 2 * WAIT });
@@ -129,6 +97,8 @@ const cases = {
   },
 };
 
+const words = process.argv.slice(2);
+console.log(`seed ${events.seed}: run again with SHARDCAST_TEST_SEED=${events.seed}`);
 const profile = mkdtempSync(join(tmpdir(), "shardcast-browser-"));
 let passed = 0;
 let failed = 0;
@@ -138,13 +108,16 @@ const context = await chromium.launchPersistentContext(profile, {
   args: ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"],
 });
 try {
-  for (const [name, run] of Object.entries(cases)) {
+  const all = [...Object.entries(cases), ...Object.entries(events.cases).map((named) => [...named, { limits: events.limits }])];
+  for (const [name, run, options] of all) {
+    if (words.length > 0 && !words.some((word) => name.includes(word))) continue;
     let gateway;
+    const began = performance.now();
     try {
-      gateway = await startGateway();
+      gateway = await startGateway(options);
       await run({ context, gateway });
       passed += 1;
-      console.log(`ok   ${name}`);
+      console.log(`ok   ${name} (${((performance.now() - began) / 1000).toFixed(1)} s)`);
     } catch (error) {
       failed += 1;
       console.log(`FAIL ${name}: ${error.stack}\n${gateway?.log.slice(-2000) ?? ""}`);

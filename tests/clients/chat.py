@@ -1,80 +1,22 @@
-"""Clients that people have: Python `websockets` and Node `ws` in one room, and the README's tour.
-
-Run by `tests/run clients`. One line a case; the last line is `N passed, N failed`.
-"""
+"""Clients that chat: Python `websockets` and Node `ws` in one room, wscat, and the README's tour."""
 
 import asyncio
 import base64
 import contextlib
-import json
 import os
-import pathlib
 import re
 import shlex
-import socket
 import sys
-import traceback
 
 import websockets
 from websockets.asyncio.client import connect
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
-import gateway as harness  # noqa: E402
-
-HERE = pathlib.Path(__file__).resolve().parent
-WAIT = 10
-MIB = 1024 * 1024
-
-
-class Skip(Exception):
-    """The case has nothing to do yet."""
-
-
-class Node:
-    """A Node client in its own process, steered through peer.mjs."""
-
-    def __init__(self, url):
-        self._url = url
-
-    async def __aenter__(self):
-        pipe = asyncio.subprocess.PIPE
-        self._process = await asyncio.create_subprocess_exec(
-            "node", str(HERE / "peer.mjs"), self._url, stdin=pipe, stdout=pipe, limit=8 * MIB
-        )
-        await self.expect({"open": True})
-        return self
-
-    async def __aexit__(self, *_):
-        self._process.stdin.close()
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._process.wait(), 2)
-        if self._process.returncode is None:
-            self._process.kill()
-            await self._process.wait()
-
-    async def tell(self, **command):
-        self._process.stdin.write(json.dumps(command).encode() + b"\n")
-        await self._process.stdin.drain()
-
-    async def event(self):
-        line = await asyncio.wait_for(self._process.stdout.readline(), WAIT)
-        assert line, "the Node client ended"
-        return json.loads(line)
-
-    async def expect(self, expected):
-        event = await self.event()
-        assert event == expected, f"{event!r}, expected {expected!r}"
-
-    async def until(self, key):
-        """Skips events until one has this key."""
-        while True:
-            event = await self.event()
-            if key in event:
-                return event
+import gateway as harness
+from common import HERE, MIB, WAIT, Node, Skip, free_port, soon
 
 
 async def receive(ws):
-    return await asyncio.wait_for(ws.recv(), WAIT)
+    return await soon(ws.recv())
 
 
 async def both_in(python, node):
@@ -164,9 +106,7 @@ async def room_names_are_encoded_as_every_client_does_it(gateway):
 
 async def clients_come_back_after_a_restart(_):
     """The gateway stops with 1012 and `retry=`; the clients' own reconnection finds the next one on the same port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     with harness.Gateway(listen=port) as first:
         url = first.url("/ws?room=again")
         node = Node(url)
@@ -262,31 +202,3 @@ CASES = [
     wscat_chats_from_the_command_line,
     the_readme_s_tour_works,
 ]
-
-
-def main():
-    passed = failed = 0
-    for case in CASES:
-        name = case.__name__
-        try:
-            with harness.Gateway() as gateway:
-                try:
-                    asyncio.run(asyncio.wait_for(case(gateway), 60))
-                except Exception:
-                    print(gateway.log[-3000:])
-                    raise
-        except Skip as reason:
-            print(f"skip {name}: {reason}")
-            continue
-        except Exception:
-            failed += 1
-            print(f"FAIL {name}\n{traceback.format_exc()}")
-            continue
-        passed += 1
-        print(f"ok   {name}")
-    print(f"{passed} passed, {failed} failed")
-    return 1 if failed or not passed else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

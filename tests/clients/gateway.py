@@ -65,6 +65,14 @@ class Gateway:
     def url(self, path):
         return f"ws://127.0.0.1:{self.port}{path}"
 
+    def http(self, path):
+        return f"http://127.0.0.1:{self.port}{path}"
+
+    def kill(self):
+        """SIGKILL: its clients are told nothing."""
+        self._process.kill()
+        self._process.wait()
+
     def stop(self, seconds=20):
         """SIGTERM, then the exit code."""
         self._process.terminate()
