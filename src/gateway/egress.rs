@@ -25,7 +25,7 @@ impl<D: Driver> Gateway<D> {
         self.push_range(key, range);
     }
 
-    fn push_range(&mut self, key: ConnKey, range: Range) {
+    pub(super) fn push_range(&mut self, key: ConnKey, range: Range) {
         match &mut self.staged {
             None => self.staged = Some((key, range)),
             Some((staged, present)) => {

@@ -67,6 +67,7 @@ use crate::gateway::log_limit::LogLimit;
 use crate::gateway::publishing::Keys;
 use crate::gateway::rate::{Rate, Said};
 use crate::gateway::receipts::{AwaitedReceipts, Counting};
+use crate::gateway::replay::Asked;
 use crate::gateway::seats::Seats;
 use crate::gateway::session::{Session, State};
 use crate::gateway::topic::Topic;
@@ -193,6 +194,9 @@ pub struct Gateway<D> {
     handled: usize,
     /// Messages of clients that this step may still take.
     messages_left: u64,
+    /// Request heads that it may still answer, and bytes of histories that it may give out.
+    requests_left: u64,
+    replay_bytes_left: u64,
     sessions: SideTable<Session>,
     seats: Seats,
     timers: TimerWheel,
@@ -226,6 +230,12 @@ pub struct Gateway<D> {
     counts: VecDeque<Counting>,
     /// Topics whose members were joined or left.
     recounts: Vec<TopicKey>,
+    /// Connections whose request waits for its turn.
+    callers: VecDeque<ConnKey>,
+    /// The one whose turn it is.
+    called: Option<ConnKey>,
+    /// Guests whose next piece of a history waits for its turn.
+    asked: VecDeque<Asked>,
     /// Polls that have something to be answered with.
     ready_polls: Vec<ConnKey>,
     /// Publishers whose topic takes messages again.
@@ -269,6 +279,8 @@ impl<D: Driver> Gateway<D> {
             events: Vec::new(),
             handled: 0,
             messages_left: 0,
+            requests_left: 0,
+            replay_bytes_left: 0,
             sessions: SideTable::default(),
             seats: Seats::default(),
             timers: TimerWheel::new(TICK, now),
@@ -289,6 +301,9 @@ impl<D: Driver> Gateway<D> {
             awaited: AwaitedReceipts::default(),
             counts: VecDeque::new(),
             recounts: Vec::new(),
+            callers: VecDeque::new(),
+            called: None,
+            asked: VecDeque::new(),
             ready_polls: Vec::new(),
             woken: Vec::new(),
             memory_waiters: Vec::new(),
@@ -370,6 +385,8 @@ impl<D: Driver> Gateway<D> {
     /// Handles what happened and works off what is due. `now` is the one clock reading of the step.
     pub fn step(&mut self, now: Time) -> Progress {
         self.now = now;
+        self.requests_left = self.limits.requests_per_turn;
+        self.replay_bytes_left = self.limits.replay_bytes_per_turn;
         self.receive_messages();
         self.handle_events();
         while let Ok(command) = self.commands.try_recv() {
@@ -382,6 +399,8 @@ impl<D: Driver> Gateway<D> {
         self.watch_sends();
         self.unpark_laps();
         self.run_laps();
+        self.go_on_with_replays();
+        self.answer_callers();
         self.answer_polls();
         self.look_after_receipts();
         self.tell_members();
@@ -400,7 +419,8 @@ impl<D: Driver> Gateway<D> {
     }
 
     fn next_wait(&self) -> Wait {
-        if !self.laps.is_empty() || !self.dispatches.is_empty() || !self.woken.is_empty() {
+        let is_at_work = !self.laps.is_empty() || !self.dispatches.is_empty() || !self.woken.is_empty();
+        if is_at_work || !self.callers.is_empty() || !self.asked.is_empty() {
             return Wait::No;
         }
         let poll = (self.mailbox.overflow() > 0 || !self.memory_waiters.is_empty()).then_some(POLL);
@@ -550,7 +570,7 @@ impl<D: Driver> Gateway<D> {
     /// Ends a connection whose peer has shut its side, once everything that it sent was handled.
     pub(super) fn end_if_gone(&mut self, key: ConnKey) {
         let Some(session) = self.sessions.get(key) else { return };
-        let waits = session.holds() && (session.paused || matches!(session.state, State::Joining));
+        let waits = session.holds() && (session.paused || session.is_queued() || matches!(session.state, State::Joining));
         if !session.peer_closed || waits {
             return;
         }

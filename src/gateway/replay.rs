@@ -50,6 +50,16 @@ pub struct Replay {
     pub after: Option<u64>,
 }
 
+/// A guest that wants a piece of what was.
+pub(super) struct Asked {
+    from: ShardId,
+    /// What the home calls the topic, and what the guest's shard does.
+    home: TopicKey,
+    key: TopicKey,
+    guest: Guest,
+    start: Start,
+}
+
 impl<D: Driver> Gateway<D> {
     /// Gives a guest of a topic that this shard has what it asks for.
     pub(super) fn begin_replay(&mut self, topic_key: TopicKey, guest: Guest, start: Start) {
@@ -63,8 +73,8 @@ impl<D: Driver> Gateway<D> {
         let Some(topic) = self.topics.get_mut(topic_key) else { return };
         match &topic.role {
             Role::Home(_) => {
-                let replay = self.resume_here(topic_key, self.shard, start);
-                self.replayed(topic_key, guest, replay);
+                let asked = Asked { from: self.shard, home: topic_key, key: topic_key, guest, start };
+                self.replay_in_turn(asked);
             }
             Role::Away(_) if start == Start::Latest => {
                 let replay = Replay { at: topic.raw.offset(), gap: None, parcel: Parcel::default(), last: true, after: None };
@@ -79,9 +89,38 @@ impl<D: Driver> Gateway<D> {
 
     /// The home's part.
     pub(super) fn resume_elsewhere(&mut self, from: ShardId, home: TopicKey, key: TopicKey, guest: Guest, start: Start) {
-        if self.topics.get(home).is_some() {
-            let replay = Box::new(self.resume_here(home, from, start));
-            self.mailbox.send(from, ShardMessage::Replay { key, guest, replay });
+        self.replay_in_turn(Asked { from, home, key, guest, start });
+    }
+
+    /// Gives out a piece now, unless others wait or this step has given out enough.
+    fn replay_in_turn(&mut self, asked: Asked) {
+        if self.asked.is_empty() && self.replay_bytes_left > 0 {
+            self.give_piece(asked);
+        } else {
+            self.asked.push_back(asked);
+        }
+    }
+
+    /// Gives out the pieces that wait for their turn, as far as this step goes.
+    pub(super) fn go_on_with_replays(&mut self) {
+        while self.replay_bytes_left > 0
+            && let Some(asked) = self.asked.pop_front()
+        {
+            self.give_piece(asked);
+        }
+    }
+
+    fn give_piece(&mut self, asked: Asked) {
+        let Asked { from, home, key, guest, start } = asked;
+        if self.topics.get(home).is_none() {
+            return;
+        }
+        let replay = self.resume_here(home, from, start);
+        self.replay_bytes_left = self.replay_bytes_left.saturating_sub(replay.parcel.bytes);
+        if from == self.shard {
+            self.replayed(key, guest, replay);
+        } else {
+            self.mailbox.send(from, ShardMessage::Replay { key, guest, replay: Box::new(replay) });
         }
     }
 

@@ -21,6 +21,12 @@ impl<D: Driver> Gateway<D> {
             return 0;
         }
         let max = self.limits.head_bytes_max as usize;
+        if !self.has_turn(key) {
+            if bytes.len() > max {
+                self.pause_reading(key);
+            }
+            return 0;
+        }
         let Some(session) = self.sessions.get_mut(key) else { return bytes.len() };
         let scanned = session.cold.as_mut().map_or(0, |cold| std::mem::take(&mut cold.scanned));
         if head_end(bytes, scanned).is_none() && bytes.len() <= max {
@@ -30,6 +36,7 @@ impl<D: Driver> Gateway<D> {
             }
             return 0;
         }
+        self.requests_left -= 1;
         let mut storage = HeadStorage::new();
         match parse_head(&mut storage, bytes, max) {
             Ok(Some(head)) => {
@@ -60,6 +67,39 @@ impl<D: Driver> Gateway<D> {
                 bytes.len()
             }
         }
+    }
+
+    /// Whether a connection's request is read now. If not it has its turn after the others, in this step or a later one.
+    fn has_turn(&mut self, key: ConnKey) -> bool {
+        let is_next = self.callers.is_empty() || self.called == Some(key);
+        let Some(session) = self.sessions.get_mut(key) else { return true };
+        if is_next && self.requests_left > 0 {
+            return true;
+        }
+        if !std::mem::replace(&mut session.cold.get_or_insert_default().queued, true) {
+            self.callers.push_back(key);
+        }
+        false
+    }
+
+    /// Answers those whose request waits for its turn.
+    pub(super) fn answer_callers(&mut self) {
+        while self.requests_left > 0
+            && let Some(key) = self.callers.pop_front()
+        {
+            let Some(session) = self.sessions.get_mut(key) else { continue };
+            if let Some(cold) = &mut session.cold {
+                cold.queued = false;
+            }
+            let is_paused = session.paused;
+            self.called = Some(key);
+            if is_paused {
+                self.resume_reading(key);
+            } else {
+                self.feed_held(key);
+            }
+        }
+        self.called = None;
     }
 
     /// Bytes of a head that never came whole: answered 408.

@@ -59,6 +59,8 @@ pub(super) struct Cold {
     pub(super) input: Vec<u8>,
     /// How far the end of the head was looked for.
     pub(super) scanned: usize,
+    /// Its request waits for its turn.
+    pub(super) queued: bool,
     /// The answer to an upgrade that waits for its room.
     pub(super) upgrade: Vec<u8>,
     /// Where a raw WebSocket begins in its room.
@@ -219,6 +221,7 @@ impl Session {
         self.cold.take_if(|cold| {
             cold.input.is_empty()
                 && cold.scanned == 0
+                && !cold.queued
                 && cold.upgrade.is_empty()
                 && cold.start.is_none()
                 && cold.replay_after.is_none()
@@ -241,6 +244,11 @@ impl Session {
     /// Its stream or poll, to look at.
     pub(super) fn stream(&self) -> Option<&Stream> {
         self.cold.as_ref().and_then(|cold| cold.stream.as_deref())
+    }
+
+    /// Whether its request waits for its turn.
+    pub(super) fn is_queued(&self) -> bool {
+        self.cold.as_ref().is_some_and(|cold| cold.queued)
     }
 
     /// Whether bytes were kept.

@@ -16,7 +16,7 @@ use super::replay::{Missing, Replay};
 use super::rooms::new_log;
 use super::seats::{Guest, Seat};
 use super::session::{State, micros};
-use super::topic::Role;
+use super::topic::{EventPiece, Role};
 use crate::engine::driver::Driver;
 use crate::engine::log::{Frame, Log, Parcel, Pin};
 use crate::engine::segment::{Arena, Gather, Range, Ranges};
@@ -293,15 +293,41 @@ impl<D: Driver> Gateway<D> {
     fn tell_messages(&mut self, key: ConnKey, number: u16, parcel: &Parcel) {
         let epoch = self.epoch;
         let Some(stream) = self.sessions.get_mut(key).and_then(|session| session.stream_mut()) else { return };
+        if parcel.frames == 0 {
+            return;
+        }
+        let is_alone = stream.parts.len() == 1;
+        let part = &mut stream.parts[usize::from(number)];
+        let (after, messages, topic_key) = (part.at, parcel.frames, part.topic);
         let mut out = std::mem::take(&mut self.scratch);
         out.clear();
-        each_of(parcel, |frame, bytes| {
-            stream.parts[usize::from(number)].at += 1;
-            encode_id(&mut out, epoch, stream.offsets());
-            push_event(&mut out, None, frame, bytes);
-        });
-        if !out.is_empty() {
+        if !is_alone {
+            each_of(parcel, |frame, bytes| {
+                stream.parts[usize::from(number)].at += 1;
+                encode_id(&mut out, epoch, stream.offsets());
+                push_event(&mut out, None, frame, bytes);
+            });
             self.push_direct(key, &out, &[]);
+        } else if let Some(topic) = topic_key.and_then(|topic| self.topics.get_mut(topic)) {
+            part.at += messages;
+            let same = topic.last_piece.as_ref().filter(|piece| (piece.after, piece.messages) == (after, messages));
+            let bytes = match same {
+                Some(piece) => piece.bytes.clone(),
+                None => {
+                    let mut offset = after;
+                    each_of(parcel, |frame, bytes| {
+                        offset += 1;
+                        push_event(&mut out, Some(Position { epoch, offset }), frame, bytes);
+                    });
+                    let bytes = Arena::new(1, 1, &self.shared.memory).append(&out, &[]);
+                    topic.last_piece = Some(Box::new(EventPiece { after, messages, bytes: bytes.clone() }));
+                    bytes
+                }
+            };
+            if !std::mem::replace(&mut topic.warm, true) {
+                self.warm.extend(topic_key);
+            }
+            self.push_range(key, bytes);
         }
         self.scratch = out;
     }

@@ -7,6 +7,7 @@ use super::history::History;
 use super::seats::Guest;
 use super::streams;
 use crate::engine::log::{Log, Parcel, Pin};
+use crate::engine::segment::Range;
 use crate::hub::Home;
 use crate::ids::{ConnKey, ShardId, TopicKey};
 use crate::limits::Limits;
@@ -70,6 +71,14 @@ impl Uplink {
     }
 }
 
+/// Some messages as events, with their positions as ids.
+pub(super) struct EventPiece {
+    /// The offset before the first.
+    pub(super) after: u64,
+    pub(super) messages: u64,
+    pub(super) bytes: Range,
+}
+
 pub(super) enum Role {
     Home(Box<HomeSide>),
     Away(Box<AwaySide>),
@@ -83,6 +92,8 @@ pub(super) struct Topic {
     pub(super) role: Role,
     /// Members-to-be that are still given what was before they came.
     pub(super) guests: u32,
+    /// Events of its history that a stream of this topic alone was given last: who comes back with a crowd mostly gets the same.
+    pub(super) last_piece: Option<Box<EventPiece>>,
     /// Publishers to be woken when the topic takes messages again.
     pub(super) waiters: Vec<ConnKey>,
     /// In the list of topics that may have something for another shard.
@@ -101,6 +112,7 @@ impl Topic {
             sse: None,
             role,
             guests: 0,
+            last_piece: None,
             waiters: Vec::new(),
             dispatching: false,
             recounted: false,
@@ -199,6 +211,7 @@ impl Topic {
     }
 
     fn rest_events(&mut self) -> bool {
+        self.last_piece = None;
         self.sse.take_if(|sse| sse.is_idle());
         self.sse.as_mut().is_none_or(|sse| sse.rest())
     }

@@ -230,6 +230,8 @@ fn draw_limits(choices: &mut Choices, harsh: bool) -> Limits {
         segment_bytes_max: choices.of(&[4 * KIB, 64 * KIB]),
         recv_buffers: choices.of(&[1, 2, 8, 64]),
         recv_buffer_bytes: choices.of(&[32, 128, 512, 4 * KIB]),
+        requests_per_turn: choices.of(&[1, 2, 64]),
+        replay_bytes_per_turn: choices.of(&[1024, 512 * 1024]),
         messages_per_turn: choices.of(&[1, 3, 1024]),
         fanout_sends_per_turn: choices.of(&[1, 3, 256]),
         closes_per_turn: choices.of(&[1, 256]),
