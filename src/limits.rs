@@ -101,7 +101,7 @@ limits! {
     /// Messages of clients that a shard takes in one turn before it sends them on and looks at everything else.
     messages_per_turn: Count = 1024, 1 => 1_000_000;
     /// Request heads that a shard answers in one turn: those who are there are served before more of a crowd that comes at once.
-    requests_per_turn: Count = 64, 1 => 65_536;
+    requests_per_turn: Count = 32, 1 => 65_536;
     /// Bytes of histories that a shard gives out in one turn, and one piece more: who comes back to much does not hold up who is there.
     replay_bytes_per_turn: Bytes = 512 * KIB, KIB => GIB;
     /// Payload of one message, all fragments together. Larger ones close the connection with 1009.
