@@ -1,11 +1,13 @@
 //! Bytes to values and back: request heads and responses ([`http`]), WebSocket frames and messages ([`ws`]), event streams ([`sse`]), JSON
-//! to publish ([`publish`]), to read ([`poll`]) and of lists ([`listing`]), names ([`topic`]), places in topics ([`position`]) and what is missing between them ([`gap`]).
+//! to publish ([`publish`]), to read ([`poll`]) and of lists ([`listing`]), names ([`topic`]), places in topics ([`position`]), what is missing
+//! between them ([`gap`]), and who a client behind proxies is ([`client_address`]).
 //!
 //! Pure: no I/O, no clock, no sockets, no unsafe. Parsers never panic, whatever a peer sends; they grow memory only as bytes really
 //! arrive, never by a length that a peer announces; and what they return has been checked, so that nobody validates again behind this
 //! border. Called by `gateway` and `server`; knows neither `engine` nor `hub`.
 #![forbid(unsafe_code)]
 
+pub mod client_address;
 pub mod gap;
 pub mod http;
 mod json;

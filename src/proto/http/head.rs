@@ -58,7 +58,7 @@ impl<'s, 'b> Head<'s, 'b> {
     }
 
     /// The values of all headers of that name, in order.
-    pub fn headers<'n>(&self, name: &'n str) -> impl Iterator<Item = &'b [u8]> + use<'s, 'b, 'n> {
+    pub fn headers<'n>(&self, name: &'n str) -> impl DoubleEndedIterator<Item = &'b [u8]> + use<'s, 'b, 'n> {
         self.headers.iter().filter(move |header| header.name.eq_ignore_ascii_case(name)).map(|header| header.value)
     }
 
