@@ -3,7 +3,7 @@
 use std::io;
 use std::mem::{size_of, zeroed};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 
 use libc::{c_int, c_void, socklen_t};
 
@@ -179,6 +179,105 @@ pub fn accept(listener: RawFd) -> io::Result<Socket> {
     // SAFETY: no address is asked for; creates a descriptor that the caller owns.
     let fd = unsafe { libc::accept4(listener, std::ptr::null_mut(), std::ptr::null_mut(), libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK) };
     check(fd).map(Socket)
+}
+
+/// Errors of accept(2) that say something about the client at the head of the queue and nothing about the next.
+pub fn concerns_one_client(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(
+            libc::ECONNABORTED
+                | libc::EINTR
+                | libc::EPERM
+                | libc::EPROTO
+                | libc::ENOPROTOOPT
+                | libc::EOPNOTSUPP
+                | libc::ENETDOWN
+                | libc::ENETUNREACH
+                | libc::EHOSTDOWN
+                | libc::EHOSTUNREACH
+                | libc::ENONET
+        )
+    )
+}
+
+/// A listening socket on its way to a driver. As with [`Socket`], whoever holds it closes it, and in a simulated kernel the number means nothing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[must_use = "a listener that nobody takes is leaked"]
+pub struct Listener {
+    socket: Socket,
+    /// Other processes, now or later, listen on the same socket: its options are theirs too.
+    lent: bool,
+}
+
+impl Listener {
+    /// A listener of this driver alone.
+    pub fn own(fd: OwnedFd) -> Self {
+        Self { socket: Socket(fd.into_raw_fd()), lent: false }
+    }
+
+    /// One whose socket others hold too.
+    pub fn lent(fd: OwnedFd) -> Self {
+        Self { socket: Socket(fd.into_raw_fd()), lent: true }
+    }
+
+    /// One of a simulated kernel.
+    pub const SIMULATED: Self = Self { socket: Socket(-1), lent: false };
+
+    /// Closes it.
+    pub fn discard(self) {
+        self.socket.close();
+    }
+
+    pub(super) fn open(self) -> OpenListener {
+        // SAFETY: the number came from an `OwnedFd`, and whoever holds a `Listener` holds it alone.
+        OpenListener { fd: unsafe { OwnedFd::from_raw_fd(self.socket.0) }, lent: self.lent }
+    }
+}
+
+/// Clients that may wait in a backlog (listen(2), somaxconn): no more are accepted when a listener is closed.
+const BACKLOG_MAX: usize = 65_536;
+
+/// A listening socket that a driver accepts on.
+pub(super) struct OpenListener {
+    fd: OwnedFd,
+    lent: bool,
+}
+
+impl OpenListener {
+    pub(super) fn fd(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
+
+    /// Has the kernel drop what would begin a connection (socket(7), SO_ATTACH_FILTER), and hand over at once whoever completes one. What closing a listener
+    /// resets is its backlog, which can be accepted first, and connections that are being made, which cannot: with no new ones among them, a moment later
+    /// hardly any are left. A socket that others listen on stays as it is: closing our descriptor of it resets nothing.
+    pub(super) fn shut_door(&self) {
+        if self.lent {
+            return;
+        }
+        let op = |code, jf, k| libc::sock_filter { code, jt: 0, jf, k };
+        // The flags of the TCP header: SYN without ACK is dropped, all else let through. Accepted sockets inherit the filter and never see such a packet.
+        let mut program = [op(0x30, 0, 13), op(0x54, 0, 0x12), op(0x15, 1, 0x02), op(0x06, 0, 0), op(0x06, 0, u32::MAX)];
+        let filter = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
+        let now: c_int = 0;
+        // Where the kernel refuses, a few more connections are reset.
+        let _ = set_option(self.fd(), libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &filter);
+        let _ = set_option(self.fd(), libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, &now);
+    }
+
+    /// Accepts whoever waits, and closes.
+    pub(super) fn close(self) -> Vec<Socket> {
+        let mut last = Vec::new();
+        while !self.lent && last.len() < BACKLOG_MAX {
+            match accept(self.fd()) {
+                Ok(socket) => last.push(socket),
+                Err(error) if concerns_one_client(&error) => {}
+                Err(_) => break,
+            }
+        }
+        last
+    }
 }
 
 /// Soft and hard limit of file descriptors (RLIMIT_NOFILE).

@@ -31,6 +31,8 @@ pub(super) struct Context<'a> {
     /// The connection is over the cap.
     pub(super) over_capacity: bool,
     pub(super) draining: bool,
+    /// Somebody may be left to hear what is published.
+    pub(super) takes_messages: bool,
     pub(super) limits: &'a Limits,
     /// When to come back, where that is the answer.
     pub(super) retry_ms: u64,
@@ -299,7 +301,7 @@ fn publish(head: &Head<'_, '_>, context: &Context<'_>, items: bool) -> Answer {
     if let Some(answer) = gate(head, context, "POST") {
         return answer;
     }
-    if context.over_capacity || context.draining {
+    if context.over_capacity || !context.takes_messages {
         return unavailable_to_page(head, context);
     }
     let bytes_max =

@@ -40,6 +40,7 @@ impl<D: Driver> Gateway<D> {
                     pages: self.pages,
                     over_capacity,
                     draining: self.drain.is_some(),
+                    takes_messages: !self.has_said_goodbye(),
                     limits: &self.limits,
                     retry_ms,
                 };

@@ -5,6 +5,7 @@ pub mod admin;
 pub mod clock;
 pub mod config;
 pub mod host;
+pub mod lifecycle;
 pub mod logging;
 pub mod metrics;
 pub mod shard;

@@ -267,7 +267,7 @@ impl Simulation {
     }
 
     fn drain(&mut self) {
-        self.shards.drain(DRAIN);
+        self.shards.drain(DRAIN, true);
         self.readers.iter_mut().for_each(Reader::stop_coming_back);
         for stranger in &mut self.strangers {
             stranger.give_up(&self.world);
