@@ -128,8 +128,9 @@ pub trait Driver {
     /// Leaves new clients in the kernel's backlog.
     fn pause_accept(&mut self);
 
-    /// Nobody begins to connect any more, as far as the kernel lets us say so; who has begun is still accepted.
-    fn shut_door(&mut self);
+    /// Nobody begins to connect any more, as far as the kernel lets us say so; who has begun is still accepted. False where others listen on the same socket,
+    /// who will take whoever comes: then nothing was done, and nobody is lost if it is closed at once.
+    fn shut_door(&mut self) -> bool;
 
     /// Closes the listener. Who waits in its backlog is accepted first, as far as descriptors suffice: they come as events of the next turns, and with the
     /// last of them [`is_listening`](Self::is_listening) turns false.

@@ -493,7 +493,7 @@ pub(crate) fn stopped_accepting_takes_who_waits_in_the_backlog_first<S: Setting>
     bench.settle();
     let mut clients: Vec<S::Client> = (0..5).map(|_| bench.client()).collect();
     bench.settle();
-    bench.driver.shut_door();
+    assert!(bench.driver.shut_door());
     assert!(bench.driver.is_listening());
     bench.driver.stop_accept();
     let sockets: Vec<Socket> = clients.iter().map(|_| bench.until_accepted()).collect();
@@ -512,7 +512,7 @@ pub(crate) fn stopped_accepting_takes_who_waits_in_the_backlog_first<S: Setting>
 pub(crate) fn another_listener_is_accepted_on_after_the_first_was_closed<S: Setting>(setting: &S) {
     let mut bench = Bench::new(setting);
     let (mut client, key) = bench.connect();
-    bench.driver.shut_door();
+    assert!(bench.driver.shut_door());
     bench.driver.stop_accept();
     bench.settle();
     assert!(bench.refuses_clients());

@@ -464,10 +464,8 @@ impl Driver for EpollDriver {
         self.arm_accept(false);
     }
 
-    fn shut_door(&mut self) {
-        if let Some(listener) = &self.listener {
-            listener.shut_door();
-        }
+    fn shut_door(&mut self) -> bool {
+        self.listener.as_ref().is_none_or(OpenListener::shut_door)
     }
 
     fn stop_accept(&mut self) {

@@ -137,7 +137,7 @@ pub trait Kernel {
     fn signal(&mut self, shard: ShardId);
 
     /// See [`Driver::shut_door`](super::driver::Driver::shut_door).
-    fn shut_door(&mut self);
+    fn shut_door(&mut self) -> bool;
 
     /// Accepts who waits in the backlog, as far as descriptors suffice, and closes the listener.
     fn close_listener(&mut self) -> Vec<Socket>;

@@ -135,6 +135,47 @@ fn bind<T>(fd: &OwnedFd, address: &T) -> io::Result<()> {
     Ok(())
 }
 
+/// The first descriptor that is passed to a process by its parent (sd_listen_fds(3)).
+pub const FIRST_PASSED: RawFd = 3;
+
+/// Takes over a descriptor that this process was started with, if it is a listening TCP socket, and its address. To be called once for each number.
+///
+/// # Errors
+/// What is wrong with it, to follow upon its name.
+pub fn passed_listener(fd: RawFd) -> Result<(OwnedFd, SocketAddr), String> {
+    let listens = option(fd, libc::SOL_SOCKET, libc::SO_ACCEPTCONN).map_err(|error| format!("is no socket ({error})"))?;
+    let protocol = option(fd, libc::SOL_SOCKET, libc::SO_PROTOCOL).unwrap_or(0);
+    if listens == 0 || protocol != libc::IPPROTO_TCP {
+        return Err("is no listening TCP socket".to_owned());
+    }
+    // SAFETY: sets a flag of a descriptor that is open, as asked above.
+    unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
+    // Several threads accept on it: who finds nobody must not wait.
+    // SAFETY: as above.
+    unsafe { libc::fcntl(fd, libc::F_SETFL, libc::O_NONBLOCK) };
+    // SAFETY: the descriptor is open, and by the caller's promise nobody else in this process has taken it.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    let address = local_addr(&fd).map_err(|error| format!("has no address ({error})"))?;
+    Ok((fd, address))
+}
+
+/// Gives a listener that was made elsewhere the options of ours that accepted sockets inherit. What cannot be set stays as it is.
+pub fn adjust_listener(fd: &OwnedFd, options: ListenOptions) {
+    let fd = fd.as_raw_fd();
+    let on: c_int = 1;
+    let _ = set_option(fd, libc::IPPROTO_TCP, libc::TCP_NODELAY, &on);
+    let _ = set_option(fd, libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, &(options.defer_seconds as c_int));
+    let _ = set_option(fd, libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT, &(options.notsent_bytes as c_int));
+}
+
+fn option(fd: RawFd, level: c_int, name: c_int) -> io::Result<c_int> {
+    let mut value: c_int = 0;
+    let mut len = size_of::<c_int>() as socklen_t;
+    // SAFETY: the kernel writes at most `len` bytes into a live c_int; a number that is no socket is an error.
+    check(unsafe { libc::getsockopt(fd, level, name, std::ptr::from_mut(&mut value).cast(), &mut len) })?;
+    Ok(value)
+}
+
 /// The address that a listener is bound to, with the port that the kernel chose for port 0.
 ///
 /// # Errors
@@ -252,9 +293,9 @@ impl OpenListener {
     /// Has the kernel drop what would begin a connection (socket(7), SO_ATTACH_FILTER), and hand over at once whoever completes one. What closing a listener
     /// resets is its backlog, which can be accepted first, and connections that are being made, which cannot: with no new ones among them, a moment later
     /// hardly any are left. A socket that others listen on stays as it is: closing our descriptor of it resets nothing.
-    pub(super) fn shut_door(&self) {
+    pub(super) fn shut_door(&self) -> bool {
         if self.lent {
-            return;
+            return false;
         }
         let op = |code, jf, k| libc::sock_filter { code, jt: 0, jf, k };
         // The flags of the TCP header: SYN without ACK is dropped, all else let through. Accepted sockets inherit the filter and never see such a packet.
@@ -264,6 +305,7 @@ impl OpenListener {
         // Where the kernel refuses, a few more connections are reset.
         let _ = set_option(self.fd(), libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &filter);
         let _ = set_option(self.fd(), libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, &now);
+        true
     }
 
     /// Accepts whoever waits, and closes.
@@ -389,14 +431,6 @@ mod tests {
     use super::*;
     use std::net::TcpStream;
 
-    fn option(fd: RawFd, level: c_int, name: c_int) -> c_int {
-        let mut value: c_int = 0;
-        let mut len = size_of::<c_int>() as socklen_t;
-        // SAFETY: the kernel writes at most `len` bytes into a live c_int.
-        check(unsafe { libc::getsockopt(fd, level, name, std::ptr::from_mut(&mut value).cast(), &mut len) }).expect("getsockopt");
-        value
-    }
-
     #[test]
     fn accepted_sockets_inherit_the_listeners_options() {
         let options = ListenOptions { backlog: 8, notsent_bytes: 16384, defer_seconds: 0, shared: true };
@@ -404,8 +438,8 @@ mod tests {
         let address = local_addr(&listener).expect("address");
         let client = TcpStream::connect(address).expect("connects");
         let socket = accept(listener.as_raw_fd()).expect("accepts");
-        assert_eq!(option(socket.0, libc::IPPROTO_TCP, libc::TCP_NODELAY), 1);
-        assert_eq!(option(socket.0, libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT), 16384);
+        assert_eq!(option(socket.0, libc::IPPROTO_TCP, libc::TCP_NODELAY).ok(), Some(1));
+        assert_eq!(option(socket.0, libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT).ok(), Some(16384));
         assert_eq!(socket.peer_addr(), client.local_addr().ok());
         socket.close();
     }

@@ -127,9 +127,15 @@ impl<D: Driver> Gateway<D> {
             return;
         }
         self.end_rebalance();
-        self.driver.shut_door();
+        let door = if self.driver.shut_door() {
+            Door::Shut
+        } else {
+            // Whoever comes from now on waits for the next process.
+            self.driver.stop_accept();
+            Door::Closing
+        };
         let settled = self.now + SETTLE;
-        self.drain = Some(Drain { exits, settled, window, deadline, door: Door::Shut, farewells: None, overdue: 0 });
+        self.drain = Some(Drain { exits, settled, window, deadline, door, farewells: None, overdue: 0 });
     }
 
     /// Serves again. Who was told goodbye goes all the same.

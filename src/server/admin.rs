@@ -5,6 +5,7 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -57,6 +58,16 @@ impl Admin {
             Err(error) if error.kind() == ErrorKind::AddrInUse => Err(AdminError::InUse(address)),
             Err(source) => Err(AdminError::Listen { address, source }),
         }
+    }
+
+    /// Takes over a listener that was made elsewhere.
+    ///
+    /// # Errors
+    /// When the kernel does not say where it listens.
+    pub fn on(fd: OwnedFd) -> io::Result<Self> {
+        let listener = TcpListener::from(fd);
+        listener.set_nonblocking(false)?;
+        Ok(Self { address: listener.local_addr()?, listener })
     }
 
     /// Where it listens; with the kernel's choice in place of port 0.

@@ -15,6 +15,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, Sender};
 
 use super::clock::Clock;
+use super::systemd::Notifier;
 use crate::engine::sys::{self, Listener};
 use crate::engine::wakers::Wakers;
 use crate::gateway::counters::{Counters, Transport};
@@ -68,7 +69,7 @@ pub enum Order {
     /// A request of the admin listener, and where its answer goes.
     Ask(Ask, Sender<Reply>),
     /// A shard has finished.
-    ShardEnded,
+    ShardEnded(ShardId),
 }
 
 /// A request of the admin listener.
@@ -131,6 +132,10 @@ pub struct Parts {
     pub readiness: Arc<Readiness>,
     /// The way to each shard.
     pub shards: Vec<Sender<Command>>,
+    /// The way to systemd.
+    pub notifier: Notifier,
+    /// What systemd is told while clients are served.
+    pub serving: String,
     /// Makes listeners anew, one for each shard.
     pub listen_again: Box<dyn Fn() -> Result<Vec<Listener>, String>>,
 }
@@ -140,6 +145,38 @@ pub struct Lifecycle {
     parts: Parts,
     drain: Option<Drain>,
     shards_left: usize,
+    watchdog: Watchdog,
+}
+
+/// Whether every shard's loop turns. One that has nothing to do sleeps, so each is woken, and looked at a while later.
+struct Watchdog {
+    /// A quarter of the time after which systemd kills the process: one slow turn costs nothing.
+    pause: Duration,
+    /// None when nobody watches.
+    next_at: Option<Time>,
+    /// Turns of each shard at the last look; none of one that has finished.
+    turns: Vec<Option<u64>>,
+}
+
+impl Watchdog {
+    fn new(limit: Option<Duration>, now: Time, shards: usize) -> Self {
+        Self { pause: limit.unwrap_or_default() / 4, next_at: limit.map(|_| now), turns: vec![Some(0); shards] }
+    }
+
+    fn forget(&mut self, shard: ShardId) {
+        self.turns[shard.index()] = None;
+    }
+
+    fn all_have_turned(&mut self, counters: &[Arc<Counters>]) -> bool {
+        let mut all = true;
+        for (known, shard) in self.turns.iter_mut().zip(counters) {
+            if let Some(known) = known {
+                let turns = shard.loop_turns.value();
+                all &= std::mem::replace(known, turns) != turns;
+            }
+        }
+        all
+    }
 }
 
 /// A drain, as the main thread sees it.
@@ -180,7 +217,9 @@ impl Lifecycle {
     /// For shards that serve.
     pub fn new(parts: Parts) -> Self {
         let shards_left = parts.shards.len();
-        Self { parts, drain: None, shards_left }
+        let watchdog = Watchdog::new(parts.notifier.watchdog(), parts.clock.now(), shards_left);
+        parts.notifier.ready(&parts.serving);
+        Self { parts, drain: None, shards_left, watchdog }
     }
 
     /// Does what is ordered until every shard has finished.
@@ -192,17 +231,38 @@ impl Lifecycle {
             };
             match order {
                 None => {}
-                Some(Order::ShardEnded) => self.shards_left -= 1,
+                Some(Order::ShardEnded(shard)) => {
+                    self.shards_left -= 1;
+                    self.watchdog.forget(shard);
+                }
                 Some(Order::Signal(name)) => self.signalled(name),
                 Some(Order::Ask(ask, reply)) => self.asked(ask, reply),
             }
             self.step();
+            self.watch();
         }
     }
 
     fn wait(&self) -> Option<Duration> {
         let watches = self.drain.as_ref().is_some_and(|drain| drain.exits || drain.stage != Stage::Drained);
-        watches.then_some(LOOK)
+        let looks = watches.then_some(LOOK);
+        let pings = self.watchdog.next_at.map(|at| at.since(self.parts.clock.now()));
+        looks.into_iter().chain(pings).min()
+    }
+
+    /// Tells whoever watches this process that no shard is stuck, if that is so, and wakes all of them to find it out again.
+    fn watch(&mut self) {
+        let now = self.parts.clock.now();
+        if self.watchdog.next_at.is_none_or(|at| now < at) {
+            return;
+        }
+        if self.watchdog.all_have_turned(&self.parts.counters) {
+            self.parts.notifier.keep_alive();
+        }
+        self.watchdog.next_at = Some(now + self.watchdog.pause);
+        for shard in 0..self.parts.shards.len() {
+            self.parts.wakers.signal(ShardId(shard as u16));
+        }
     }
 
     fn signalled(&mut self, name: &'static str) {
@@ -256,6 +316,7 @@ impl Lifecycle {
             if let Some((reply, _)) = drain.calling_off.take() {
                 let _ = reply.send(conflict("the process was told to end meanwhile"));
             }
+            self.parts.notifier.stopping("draining");
             if drain.stage != Stage::Waiting {
                 let deadline = drain.deadline;
                 self.command(|| Command::Drain { window: Duration::ZERO, deadline, exits });
@@ -298,6 +359,7 @@ impl Lifecycle {
         if drain.stage == Stage::Draining && self.parts.shared.is_drained() {
             drain.stage = Stage::Drained;
             if !drain.exits {
+                self.parts.notifier.status("drained");
                 tracing::info!("drained: nobody is left; SIGTERM ends the process, DELETE /drain on the admin listener serves again");
             }
         } else if drain.stage != Stage::Drained && now >= drain.next_line {
@@ -305,6 +367,11 @@ impl Lifecycle {
             let gone = drain.connections - connections;
             let seconds_left = drain.deadline.since(now).as_secs();
             tracing::info!(state = drain.state(), left = connections, gone, seconds_left, "drain");
+            let status = format!("{}: {connections} connections left, {seconds_left} s", drain.state());
+            match drain.exits {
+                true => self.parts.notifier.still_stopping(&status),
+                false => self.parts.notifier.status(&status),
+            }
         }
     }
 
@@ -322,6 +389,7 @@ impl Lifecycle {
             self.command(|| Command::CallOff { listener: listeners.next().expect("one for each shard") });
         }
         tracing::info!("the drain is called off: serving again");
+        self.parts.notifier.status(&self.parts.serving);
         self.drain = None;
         self.parts.readiness.set(Phase::Serving);
         let _ = reply.send(Ok(self.status()));

@@ -11,3 +11,4 @@ pub mod metrics;
 pub mod shard;
 pub mod signals;
 pub mod supervisor;
+pub mod systemd;

@@ -16,7 +16,8 @@ use super::config::{Config, Cpus, DriverChoice};
 use super::lifecycle::{Lifecycle, Order, Phase, Readiness};
 use super::metrics::{Metrics, ProcessFacts};
 use super::shard::{DriverKind, Seat, Started, ring_size, run};
-use super::{host, lifecycle, signals};
+use super::systemd::Notifier;
+use super::{host, lifecycle, signals, systemd};
 use crate::engine::mailbox::mesh;
 use crate::engine::sys::{self, ListenOptions, Listener};
 use crate::engine::uring::probe::{Blocked, probe};
@@ -55,6 +56,9 @@ pub enum ServeError {
     /// A shard could not begin.
     #[error("{0}")]
     Shard(String),
+    /// Sockets were passed that cannot be used.
+    #[error("{0}")]
+    Passed(String),
     /// Something that hardly ever fails.
     #[error("cannot {what}: {error}")]
     System {
@@ -84,8 +88,21 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
     let limits = Arc::new(config.limits.clone());
     let driver = choose_driver(config.driver, &limits, shards)?;
     let shutdown = signals::register().map_err(system("catch signals"))?;
-    let (address, listening) = listeners(config.listen, shards, &limits)?;
-    let admin = config.admin.map(Admin::bind).transpose()?;
+    let passed = systemd::passed_sockets().map_err(ServeError::Passed)?;
+    let place = match passed.clients {
+        Some((fd, address)) => {
+            tracing::info!(%address, "clients connect to the socket that was passed (LISTEN_FDS); --listen is not used");
+            sys::adjust_listener(&fd, listen_options(&limits));
+            Place::Passed(fd, address)
+        }
+        None => Place::Own(config.listen),
+    };
+    let (place, listening) = place.listen(shards, &limits)?;
+    let address = place.address();
+    let admin = match passed.admin {
+        Some(fd) => Some(Admin::on(fd).map_err(system("use the admin socket that was passed"))?),
+        None => config.admin.map(Admin::bind).transpose()?,
+    };
     let admin_address = admin.as_ref().map(Admin::address);
 
     let shared = Shared::new(
@@ -125,7 +142,7 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
     );
 
     let limits = Arc::clone(&plan.limits);
-    let listen_again = move || listeners(address, shards, &limits).map(|(_, listeners)| listeners).map_err(|error| error.to_string());
+    let listen_again = move || place.listen_again(shards, &limits).map_err(|error| error.to_string());
     let parts = lifecycle::Parts {
         clock,
         limits: plan.limits,
@@ -134,6 +151,8 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
         wakers: plan.wakers,
         readiness,
         shards: commands,
+        notifier: Notifier::from_environment(),
+        serving: format!("serving on {address}, {shards} shards, {} driver", driver.name()),
         listen_again: Box::new(listen_again),
     };
     Lifecycle::new(parts).run(&ordered);
@@ -205,15 +224,56 @@ const ORDERS_MAX: usize = 64;
 const ADDRESS_TRIES: u32 = 10;
 const ADDRESS_WAIT: Duration = Duration::from_millis(50);
 
-/// One listener for each shard, all on one address. The first bind is exclusive: with SO_REUSEPORT alone a second instance would
-/// silently take half of the clients.
-fn listeners(address: SocketAddr, shards: u16, limits: &Limits) -> Result<(SocketAddr, Vec<Listener>), ServeError> {
-    let options = ListenOptions {
+fn listen_options(limits: &Limits) -> ListenOptions {
+    ListenOptions {
         backlog: limits.backlog as u32,
         notsent_bytes: limits.notsent_bytes as u32,
         defer_seconds: limits.accept_defer_ms.div_ceil(1000) as u32,
         shared: true,
-    };
+    }
+}
+
+/// Where clients connect.
+enum Place {
+    /// At an address of ours.
+    Own(SocketAddr),
+    /// At a socket that was passed to us. All shards accept from its one queue; who comes to which is settled by placement.
+    Passed(OwnedFd, SocketAddr),
+}
+
+impl Place {
+    /// One listener for each shard, and the place with the port that the kernel chose.
+    fn listen(self, shards: u16, limits: &Limits) -> Result<(Self, Vec<Listener>), ServeError> {
+        match self {
+            Self::Own(address) => listeners(address, shards, limits).map(|(address, listeners)| (Self::Own(address), listeners)),
+            Self::Passed(..) => {
+                let listeners = self.listen_again(shards, limits)?;
+                Ok((self, listeners))
+            }
+        }
+    }
+
+    fn listen_again(&self, shards: u16, limits: &Limits) -> Result<Vec<Listener>, ServeError> {
+        match self {
+            Self::Own(address) => listeners(*address, shards, limits).map(|(_, listeners)| listeners),
+            Self::Passed(fd, _) => {
+                let dup = |_| fd.try_clone().map(Listener::lent);
+                (0..shards).map(dup).collect::<io::Result<_>>().map_err(system("share the socket that was passed"))
+            }
+        }
+    }
+
+    fn address(&self) -> SocketAddr {
+        match self {
+            Self::Own(address) | Self::Passed(_, address) => *address,
+        }
+    }
+}
+
+/// One listener for each shard, all on one address. The first bind is exclusive: with SO_REUSEPORT alone a second instance would
+/// silently take half of the clients.
+fn listeners(address: SocketAddr, shards: u16, limits: &Limits) -> Result<(SocketAddr, Vec<Listener>), ServeError> {
+    let options = listen_options(limits);
     let explain = |error: io::Error| match error.kind() {
         io::ErrorKind::AddrInUse => ServeError::AddressInUse(address),
         _ => ServeError::Listen(address, error),
@@ -283,7 +343,7 @@ impl Plan<'_> {
                     eprintln!("shardcast: shard {shard} cannot go on: {error}; the process ends");
                     sys::exit_now(1);
                 }
-                let _ = orders.send(Order::ShardEnded);
+                let _ = orders.send(Order::ShardEnded(shard));
             });
             crew.push((commands, thread.map_err(system("start a thread"))?));
         }

@@ -59,8 +59,8 @@ impl<B: Border> Kernel for Bordered<B> {
         self.cross(|kernel| kernel.signal(shard));
     }
 
-    fn shut_door(&mut self) {
-        self.cross(SimKernel::shut_door);
+    fn shut_door(&mut self) -> bool {
+        self.cross(SimKernel::shut_door)
     }
 
     fn close_listener(&mut self) -> Vec<Socket> {

@@ -68,8 +68,9 @@ impl Kernel for SimKernel {
         self.world.borrow_mut().signal(shard);
     }
 
-    fn shut_door(&mut self) {
+    fn shut_door(&mut self) -> bool {
         self.world.borrow_mut().shut_door(self.shard);
+        true
     }
 
     fn close_listener(&mut self) -> Vec<Socket> {

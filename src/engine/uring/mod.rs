@@ -410,8 +410,8 @@ impl<K: Kernel> Driver for UringDriver<K> {
         }
     }
 
-    fn shut_door(&mut self) {
-        self.kernel.shut_door();
+    fn shut_door(&mut self) -> bool {
+        self.kernel.shut_door()
     }
 
     fn stop_accept(&mut self) {

@@ -372,10 +372,8 @@ impl Kernel for RingKernel {
         self.wakers.signal(shard);
     }
 
-    fn shut_door(&mut self) {
-        if let Some(listener) = &self.listener {
-            listener.shut_door();
-        }
+    fn shut_door(&mut self) -> bool {
+        self.listener.as_ref().is_none_or(OpenListener::shut_door)
     }
 
     fn close_listener(&mut self) -> Vec<Socket> {
