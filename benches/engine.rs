@@ -15,7 +15,7 @@ use shardcast::engine::log::Log;
 use shardcast::engine::mailbox::mesh;
 use shardcast::engine::recv_pool::RecvPool;
 use shardcast::engine::segment::{Gather, SegmentMemory, SegmentWriter};
-use shardcast::engine::sys::{ListenOptions, listen, local_addr};
+use shardcast::engine::sys::{ListenOptions, Listener, listen, local_addr};
 use shardcast::engine::timers::{TICK, TimerWheel};
 use shardcast::engine::uring::{RingKernel, RingSize, UringDriver, build_ring};
 use shardcast::engine::wakers::Wakers;
@@ -105,7 +105,8 @@ fn ring(c: &mut Criterion) {
     let Ok(ring) = build_ring(RingSize { submissions: 256, completions: 1024 }) else {
         return println!("io_uring is not to be had here: no group over a real ring");
     };
-    let kernel = RingKernel::new(ring, RecvPool::new(64, 4096), ShardId(0), wakers, Some(listener)).expect("a ring with its buffers");
+    let kernel =
+        RingKernel::new(ring, RecvPool::new(64, 4096), ShardId(0), wakers, Some(Listener::own(listener))).expect("a ring with its buffers");
     let mut driver = UringDriver::new(kernel);
     let mut peers: Vec<TcpStream> = (0..PEERS).map(|_| TcpStream::connect(address).expect("connects")).collect();
     let mut events = Vec::new();

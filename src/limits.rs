@@ -180,7 +180,7 @@ limits! {
     fanout_sends_per_turn: Count = 256, 1 => 65_536;
     /// Connections that a shard accepts in one turn of the epoll driver; on the ring the completions of a turn bound them, at 512.
     accepts_per_turn: Count = 256, 1 => 65_536;
-    /// Connections that a shard starts to close in one turn while it drains.
+    /// Connections that a shard says goodbye to in one turn, in a drain or a rebalance that has fallen behind its pace.
     closes_per_turn: Count = 256, 1 => 65_536;
     /// Messages that wait in the queue of one ordered pair of shards; more waits with the sender, bounded by its topics and connections.
     mailbox_messages: Count = 256, 16 => 65_536;
@@ -198,8 +198,14 @@ limits! {
     polite_refusals_per_second: PerSecond = 100, 0 => 1_000_000;
     /// The window over which clients are told to come back after a shutdown or a refusal, each at a random point of it.
     reconnect_window_ms: Millis = 10_000, 100 => 3_600_000;
-    /// How long a shutdown may take; what is left then is reset and counted.
+    /// How long a shutdown may take, from the time at which it stops accepting; what is left then is reset and counted.
     drain_ms: Millis = 30_000, 100 => 3_600_000;
+    /// Before that: how long a gateway that is not ready any more goes on accepting and serving, until load balancers have noticed.
+    drain_wait_ms: Millis = 0, 0 => 3_600_000;
+    /// The window over which goodbyes are spread evenly, in a shutdown and in a rebalance; 0 takes two thirds of `drain_ms`, so that the last ones still have time to close.
+    drain_pace_ms: Millis = 0, 0 => 3_600_000;
+    /// Goodbyes per second and process at least: few clients do not take the whole window.
+    drain_rate_min: PerSecond = 200, 1 => 1_000_000;
     /// Log lines about single connections, per second and shard; the rest is counted and summed up in one line.
     log_lines_per_second: PerSecond = 20, 1 => 1_000_000;
 }
@@ -240,7 +246,19 @@ impl Limits {
                 self.ring_completions, self.ring_submissions
             ));
         }
+        if self.drain_pace_ms > self.drain_ms {
+            return Err(format!(
+                "limits.drain_pace_ms is {}, above limits.drain_ms {}: goodbyes would come after the end; lower the first or raise the second",
+                self.drain_pace_ms, self.drain_ms
+            ));
+        }
         Ok(())
+    }
+
+    /// Over how long goodbyes to so many clients are spread.
+    pub fn drain_window_ms(&self, clients: u64) -> u64 {
+        let window_ms = if self.drain_pace_ms > 0 { self.drain_pace_ms } else { self.drain_ms * 2 / 3 };
+        window_ms.min(clients.saturating_mul(1000) / self.drain_rate_min)
     }
 }
 
@@ -256,6 +274,18 @@ mod tests {
             (row.set)(&mut limits, row.max);
             assert_eq!((row.value)(&limits), row.max, "{}", row.name);
         }
+    }
+
+    #[test]
+    fn goodbyes_take_two_thirds_of_a_drain_and_few_of_them_less() {
+        let limits = Limits::default();
+        assert_eq!(limits.drain_window_ms(1_000_000), 20_000);
+        assert_eq!(limits.drain_window_ms(4000), 20_000);
+        assert_eq!(limits.drain_window_ms(3), 15);
+        assert_eq!(limits.drain_window_ms(0), 0);
+        let paced = Limits { drain_pace_ms: 5000, ..Limits::default() };
+        assert_eq!(paced.drain_window_ms(u64::MAX), 5000);
+        assert!(Limits { drain_pace_ms: 5000, drain_ms: 4000, ..Limits::default() }.check().is_err());
     }
 
     #[test]

@@ -605,6 +605,6 @@ impl Side for Simulated {
     }
 
     fn drain(&mut self) {
-        self.shards.drain(Duration::from_secs(30));
+        self.shards.drain(Duration::from_secs(30), true);
     }
 }

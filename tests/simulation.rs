@@ -1,7 +1,12 @@
 //! Whole simulated gateways in the debug build: the first seeds break no rule, and a seed is one run.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use shardcast::engine::sim::Choices;
-use shardcast::sim::run;
+use shardcast::gateway::close_cause::CloseCause;
+use shardcast::gateway::counters::Counters;
+use shardcast::sim::{Crowd, Shards, run};
 
 #[test]
 fn the_first_seeds_break_no_rule() {
@@ -22,4 +27,89 @@ fn a_seed_gives_the_same_run_twice() {
     digests.sort_unstable();
     digests.dedup();
     assert_eq!(digests.len(), 10, "different seeds are different runs");
+}
+
+fn closes(counters: &[Arc<Counters>], cause: CloseCause) -> u64 {
+    counters.iter().map(|shard| shard.closes.of(cause).value()).sum()
+}
+
+fn crowd(clients: usize) -> Crowd {
+    let mut crowd = Crowd::new(3, 7, clients, |kernel| kernel);
+    crowd.connect(clients, Shards::step);
+    crowd
+}
+
+/// When each goodbye of the first `time` was said, in milliseconds from now.
+fn goodbyes(crowd: &mut Crowd, cause: CloseCause, time: Duration) -> Vec<u64> {
+    let counters = crowd.shards.counters.clone();
+    let mut begun = None;
+    let mut times = Vec::new();
+    crowd.shards.run_until(time, |world| {
+        let begun = *begun.get_or_insert(world.now);
+        times.resize(closes(&counters, cause) as usize, world.now.since(begun).as_millis() as u64);
+        false
+    });
+    times
+}
+
+/// Over all shards together, from the first goodbye on: in each tenth of the window as many as in every other, give or take what jitter does at its edges.
+#[test]
+fn goodbyes_are_even_over_the_window_of_a_drain() {
+    for clients in [200_usize, 3000] {
+        let mut crowd = crowd(clients);
+        crowd.shards.drain(Duration::from_secs(30), true);
+        let times = goodbyes(&mut crowd, CloseCause::Shutdown, Duration::from_secs(29));
+        assert_eq!(times.len(), clients);
+        // 200 a second, behind the time in which the door is shut.
+        let window = clients as u64 * 5;
+        assert!(times[0] >= 200 && times[clients - 1] <= 200 + window + 20, "{} to {} ms", times[0], times[clients - 1]);
+        let mut slices = [0_usize; 10];
+        times.iter().for_each(|time| slices[((time - 200) * 10 / window).min(9) as usize] += 1);
+        // Three shards, each with a goodbye at either edge of a slice; and what is due within a millisecond is said together.
+        assert!(slices.iter().all(|count| count.abs_diff(clients / 10) <= 6 + clients / 300), "{clients}: {slices:?}");
+        assert!(crowd.shards.have_finished());
+    }
+}
+
+#[test]
+fn three_clients_do_not_take_the_window_of_a_drain() {
+    let mut crowd = crowd(3);
+    crowd.shards.drain(Duration::from_secs(30), true);
+    let times = goodbyes(&mut crowd, CloseCause::Shutdown, Duration::from_millis(300));
+    assert_eq!(times.len(), 3, "{times:?}");
+}
+
+#[test]
+fn a_rebalance_tells_its_share_evenly_and_shards_go_on() {
+    let mut crowd = crowd(1500);
+    crowd.shards.rebalance(200_000, Duration::from_secs(3));
+    let times = goodbyes(&mut crowd, CloseCause::Rebalance, Duration::from_secs(10));
+    // Each of three shards rounds its share.
+    assert!(times.len().abs_diff(300) <= 3, "{}", times.len());
+    assert!(*times.last().expect("some were told") <= 3020, "{times:?}");
+    let mut slices = [0_usize; 10];
+    times.iter().for_each(|time| slices[(time / 300).min(9) as usize] += 1);
+    assert!(slices.iter().all(|count| count.abs_diff(30) <= 7), "{slices:?}");
+    // The next one may begin, and a drain ends it.
+    crowd.shards.rebalance(1_000_000, Duration::from_secs(100));
+    crowd.shards.drain(Duration::from_secs(30), true);
+    let told = goodbyes(&mut crowd, CloseCause::Shutdown, Duration::from_secs(20)).len();
+    let handed_over = closes(&crowd.shards.counters, CloseCause::Rebalance) as usize;
+    assert!(told + handed_over == 1500 && handed_over < 310, "{told} and {handed_over}");
+}
+
+#[test]
+fn shards_whose_drain_is_called_off_take_clients_again() {
+    let mut crowd = crowd(600);
+    let mut told = 0;
+    for _ in 0..2 {
+        let before = told;
+        crowd.shards.drain(Duration::from_secs(30), false);
+        told = goodbyes(&mut crowd, CloseCause::Shutdown, Duration::from_millis(700)).len();
+        assert!((50..150).contains(&(told - before)), "{before}, then {told}");
+        crowd.shards.call_off_drain();
+        let more = goodbyes(&mut crowd, CloseCause::Shutdown, Duration::from_secs(10)).len();
+        assert_eq!(more, told, "goodbyes went on");
+        crowd.connect(100, Shards::step);
+    }
 }

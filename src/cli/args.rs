@@ -28,6 +28,10 @@ Examples:
   websocat 'ws://127.0.0.1:8080/ws?room=lobby'   any WebSocket client joins a room
   curl 127.0.0.1:9090/metrics
 
+  curl -X POST 127.0.0.1:9090/drain              send clients elsewhere; -X DELETE serves again
+  kill -TERM PID                                 the same, and then it ends; twice ends it at once
+
+Under systemd: NOTIFY_SOCKET, WATCHDOG_USEC and LISTEN_FDS are understood (dist/systemd has units).
 Flags win over SHARDCAST_… environment variables, those over the file, that over the defaults.
 Exit codes: 0 done, 1 failed, 2 usage or configuration.";
 
@@ -73,10 +77,10 @@ pub(super) enum ConfigCommand {
 /// Flags that are keys of the configuration. They stay words here: `server::config` reads them, as it reads the file and the environment.
 #[derive(Args, Debug, Default)]
 pub(super) struct Settings {
-    /// Where clients connect [default: 0.0.0.0:8080] [env: SHARDCAST_LISTEN]
+    /// Where clients connect, unless a socket is passed by systemd [default: 0.0.0.0:8080] [env: SHARDCAST_LISTEN]
     #[arg(long, value_name = "ADDR:PORT")]
     listen: Option<String>,
-    /// Where metrics and health are served [default: 127.0.0.1:9090] [env: SHARDCAST_ADMIN]
+    /// Where metrics, health and drain are served [default: 127.0.0.1:9090] [env: SHARDCAST_ADMIN]
     #[arg(long, value_name = "ADDR:PORT|off")]
     admin: Option<String>,
     /// Threads that serve clients [default: one per allowed CPU] [env: SHARDCAST_SHARDS]

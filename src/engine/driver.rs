@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use super::recv_pool::Lent;
 use super::segment::Gather;
-use super::sys::Socket;
+use super::sys::{Listener, Socket};
 use crate::ids::{ConnKey, ShardId};
 
 /// How long a turn may wait for something to happen.
@@ -128,8 +128,22 @@ pub trait Driver {
     /// Leaves new clients in the kernel's backlog.
     fn pause_accept(&mut self);
 
-    /// Closes the listener for good.
+    /// Nobody begins to connect any more, as far as the kernel lets us say so; who has begun is still accepted. False where others listen on the same socket,
+    /// who will take whoever comes: then nothing was done, and nobody is lost if it is closed at once.
+    fn shut_door(&mut self) -> bool;
+
+    /// Closes the listener. Who waits in its backlog is accepted first, as far as descriptors suffice: they come as events of the next turns, and with the
+    /// last of them [`is_listening`](Self::is_listening) turns false.
     fn stop_accept(&mut self);
+
+    /// Whether there is a listener.
+    fn is_listening(&self) -> bool;
+
+    /// Accepts on another listener.
+    ///
+    /// # Panics
+    /// While there is one.
+    fn listen(&mut self, listener: Listener);
 
     /// Wakes another shard that sleeps in its turn.
     fn wake(&mut self, shard: ShardId);

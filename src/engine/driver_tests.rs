@@ -13,6 +13,7 @@ use std::rc::Rc;
 use self::bench::{Bench, Client, Setting, bytes, gather, received, write_some};
 use super::driver::{CloseHow, Driver, Event};
 use super::segment::Gather;
+use super::sys::Socket;
 use crate::ids::ShardId;
 
 /// The client's stream breaks; what it still brought.
@@ -486,14 +487,41 @@ pub(crate) fn stopped_accepting_refuses_clients_and_keeps_connections<S: Setting
     bench.expect_silence();
 }
 
-pub(crate) fn stopped_accepting_resets_who_waits_in_the_backlog<S: Setting>(setting: &S) {
+pub(crate) fn stopped_accepting_takes_who_waits_in_the_backlog_first<S: Setting>(setting: &S) {
     let mut bench = Bench::new(setting);
     bench.driver.pause_accept();
     bench.settle();
-    let mut client = bench.client();
+    let mut clients: Vec<S::Client> = (0..5).map(|_| bench.client()).collect();
+    bench.settle();
+    assert!(bench.driver.shut_door());
+    assert!(bench.driver.is_listening());
     bench.driver.stop_accept();
-    client_read_to_reset(&mut bench, &mut client);
+    let sockets: Vec<Socket> = clients.iter().map(|_| bench.until_accepted()).collect();
+    assert!(!bench.driver.is_listening());
+    for (number, (socket, client)) in sockets.into_iter().zip(&mut clients).enumerate() {
+        let key = bench.driver.adopt(socket);
+        let word = [number as u8; 3];
+        bench.send(key, &word);
+        bench.until_sent(key);
+        assert_eq!(bench.client_read(client, 3), word);
+    }
+    assert!(bench.refuses_clients());
     bench.expect_silence();
+}
+
+pub(crate) fn another_listener_is_accepted_on_after_the_first_was_closed<S: Setting>(setting: &S) {
+    let mut bench = Bench::new(setting);
+    let (mut client, key) = bench.connect();
+    assert!(bench.driver.shut_door());
+    bench.driver.stop_accept();
+    bench.settle();
+    assert!(bench.refuses_clients());
+    bench.driver.listen(setting.listener(&bench.address));
+    let (mut new, new_key) = bench.connect();
+    bench.client_write(&mut new, b"new");
+    assert_eq!(bench.read(new_key, 3), b"new");
+    bench.client_write(&mut client, b"old");
+    assert_eq!(bench.read(key, 3), b"old");
 }
 
 pub(crate) fn a_socket_accepted_here_is_adopted_there<S: Setting>(setting: &S) {
@@ -603,7 +631,8 @@ macro_rules! driver_tests {
             clients_that_leave_the_backlog_are_accepted_and_found_gone
             paused_accepting_leaves_clients_in_the_backlog
             stopped_accepting_refuses_clients_and_keeps_connections
-            stopped_accepting_resets_who_waits_in_the_backlog
+            stopped_accepting_takes_who_waits_in_the_backlog_first
+            another_listener_is_accepted_on_after_the_first_was_closed
             a_socket_accepted_here_is_adopted_there
             a_wake_up_reaches_the_other_shard
             exhausted_receive_buffers_delay_bytes_and_lose_none

@@ -29,7 +29,7 @@ use super::driver::{CloseHow, Driver, Event, Wait};
 use super::recv_pool::RecvPool;
 use super::segment::Gather;
 use super::slab::Slab;
-use super::sys::{self, Socket};
+use super::sys::{self, Listener, OpenListener, Socket};
 use super::wakers::Wakers;
 use crate::ids::{ConnKey, ShardId};
 
@@ -108,12 +108,6 @@ impl Conn {
     }
 }
 
-/// The listener, while there is one.
-struct Listener {
-    fd: OwnedFd,
-    armed: bool,
-}
-
 /// The driver over epoll.
 pub struct EpollDriver {
     shard: ShardId,
@@ -123,7 +117,11 @@ pub struct EpollDriver {
     ready_count: usize,
     /// What happened before the wait of this turn.
     told: Vec<Event>,
-    listener: Option<Listener>,
+    listener: Option<OpenListener>,
+    /// Whether the set has the listener's readiness reported.
+    accept_armed: bool,
+    /// The listener is to be closed.
+    stopping: bool,
     accepts_per_turn: usize,
     wakers: Arc<Wakers>,
     conns: Slab<Conn>,
@@ -149,10 +147,11 @@ impl EpollDriver {
     ///
     /// # Errors
     /// As epoll_create1(2) and epoll_ctl(2).
-    pub fn new(shard: ShardId, listener: OwnedFd, wakers: Arc<Wakers>, pool: Rc<RecvPool>, accepts_per_turn: usize) -> io::Result<Self> {
+    pub fn new(shard: ShardId, listener: Listener, wakers: Arc<Wakers>, pool: Rc<RecvPool>, accepts_per_turn: usize) -> io::Result<Self> {
         let set = EpollSet::new()?;
+        let listener = listener.open();
         set.control(libc::EPOLL_CTL_ADD, wakers.eventfd(shard), EPOLLIN as u32, WAKE)?;
-        set.control(libc::EPOLL_CTL_ADD, listener.as_raw_fd(), EPOLLIN as u32, LISTENER)?;
+        set.control(libc::EPOLL_CTL_ADD, listener.fd(), EPOLLIN as u32, LISTENER)?;
         let buffers = u16::try_from(pool.buffers()).expect("a pool has at most 32,768 buffers");
         Ok(Self {
             shard,
@@ -160,7 +159,9 @@ impl EpollDriver {
             ready: Box::new([epoll_event { events: 0, u64: 0 }; READY_MAX]),
             ready_count: 0,
             told: Vec::new(),
-            listener: Some(Listener { fd: listener, armed: true }),
+            listener: Some(listener),
+            accept_armed: true,
+            stopping: false,
             accepts_per_turn,
             wakers,
             conns: Slab::default(),
@@ -316,10 +317,10 @@ impl EpollDriver {
     fn accept(&mut self, events: &mut Vec<Event>) {
         for _ in 0..self.accepts_per_turn {
             let Some(listener) = &self.listener else { return };
-            match sys::accept(listener.fd.as_raw_fd()) {
+            match sys::accept(listener.fd()) {
                 Ok(socket) => events.push(Event::Accepted(socket)),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                Err(error) if concerns_one_client(&error) => {}
+                Err(error) if sys::concerns_one_client(&error) => {}
                 // EMFILE, ENFILE, ENOBUFS, ENOMEM; and what is not known, which would repeat at once.
                 Err(error) => {
                     self.arm_accept(false);
@@ -331,14 +332,14 @@ impl EpollDriver {
     }
 
     fn arm_accept(&mut self, on: bool) {
-        if let Some(listener) = &mut self.listener
-            && listener.armed != on
+        if let Some(listener) = &self.listener
+            && self.accept_armed != on
         {
             let interest = if on { EPOLLIN as u32 } else { 0 };
             // The listener stays in the set, so changing its interest allocates nothing and cannot fail.
-            let changed = self.set.control(libc::EPOLL_CTL_MOD, listener.fd.as_raw_fd(), interest, LISTENER);
+            let changed = self.set.control(libc::EPOLL_CTL_MOD, listener.fd(), interest, LISTENER);
             assert!(changed.is_ok(), "epoll_ctl on the listener: {changed:?}");
-            listener.armed = on;
+            self.accept_armed = on;
         }
     }
 }
@@ -351,6 +352,13 @@ impl Driver for EpollDriver {
             self.fail(key, error, &mut events);
         }
         self.feed_starved();
+        if std::mem::take(&mut self.stopping)
+            && let Some(listener) = self.listener.take()
+        {
+            // As with connections: another holder of the socket would keep it in the set.
+            let _ = self.set.control(libc::EPOLL_CTL_DEL, listener.fd(), 0, 0);
+            events.extend(listener.close().into_iter().map(Event::Accepted));
+        }
         self.told = events;
         self.submit()?;
 
@@ -456,10 +464,26 @@ impl Driver for EpollDriver {
         self.arm_accept(false);
     }
 
+    fn shut_door(&mut self) -> bool {
+        self.listener.as_ref().is_none_or(OpenListener::shut_door)
+    }
+
     fn stop_accept(&mut self) {
-        if let Some(listener) = self.listener.take() {
-            // As with connections: another holder of the socket would keep it in the set.
-            let _ = self.set.control(libc::EPOLL_CTL_DEL, listener.fd.as_raw_fd(), 0, 0);
+        self.stopping = self.listener.is_some();
+    }
+
+    fn is_listening(&self) -> bool {
+        self.listener.is_some()
+    }
+
+    fn listen(&mut self, listener: Listener) {
+        assert!(self.listener.is_none(), "one listener at a time");
+        let listener = listener.open();
+        let added = self.set.control(libc::EPOLL_CTL_ADD, listener.fd(), EPOLLIN as u32, LISTENER);
+        self.accept_armed = added.is_ok();
+        self.listener = Some(listener);
+        if let Err(error) = added {
+            self.told.push(Event::AcceptPaused(error));
         }
     }
 
@@ -587,26 +611,6 @@ fn take_error(socket: Socket) -> Option<io::Error> {
     (result == 0 && errno != 0).then(|| io::Error::from_raw_os_error(errno))
 }
 
-/// Errors of accept(2) that say something about the client at the head of the queue and nothing about the next.
-fn concerns_one_client(error: &io::Error) -> bool {
-    matches!(
-        error.raw_os_error(),
-        Some(
-            libc::ECONNABORTED
-                | libc::EINTR
-                | libc::EPERM
-                | libc::EPROTO
-                | libc::ENOPROTOOPT
-                | libc::EOPNOTSUPP
-                | libc::ENETDOWN
-                | libc::ENETUNREACH
-                | libc::EHOSTDOWN
-                | libc::EHOSTUNREACH
-                | libc::ENONET
-        )
-    )
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -619,7 +623,7 @@ mod tests {
         let options = sys::ListenOptions { backlog: 128, notsent_bytes: 16 * 1024, defer_seconds: 0, shared: false };
         let listener = sys::listen("127.0.0.1:0".parse().expect("address"), options).expect("listens");
         let address = sys::local_addr(&listener).expect("address");
-        (EpollDriver::new(shard, listener, Arc::clone(wakers), RecvPool::new(16, 1024), 8).expect("epoll"), address)
+        (EpollDriver::new(shard, sys::Listener::own(listener), Arc::clone(wakers), RecvPool::new(16, 1024), 8).expect("epoll"), address)
     }
 
     fn setting() -> Loopback<EpollDriver> {

@@ -11,7 +11,7 @@ use std::rc::Rc;
 use super::driver::{CloseHow, Wait};
 use super::recv_pool::Lent;
 use super::segment::Gather;
-use super::sys::Socket;
+use super::sys::{Listener, Socket};
 use crate::ids::{ConnKey, ShardId};
 
 /// What kind of operation a completion belongs to.
@@ -136,8 +136,14 @@ pub trait Kernel {
     /// Wakes a shard through its eventfd.
     fn signal(&mut self, shard: ShardId);
 
-    /// Closes the listener.
-    fn close_listener(&mut self);
+    /// See [`Driver::shut_door`](super::driver::Driver::shut_door).
+    fn shut_door(&mut self) -> bool;
+
+    /// Accepts who waits in the backlog, as far as descriptors suffice, and closes the listener.
+    fn close_listener(&mut self) -> Vec<Socket>;
+
+    /// Takes over another listener.
+    fn open_listener(&mut self, listener: Listener);
 
     /// SHUT_WR.
     fn shut_write(&mut self, socket: Socket);

@@ -3,7 +3,7 @@
 use std::io;
 use std::mem::{size_of, zeroed};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 
 use libc::{c_int, c_void, socklen_t};
 
@@ -135,6 +135,47 @@ fn bind<T>(fd: &OwnedFd, address: &T) -> io::Result<()> {
     Ok(())
 }
 
+/// The first descriptor that is passed to a process by its parent (sd_listen_fds(3)).
+pub const FIRST_PASSED: RawFd = 3;
+
+/// Takes over a descriptor that this process was started with, if it is a listening TCP socket, and its address. To be called once for each number.
+///
+/// # Errors
+/// What is wrong with it, to follow upon its name.
+pub fn passed_listener(fd: RawFd) -> Result<(OwnedFd, SocketAddr), String> {
+    let listens = option(fd, libc::SOL_SOCKET, libc::SO_ACCEPTCONN).map_err(|error| format!("is no socket ({error})"))?;
+    let protocol = option(fd, libc::SOL_SOCKET, libc::SO_PROTOCOL).unwrap_or(0);
+    if listens == 0 || protocol != libc::IPPROTO_TCP {
+        return Err("is no listening TCP socket".to_owned());
+    }
+    // SAFETY: sets a flag of a descriptor that is open, as asked above.
+    unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
+    // Several threads accept on it: who finds nobody must not wait.
+    // SAFETY: as above.
+    unsafe { libc::fcntl(fd, libc::F_SETFL, libc::O_NONBLOCK) };
+    // SAFETY: the descriptor is open, and by the caller's promise nobody else in this process has taken it.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    let address = local_addr(&fd).map_err(|error| format!("has no address ({error})"))?;
+    Ok((fd, address))
+}
+
+/// Gives a listener that was made elsewhere the options of ours that accepted sockets inherit. What cannot be set stays as it is.
+pub fn adjust_listener(fd: &OwnedFd, options: ListenOptions) {
+    let fd = fd.as_raw_fd();
+    let on: c_int = 1;
+    let _ = set_option(fd, libc::IPPROTO_TCP, libc::TCP_NODELAY, &on);
+    let _ = set_option(fd, libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, &(options.defer_seconds as c_int));
+    let _ = set_option(fd, libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT, &(options.notsent_bytes as c_int));
+}
+
+fn option(fd: RawFd, level: c_int, name: c_int) -> io::Result<c_int> {
+    let mut value: c_int = 0;
+    let mut len = size_of::<c_int>() as socklen_t;
+    // SAFETY: the kernel writes at most `len` bytes into a live c_int; a number that is no socket is an error.
+    check(unsafe { libc::getsockopt(fd, level, name, std::ptr::from_mut(&mut value).cast(), &mut len) })?;
+    Ok(value)
+}
+
 /// The address that a listener is bound to, with the port that the kernel chose for port 0.
 ///
 /// # Errors
@@ -179,6 +220,106 @@ pub fn accept(listener: RawFd) -> io::Result<Socket> {
     // SAFETY: no address is asked for; creates a descriptor that the caller owns.
     let fd = unsafe { libc::accept4(listener, std::ptr::null_mut(), std::ptr::null_mut(), libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK) };
     check(fd).map(Socket)
+}
+
+/// Errors of accept(2) that say something about the client at the head of the queue and nothing about the next.
+pub fn concerns_one_client(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(
+            libc::ECONNABORTED
+                | libc::EINTR
+                | libc::EPERM
+                | libc::EPROTO
+                | libc::ENOPROTOOPT
+                | libc::EOPNOTSUPP
+                | libc::ENETDOWN
+                | libc::ENETUNREACH
+                | libc::EHOSTDOWN
+                | libc::EHOSTUNREACH
+                | libc::ENONET
+        )
+    )
+}
+
+/// A listening socket on its way to a driver. As with [`Socket`], whoever holds it closes it, and in a simulated kernel the number means nothing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[must_use = "a listener that nobody takes is leaked"]
+pub struct Listener {
+    socket: Socket,
+    /// Other processes, now or later, listen on the same socket: its options are theirs too.
+    lent: bool,
+}
+
+impl Listener {
+    /// A listener of this driver alone.
+    pub fn own(fd: OwnedFd) -> Self {
+        Self { socket: Socket(fd.into_raw_fd()), lent: false }
+    }
+
+    /// One whose socket others hold too.
+    pub fn lent(fd: OwnedFd) -> Self {
+        Self { socket: Socket(fd.into_raw_fd()), lent: true }
+    }
+
+    /// One of a simulated kernel.
+    pub const SIMULATED: Self = Self { socket: Socket(-1), lent: false };
+
+    /// Closes it.
+    pub fn discard(self) {
+        self.socket.close();
+    }
+
+    pub(super) fn open(self) -> OpenListener {
+        // SAFETY: the number came from an `OwnedFd`, and whoever holds a `Listener` holds it alone.
+        OpenListener { fd: unsafe { OwnedFd::from_raw_fd(self.socket.0) }, lent: self.lent }
+    }
+}
+
+/// Clients that may wait in a backlog (listen(2), somaxconn): no more are accepted when a listener is closed.
+const BACKLOG_MAX: usize = 65_536;
+
+/// A listening socket that a driver accepts on.
+pub(super) struct OpenListener {
+    fd: OwnedFd,
+    lent: bool,
+}
+
+impl OpenListener {
+    pub(super) fn fd(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
+
+    /// Has the kernel drop what would begin a connection (socket(7), SO_ATTACH_FILTER), and hand over at once whoever completes one. What closing a listener
+    /// resets is its backlog, which can be accepted first, and connections that are being made, which cannot: with no new ones among them, a moment later
+    /// hardly any are left. A socket that others listen on stays as it is: closing our descriptor of it resets nothing.
+    pub(super) fn shut_door(&self) -> bool {
+        if self.lent {
+            return false;
+        }
+        let op = |code, jf, k| libc::sock_filter { code, jt: 0, jf, k };
+        // The flags of the TCP header: SYN without ACK is dropped, all else let through. Accepted sockets inherit the filter and never see such a packet.
+        let mut program = [op(0x30, 0, 13), op(0x54, 0, 0x12), op(0x15, 1, 0x02), op(0x06, 0, 0), op(0x06, 0, u32::MAX)];
+        let filter = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
+        let now: c_int = 0;
+        // Where the kernel refuses, a few more connections are reset.
+        let _ = set_option(self.fd(), libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &filter);
+        let _ = set_option(self.fd(), libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, &now);
+        true
+    }
+
+    /// Accepts whoever waits, and closes.
+    pub(super) fn close(self) -> Vec<Socket> {
+        let mut last = Vec::new();
+        while !self.lent && last.len() < BACKLOG_MAX {
+            match accept(self.fd()) {
+                Ok(socket) => last.push(socket),
+                Err(error) if concerns_one_client(&error) => {}
+                Err(_) => break,
+            }
+        }
+        last
+    }
 }
 
 /// Soft and hard limit of file descriptors (RLIMIT_NOFILE).
@@ -290,14 +431,6 @@ mod tests {
     use super::*;
     use std::net::TcpStream;
 
-    fn option(fd: RawFd, level: c_int, name: c_int) -> c_int {
-        let mut value: c_int = 0;
-        let mut len = size_of::<c_int>() as socklen_t;
-        // SAFETY: the kernel writes at most `len` bytes into a live c_int.
-        check(unsafe { libc::getsockopt(fd, level, name, std::ptr::from_mut(&mut value).cast(), &mut len) }).expect("getsockopt");
-        value
-    }
-
     #[test]
     fn accepted_sockets_inherit_the_listeners_options() {
         let options = ListenOptions { backlog: 8, notsent_bytes: 16384, defer_seconds: 0, shared: true };
@@ -305,8 +438,8 @@ mod tests {
         let address = local_addr(&listener).expect("address");
         let client = TcpStream::connect(address).expect("connects");
         let socket = accept(listener.as_raw_fd()).expect("accepts");
-        assert_eq!(option(socket.0, libc::IPPROTO_TCP, libc::TCP_NODELAY), 1);
-        assert_eq!(option(socket.0, libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT), 16384);
+        assert_eq!(option(socket.0, libc::IPPROTO_TCP, libc::TCP_NODELAY).ok(), Some(1));
+        assert_eq!(option(socket.0, libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT).ok(), Some(16384));
         assert_eq!(socket.peer_addr(), client.local_addr().ok());
         socket.close();
     }

@@ -54,14 +54,11 @@ impl Admission {
 
 impl<D: Driver> Gateway<D> {
     pub(super) fn accepted(&mut self, socket: Socket) {
-        if self.drain.is_some() {
-            self.driver.discard(socket);
-            return;
-        }
         if !self.shared.admit() {
             return self.accepted_over_cap(socket);
         }
-        let target = self.shared.place(self.shard);
+        // Who comes to a gateway that drains is only told so.
+        let target = if self.drain.is_some() { self.shard } else { self.shared.place(self.shard) };
         self.shared.add_load(target);
         if target == self.shard {
             self.adopt(socket);
@@ -72,12 +69,6 @@ impl<D: Driver> Gateway<D> {
 
     /// Takes up a connection that was admitted and is counted for this shard.
     pub(super) fn adopt(&mut self, socket: Socket) {
-        if self.drain.is_some() {
-            self.shared.release();
-            self.shared.drop_load(self.shard);
-            self.driver.discard(socket);
-            return;
-        }
         self.counters.accepts.of(AcceptResult::Ok).add(1);
         self.take_up(socket, false);
     }
@@ -104,7 +95,7 @@ impl<D: Driver> Gateway<D> {
         self.counters.connections.of(Transport::Http).add(1);
         let key = self.driver.adopt(socket);
         self.sessions.insert(key, Session::new(self.now, over_capacity));
-        self.timers.set(key.slot, self.now + Duration::from_millis(self.limits.head_timeout_ms));
+        self.timers.set(key.slot, self.now + self.head_patience());
     }
 
     /// A connection is gone for good.

@@ -82,6 +82,8 @@ causes! {
     Busy = "busy", Gateway, Some(CloseCode::OVER_CAPACITY);
     /// The gateway is shutting down.
     Shutdown = "shutdown", Gateway, Some(CloseCode::SERVICE_RESTART);
+    /// The gateway hands some of its clients to others.
+    Rebalance = "rebalance", Gateway, Some(CloseCode::SERVICE_RESTART);
     /// No whole request head in time.
     HeadTimeout = "head_timeout", Peer, None;
     /// A request that was answered with an error and closed.

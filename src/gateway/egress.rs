@@ -87,6 +87,8 @@ impl<D: Driver> Gateway<D> {
             }
             session.in_flight_frames = 0;
             self.start_send(key, Rc::new(Gather::new(ranges)));
+        } else if let Some(cause) = self.due_goodbye(key) {
+            self.end(key, cause);
         } else if !self.replay_more(key) && !self.stream_catch_up(key) && !self.catch_up(key) {
             self.caught_up(key);
         }
@@ -146,18 +148,6 @@ impl<D: Driver> Gateway<D> {
             State::Finishing => {
                 session.state = State::Lingering;
                 self.driver.shut_write(key);
-            }
-            State::Room | State::Echo if session.goodbye => {
-                let end = session.topic.and_then(|topic| self.topics.get(topic)).map_or(0, |topic| topic.raw.log.end());
-                if session.topic.is_none() || (session.seated && session.cursor == end) {
-                    self.end(key, CloseCause::Shutdown);
-                }
-            }
-            State::Stream if session.goodbye => {
-                let session = self.sessions.get(key).expect("looked up above");
-                if session.stream().is_none_or(|stream| self.stream_is_served(stream)) {
-                    self.end(key, CloseCause::Shutdown);
-                }
             }
             _ => {}
         }
@@ -248,7 +238,7 @@ impl<D: Driver> Gateway<D> {
 
     fn log_end(&mut self, key: ConnKey, cause: CloseCause, reason: &str) {
         let id = self.id(key);
-        if cause.fault() == Fault::Nobody || cause == CloseCause::Shutdown {
+        if cause.fault() == Fault::Nobody || matches!(cause, CloseCause::Shutdown | CloseCause::Rebalance) {
             tracing::debug!(conn = %id, cause = cause.label(), "connection ends");
             return;
         }

@@ -34,6 +34,8 @@ pub(super) struct Context<'a> {
     pub(super) unavailable: Option<Unavailable>,
     /// More clients come than are taken up.
     pub(super) busy: bool,
+    /// Somebody may be left to hear what is published.
+    pub(super) takes_messages: bool,
     pub(super) limits: &'a Limits,
     /// When to come back, where that is the answer.
     pub(super) retry_ms: u64,
@@ -370,7 +372,8 @@ fn publish(head: &Head<'_, '_>, context: &Context<'_>, items: bool) -> Answer {
     if let Some(answer) = gate(head, context, "POST") {
         return answer;
     }
-    if let Some(why) = context.unavailable {
+    // Whoever was not told goodbye yet still hears what is published.
+    if let Some(why) = context.unavailable.filter(|&why| why != Unavailable::Draining || !context.takes_messages) {
         return unavailable_to_page(head, context, why);
     }
     let bytes_max =

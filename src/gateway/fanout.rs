@@ -187,7 +187,7 @@ impl<D: Driver> Gateway<D> {
             session.in_flight_frames = portion.frames as u32;
             self.counters.deliveries_bytes.add(portion.data.len() as u64);
             self.start_send(key, portion.data);
-        } else if session.goodbye {
+        } else if session.goodbye.is_some() {
             self.pump(key);
         }
     }

@@ -19,7 +19,8 @@ impl<D: Driver> Gateway<D> {
         let limits = DecoderLimits { message_bytes_max: self.limits.message_bytes_max };
         let mut used = 0;
         while used < bytes.len() {
-            if self.must_pause(key) {
+            decoder.release();
+            if self.must_pause(key, decoder.is_idle()) {
                 break;
             }
             let decoded = match decoder.decode(&mut bytes[used..], &limits) {
@@ -61,11 +62,10 @@ impl<D: Driver> Gateway<D> {
         used
     }
 
-    /// Whether this connection's next message must wait; then it is made to.
-    fn must_pause(&mut self, key: ConnKey) -> bool {
+    /// Whether this connection's next bytes must wait; then they are made to. `between` says that it is not in the middle of a message.
+    fn must_pause(&mut self, key: ConnKey, between: bool) -> bool {
         let Some(session) = self.sessions.get(key) else { return true };
-        if self.is_settled_drain() {
-            // What was said until now is delivered, and then goodbye.
+        if session.goodbye.is_some() && between {
             self.pause_reading(key);
             return true;
         }

@@ -13,7 +13,7 @@
 //! | `peers` | messages between shards |
 //! | `egress` | what a connection is sent next, and the close sequence |
 //! | `rate` | how much clients may say and how many may come |
-//! | `timeouts`, `drain` | deadlines; shutdown |
+//! | `timeouts`, `drain` | deadlines; goodbyes, in a shutdown and when clients are handed to others |
 #![forbid(unsafe_code)]
 
 mod admission;
@@ -55,12 +55,12 @@ use crate::engine::driver::{Driver, Event, Wait};
 use crate::engine::mailbox::Mailbox;
 use crate::engine::segment::{Arena, Gather, Range, Ranges};
 use crate::engine::slab::SideTable;
-use crate::engine::sys;
+use crate::engine::sys::{self, Listener};
 use crate::engine::timers::{TICK, TimerWheel};
 use crate::gateway::admission::Admission;
 use crate::gateway::close_cause::CloseCause;
 use crate::gateway::counters::Counters;
-use crate::gateway::drain::Drain;
+use crate::gateway::drain::{Drain, Farewells};
 use crate::gateway::feed::FeedKey;
 use crate::gateway::history::Past;
 use crate::gateway::log_limit::LogLimit;
@@ -98,10 +98,26 @@ fn ping(shared: &Shared) -> Rc<Gather> {
 /// What the rest of the process tells a shard.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Command {
-    /// Stop accepting, say goodbye to everybody, finish by the deadline.
+    /// Stop accepting, say goodbye to everybody, finish by the deadline. In a drain that is under way only `exits` says something new.
     Drain {
+        /// Over how long goodbyes are spread.
+        window: Duration,
         /// When what is left is reset.
         deadline: Time,
+        /// The process ends when everybody is gone.
+        exits: bool,
+    },
+    /// Accept again, on another listener. To be said when all shards have closed theirs ([`Shared::all_closed`]).
+    CallOff {
+        /// Where.
+        listener: Listener,
+    },
+    /// Tell a share of the WebSockets and streams to come back. To be said when [`Shared::begin_rebalancing`] has allowed it.
+    Rebalance {
+        /// How many of a million.
+        share_ppm: u32,
+        /// Over how long goodbyes are spread.
+        window: Duration,
     },
 }
 
@@ -110,7 +126,7 @@ pub enum Command {
 pub enum Progress {
     /// There is, or will be, more to do.
     Continue,
-    /// Drained: every connection of the process is gone, or the deadline has passed.
+    /// Drained, for the process to end: every connection of it is gone, or the deadline has passed.
     Finished,
 }
 
@@ -253,6 +269,7 @@ pub struct Gateway<D> {
     /// WebSockets and streams opened.
     opened: Rate,
     drain: Option<Drain>,
+    rebalance: Option<Farewells>,
     next_sweep: Time,
     /// Connections came or went, or messages did, since the last sweep; the same for the second before it.
     busy: bool,
@@ -314,6 +331,7 @@ impl<D: Driver> Gateway<D> {
             said: SideTable::default(),
             opened: Rate::default(),
             drain: None,
+            rebalance: None,
             next_sweep: now,
             busy: false,
             was_busy: false,
@@ -391,7 +409,9 @@ impl<D: Driver> Gateway<D> {
         self.handle_events();
         while let Ok(command) = self.commands.try_recv() {
             match command {
-                Command::Drain { deadline } => self.begin_drain(deadline),
+                Command::Drain { window, deadline, exits } => self.begin_drain(window, deadline, exits),
+                Command::CallOff { listener } => self.call_off_drain(listener),
+                Command::Rebalance { share_ppm, window } => self.begin_rebalance(share_ppm, window),
             }
         }
         self.handle_timers();
@@ -409,7 +429,7 @@ impl<D: Driver> Gateway<D> {
         self.sweep();
         self.counters.loop_turns.add(1);
         self.counters.mailbox_depth.set(self.mailbox.depth() as u64);
-        let progress = self.step_drain();
+        let progress = self.step_farewells();
         let (mailbox, driver, counters) = (&mut self.mailbox, &mut self.driver, &self.counters);
         mailbox.flush(|shard| {
             counters.wakes.add(1);
@@ -427,7 +447,7 @@ impl<D: Driver> Gateway<D> {
         let receipts = (self.awaited.len() > 0 || !self.counts.is_empty()).then_some(RECEIPTS);
         let parked = (!self.parked.is_empty()).then(|| self.next_unpark.since(self.now));
         let sweep = self.needs_sweep().then(|| self.next_sweep.since(self.now));
-        let wait = [self.timers.next_wait(self.now), sweep, self.drain_wait(), self.watch_wait(), poll, parked, receipts]
+        let wait = [self.timers.next_wait(self.now), sweep, self.farewell_wait(), self.watch_wait(), poll, parked, receipts]
             .into_iter()
             .flatten()
             .min();

@@ -327,7 +327,7 @@ impl<D: Driver> Gateway<D> {
     }
 
     fn publish_offer(&mut self, from: ShardId, offer: Offer) -> Option<Receipt> {
-        if self.is_settled_drain() {
+        if self.has_said_goodbye() {
             return Some(Receipt::refused(503, "draining", "the gateway is shutting down; try another", Some(RETRY_MS)));
         }
         if self.shared.is_over_memory() {

@@ -52,6 +52,7 @@ impl<D: Driver> Gateway<D> {
                     pages: self.pages,
                     unavailable,
                     busy: !self.may_open(),
+                    takes_messages: !self.has_said_goodbye(),
                     limits: &self.limits,
                     retry_ms,
                 };

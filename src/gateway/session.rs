@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::num::NonZeroU32;
 
+use super::close_cause::CloseCause;
 use super::counters::Transport;
 use super::publishing::Upload;
 use super::streams::Stream;
@@ -71,6 +72,8 @@ pub(super) struct Cold {
     pub(super) stream: Option<Box<Stream>>,
     /// What it publishes.
     pub(super) upload: Option<Box<Upload>>,
+    /// Where it ends in its room, or in each topic of its stream: what was queued when it was told goodbye. Empty when that was nothing.
+    pub(super) until: Box<[u64]>,
     /// How many such requests it has made.
     pub(super) turn: u16,
 }
@@ -118,8 +121,8 @@ pub(super) struct Session {
     pub(super) watched: bool,
     /// The peer has shut its side.
     pub(super) peer_closed: bool,
-    /// Ends with [`CloseCause::Shutdown`] as soon as everything queued is sent.
-    pub(super) goodbye: bool,
+    /// Ends for this as soon as everything that was queued when it was decided is sent.
+    pub(super) goodbye: Option<CloseCause>,
     /// When bytes last came in.
     pub(super) last_in: Stamp,
     pub(super) stalled_at: u32,
@@ -156,7 +159,7 @@ impl Session {
             pinged: None,
             watched: false,
             peer_closed: false,
-            goodbye: false,
+            goodbye: None,
             last_in: Stamp::new(now),
             stalled_at: 0,
             sent_us: 0,
@@ -227,6 +230,7 @@ impl Session {
                 && cold.replay_after.is_none()
                 && cold.stream.is_none()
                 && cold.upload.is_none()
+                && cold.until.is_empty()
                 && cold.turn == 0
         });
     }

@@ -30,7 +30,10 @@ pub struct Shared {
     topics: AtomicU64,
     /// Connections within the cap.
     admitted: AtomicU64,
-    draining: AtomicUsize,
+    /// Shards that drain and have closed their listener.
+    closed: AtomicUsize,
+    /// Shards that hand some of their clients to others.
+    rebalancing: AtomicUsize,
     pub(super) sent_counts: SentCounts,
 }
 
@@ -47,7 +50,8 @@ impl Shared {
             loads: (0..shards).map(|_| Load::default()).collect(),
             topics: AtomicU64::new(0),
             admitted: AtomicU64::new(0),
-            draining: AtomicUsize::new(0),
+            closed: AtomicUsize::new(0),
+            rebalancing: AtomicUsize::new(0),
             sent_counts: SentCounts::default(),
         })
     }
@@ -100,14 +104,34 @@ impl Shared {
         self.admitted.load(Ordering::Relaxed) < self.connections_max
     }
 
-    /// A shard has begun to drain.
-    pub fn add_draining(&self) {
-        self.draining.fetch_add(1, Ordering::Relaxed);
+    /// A shard drains and has closed its listener: it has counted everybody who came through it.
+    pub fn add_closed(&self) {
+        self.closed.fetch_add(1, Ordering::Release);
     }
 
-    /// Whether every shard has.
-    pub fn all_draining(&self) -> bool {
-        self.draining.load(Ordering::Relaxed) == self.loads.len()
+    /// It accepts again.
+    pub fn drop_closed(&self) {
+        self.closed.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Whether every shard drains and has closed its listener.
+    pub fn all_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire) == self.loads.len()
+    }
+
+    /// Whether a drain is over: nobody is left, and nobody can come.
+    pub fn is_drained(&self) -> bool {
+        self.all_closed() && self.connections() == 0
+    }
+
+    /// All shards are about to be asked for a rebalance. False while one is under way.
+    pub fn begin_rebalancing(&self) -> bool {
+        self.rebalancing.compare_exchange(0, self.loads.len(), Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    }
+
+    /// A shard is done with it.
+    pub fn drop_rebalancing(&self) {
+        self.rebalancing.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// Counts a topic in, if there is room.

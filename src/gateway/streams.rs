@@ -499,15 +499,22 @@ impl<D: Driver> Gateway<D> {
         seats.map(behind).sum()
     }
 
-    /// Whether a stream was given everything that there is.
-    pub(super) fn stream_is_served(&self, stream: &Stream) -> bool {
-        stream.parts.iter().all(|part| {
-            part.more_after.is_none()
-                && part.seat.is_none_or(|slot| {
-                    let seat = self.seats.see(slot);
-                    let feed = self.topics.get(seat.feed.topic).and_then(|topic| topic.feed(seat.feed.format));
-                    feed.is_none_or(|feed| seat.cursor == feed.log.end())
-                })
+    /// Where the feeds of a stream's topics end now; empty when it was given everything.
+    pub(super) fn stream_ends(&self, stream: &Stream) -> Vec<u64> {
+        let end = |part: &Part| {
+            let seat = self.seats.see(part.seat?);
+            let feed = self.topics.get(seat.feed.topic).and_then(|topic| topic.feed(seat.feed.format))?;
+            Some((feed.log.end(), seat.cursor < feed.log.end()))
+        };
+        let ends: Vec<(u64, bool)> = stream.parts.iter().map(|part| end(part).unwrap_or_default()).collect();
+        if ends.iter().any(|(_, owed)| *owed) { ends.into_iter().map(|(end, _)| end).collect() } else { Vec::new() }
+    }
+
+    /// Whether a stream was given everything up to these ends, and what was before it came. None is past all.
+    pub(super) fn stream_is_past(&self, stream: &Stream, ends: &[u64]) -> bool {
+        stream.parts.iter().enumerate().all(|(number, part)| {
+            let end = ends.get(number).copied().unwrap_or(0);
+            part.more_after.is_none() && part.seat.is_none_or(|slot| self.seats.see(slot).cursor >= end)
         })
     }
 

@@ -25,7 +25,7 @@ impl<D: Driver> Gateway<D> {
                 State::Head if self.driver.unsent(key) > 0 => self.watch(key),
                 State::Head if session.holds() && !session.paused => self.head_timed_out(key),
                 State::Head if session.served => self.end(key, CloseCause::HttpDone),
-                State::Head => self.end(key, CloseCause::HeadTimeout),
+                State::Head => self.end(key, if self.drain.is_some() { CloseCause::Shutdown } else { CloseCause::HeadTimeout }),
                 State::Joining => self.refuse_waiting(key, CloseCause::OverCapacity, "the room's shard did not answer in time"),
                 State::Room | State::Echo => self.open_timer(key),
                 State::Stream if self.driver.unsent(key) > 0 && session.watched => self.stall_timer(key),
@@ -68,6 +68,10 @@ impl<D: Driver> Gateway<D> {
             return if self.sessions.get(key).is_some_and(|session| session.watched) { self.stall_timer(key) } else { self.watch(key) };
         }
         let Some(session) = self.sessions.get_mut(key) else { return };
+        if let Some(cause) = session.goodbye {
+            // It has not sent the rest of its message.
+            return self.end(key, cause);
+        }
         session.watched = false;
         let silent = session.last_in.age_ms(now);
         let interval = self.limits.ping_interval_ms;
@@ -115,6 +119,7 @@ impl<D: Driver> Gateway<D> {
         let after_ms = match session.state {
             State::Head if session.served && !session.holds() => limits.keepalive_ms,
             State::Head => limits.head_timeout_ms,
+            State::Room | State::Echo if session.goodbye.is_some() => limits.linger_ms,
             State::Room | State::Echo => match session.pinged {
                 Some(pinged) => limits.pong_timeout_ms.saturating_sub(pinged.age_ms(self.now)),
                 None => limits.ping_interval_ms.saturating_sub(session.last_in.age_ms(self.now)),

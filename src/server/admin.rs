@@ -1,56 +1,23 @@
-//! The admin listener: metrics and health on an address of its own, for operators and never for clients.
+//! The admin listener: metrics, health, drain and rebalance on an address of its own, for operators and never for clients.
 //!
 //! It runs on plain threads with blocking sockets, apart from every shard, so that it answers when all of them are stuck. Bounded: so many
 //! clients, so large a head, so long a request; one request a connection. Started by the supervisor.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use crossbeam_channel::{Sender, bounded};
+
 use super::clock::Clock;
+use super::lifecycle::{Ask, Order, Phase, Readiness};
 use super::metrics::Metrics;
-use crate::proto::http::{Head, HeadStorage, Response, head_end, parse_head};
+use crate::proto::http::{Head, HeadStorage, Response, head_end, parse_head, query_pairs};
 use crate::time::Time;
-
-/// How far the gateway is, for `/readyz`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(u8)]
-pub enum Phase {
-    /// Not yet every shard accepts.
-    Starting,
-    /// Clients can connect.
-    Serving,
-    /// Shutting down.
-    Draining,
-}
-
-/// The phase, shared between the supervisor, which sets it, and whoever asks.
-#[derive(Debug, Default)]
-pub struct Readiness(AtomicU8);
-
-impl Readiness {
-    /// A gateway that is starting.
-    pub fn new() -> Arc<Self> {
-        Arc::default()
-    }
-
-    /// Moves to another phase.
-    pub fn set(&self, phase: Phase) {
-        self.0.store(phase as u8, Ordering::Relaxed);
-    }
-
-    /// The phase now.
-    pub fn phase(&self) -> Phase {
-        match self.0.load(Ordering::Relaxed) {
-            0 => Phase::Starting,
-            1 => Phase::Serving,
-            _ => Phase::Draining,
-        }
-    }
-}
 
 /// Why the admin listener cannot be started.
 #[derive(Debug, thiserror::Error)]
@@ -93,6 +60,16 @@ impl Admin {
         }
     }
 
+    /// Takes over a listener that was made elsewhere.
+    ///
+    /// # Errors
+    /// When the kernel does not say where it listens.
+    pub fn on(fd: OwnedFd) -> io::Result<Self> {
+        let listener = TcpListener::from(fd);
+        listener.set_nonblocking(false)?;
+        Ok(Self { address: listener.local_addr()?, listener })
+    }
+
     /// Where it listens; with the kernel's choice in place of port 0.
     pub fn address(&self) -> SocketAddr {
         self.address
@@ -102,8 +79,8 @@ impl Admin {
     ///
     /// # Errors
     /// When its thread cannot be started.
-    pub fn start(self, clock: Clock, metrics: Metrics, readiness: Arc<Readiness>) -> Result<(), AdminError> {
-        let pages = Arc::new(Pages { metrics, readiness });
+    pub fn start(self, clock: Clock, metrics: Metrics, readiness: Arc<Readiness>, orders: Sender<Order>) -> Result<(), AdminError> {
+        let pages = Arc::new(Pages { metrics, readiness, orders });
         let run = move || accept_forever(&self.listener, clock, &pages);
         thread::Builder::new().name("admin".to_owned()).spawn(run).map_err(AdminError::Thread)?;
         Ok(())
@@ -258,7 +235,11 @@ fn timed_out(error: io::Error) -> io::Error {
 struct Pages {
     metrics: Metrics,
     readiness: Arc<Readiness>,
+    orders: Sender<Order>,
 }
+
+/// How long the main thread may take to answer; calling a drain off takes longest.
+const ANSWER_WITHIN: Duration = Duration::from_secs(4);
 
 impl Pages {
     fn answer(&self, request: &Head<'_, '_>) -> Response {
@@ -273,10 +254,52 @@ impl Pages {
                 Phase::Starting => text(503, "starting: not every shard accepts clients yet\n"),
                 Phase::Draining => text(503, "draining: shutting down, clients are asked to reconnect elsewhere\n"),
             },
-            _ => Response::error(404, "nothing here; there are /metrics, /healthz and /readyz"),
+            "/drain" | "/rebalance" => self.change(request),
+            _ => Response::error(404, "nothing here; there are /metrics, /healthz, /readyz, /drain and /rebalance"),
         };
         if request.method == "HEAD" { response.head_only() } else { response }
     }
+
+    /// Requests that the main thread answers. A page of a browser on this machine can send them too, but not without saying whose it is.
+    fn change(&self, request: &Head<'_, '_>) -> Response {
+        if request.header("origin").is_some() {
+            return Response::error(403, "a page of a browser has no business here");
+        }
+        let parameter =
+            |name: &str| query_pairs(request.query.unwrap_or("")).find(|(key, _)| **key == *name.as_bytes()).map(|(_, value)| value);
+        let ask = match (request.path, request.method) {
+            ("/drain", "GET" | "HEAD") => Ask::Status,
+            ("/drain", "POST") => match parameter("exit").as_deref() {
+                None | Some(b"0" | b"false") => Ask::Drain { exits: false },
+                Some(b"1" | b"true" | b"") => Ask::Drain { exits: true },
+                Some(_) => return Response::error(400, "exit is neither 0 nor 1"),
+            },
+            ("/drain", "DELETE") => Ask::CallOff,
+            ("/drain", _) => {
+                return Response::error(405, "GET tells, POST begins, DELETE calls off").header("Allow", "GET, HEAD, POST, DELETE");
+            }
+            (_, "POST") => match parameter("share").as_deref().and_then(share_ppm) {
+                Some(share_ppm) => Ask::Rebalance { share_ppm },
+                None => return Response::error(400, "share is missing or not above 0 and at most 1, as in /rebalance?share=0.2"),
+            },
+            (_, _) => return Response::error(405, "only POST is answered here").header("Allow", "POST"),
+        };
+        let (reply, replies) = bounded(1);
+        if self.orders.try_send(Order::Ask(ask, reply)).is_err() {
+            return Response::error(503, "the gateway is starting or ending; try again");
+        }
+        match replies.recv_timeout(ANSWER_WITHIN) {
+            Ok(Ok(json)) => Response::new(200).body("application/json", json.as_bytes()),
+            Ok(Err(refusal)) => Response::error(refusal.status, &refusal.message),
+            Err(_) => Response::error(503, &format!("no answer from the main thread within {} s", ANSWER_WITHIN.as_secs())),
+        }
+    }
+}
+
+/// A share of 1, in millionths.
+fn share_ppm(text: &[u8]) -> Option<u32> {
+    let share: f64 = str::from_utf8(text).ok()?.parse().ok()?;
+    (share > 0.0 && share <= 1.0).then(|| (share * 1e6).ceil() as u32)
 }
 
 fn text(status: u16, body: &str) -> Response {
@@ -287,23 +310,29 @@ fn text(status: u16, body: &str) -> Response {
 mod tests {
     use super::super::metrics::ProcessFacts;
     use super::*;
-    use crate::engine::segment::SegmentMemory;
+    use crate::gateway::Shared;
     use crate::gateway::counters::Counters;
+    use crate::server::lifecycle::Refusal;
 
     fn start() -> (SocketAddr, Arc<Readiness>) {
+        start_under(bounded(1).0)
+    }
+
+    fn start_under(orders: Sender<Order>) -> (SocketAddr, Arc<Readiness>) {
         let facts = ProcessFacts {
             driver: "epoll",
             kernel: String::new(),
             start: Duration::ZERO,
             connections_max: 1,
             queued_bytes_max: 1,
-            segment_memory: SegmentMemory::new(),
+            shared: Shared::new(1, 1, 1, 1, 1),
+            readiness: Readiness::new(),
         };
         let metrics = Metrics::new(vec![Arc::new(Counters::default())], facts);
         let readiness = Readiness::new();
         let admin = Admin::bind(SocketAddr::from(([127, 0, 0, 1], 0))).expect("loopback has a free port");
         let address = admin.address();
-        admin.start(Clock::new(), metrics, Arc::clone(&readiness)).expect("a thread can be started");
+        admin.start(Clock::new(), metrics, Arc::clone(&readiness), orders).expect("a thread can be started");
         (address, readiness)
     }
 
@@ -345,11 +374,67 @@ mod tests {
     fn other_paths_and_methods_are_told_what_there_is() {
         let (address, _) = start();
         let answer = get(address, "/");
-        assert!(answer.starts_with("HTTP/1.1 404 ") && answer.contains("/metrics, /healthz and /readyz"), "{answer}");
+        assert!(answer.starts_with("HTTP/1.1 404 ") && answer.contains("/metrics, /healthz, /readyz"), "{answer}");
         let answer = ask(address, "POST /metrics HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc");
         assert!(answer.starts_with("HTTP/1.1 405 ") && answer.contains("Allow: GET, HEAD\r\n"), "{answer}");
         let answer = ask(address, "HEAD /healthz HTTP/1.1\r\nHost: a\r\n\r\n");
         assert!(answer.contains("Content-Length: 3\r\n") && answer.ends_with("\r\n\r\n"), "{answer}");
+    }
+
+    #[test]
+    fn what_is_asked_of_drain_and_rebalance_reaches_the_main_thread() {
+        let (orders, ordered) = bounded(1);
+        let (address, _) = start_under(orders);
+        let main = thread::spawn(move || {
+            let mut asked = Vec::new();
+            for order in ordered {
+                let Order::Ask(ask, reply) = order else { panic!("{order:?}") };
+                asked.push(ask);
+                let refusal = Refusal { status: 409, message: "not now".to_owned() };
+                reply.send(if asked.len() == 1 { Err(refusal) } else { Ok("{}\n".to_owned()) }).expect("somebody waits");
+                if asked.len() == 6 {
+                    return asked;
+                }
+            }
+            asked
+        });
+        let request = |line: &str| ask(address, &format!("{line} HTTP/1.1\r\nHost: admin\r\n\r\n"));
+        let answer = request("POST /rebalance?share=0.25");
+        assert!(answer.starts_with("HTTP/1.1 409 ") && answer.contains("not now"), "{answer}");
+        for line in ["GET /drain", "POST /drain", "POST /drain?exit=1", "DELETE /drain", "POST /rebalance?share=1"] {
+            assert!(request(line).starts_with("HTTP/1.1 200 "), "{line}");
+        }
+        let asks = [
+            Ask::Rebalance { share_ppm: 250_000 },
+            Ask::Status,
+            Ask::Drain { exits: false },
+            Ask::Drain { exits: true },
+            Ask::CallOff,
+            Ask::Rebalance { share_ppm: 1_000_000 },
+        ];
+        assert_eq!(main.join().expect("no panic"), asks);
+        assert!(request("GET /drain").starts_with("HTTP/1.1 503 "), "the main thread is gone");
+    }
+
+    #[test]
+    fn what_drain_and_rebalance_cannot_be_asked_is_refused_here() {
+        let (address, _) = start();
+        let cases = [
+            ("POST /rebalance", "400"),
+            ("POST /rebalance?share=0", "400"),
+            ("POST /rebalance?share=1.5", "400"),
+            ("POST /rebalance?share=NaN", "400"),
+            ("POST /rebalance?share=half", "400"),
+            ("GET /rebalance?share=0.5", "405"),
+            ("POST /drain?exit=perhaps", "400"),
+            ("PUT /drain", "405"),
+        ];
+        for (line, status) in cases {
+            let answer = ask(address, &format!("{line} HTTP/1.1\r\nHost: admin\r\n\r\n"));
+            assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{line}: {answer}");
+        }
+        let answer = ask(address, "POST /drain HTTP/1.1\r\nHost: admin\r\nOrigin: http://page.example\r\n\r\n");
+        assert!(answer.starts_with("HTTP/1.1 403 "), "{answer}");
     }
 
     #[test]

@@ -14,7 +14,8 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
-use crate::engine::segment::SegmentMemory;
+use super::lifecycle::{Phase, Readiness};
+use crate::gateway::Shared;
 use crate::gateway::close_cause::CloseCause;
 use crate::gateway::counters::{
     AcceptResult, ByLabel, Counter, Counters, DropReason, GapLabel, Gauge, HandshakeResult, Histogram, Label, Transport,
@@ -33,8 +34,10 @@ pub struct ProcessFacts {
     pub connections_max: u64,
     /// Bytes of queued messages at once, as worked out at start.
     pub queued_bytes_max: u64,
-    /// Bytes of queued messages now.
-    pub segment_memory: Arc<SegmentMemory>,
+    /// What all shards share.
+    pub shared: Arc<Shared>,
+    /// How far the gateway is.
+    pub readiness: Arc<Readiness>,
 }
 
 /// The metrics page.
@@ -82,6 +85,8 @@ impl Collector for Page {
         page.gauge("shardcast_connections_max", "Live connections at most.", facts.connections_max)?;
         let connections = |shard: &Counters| Transport::VALUES.iter().map(|&transport| shard.connections.of(transport).value()).sum();
         page.gauge_by_shard("shardcast_shard_connections", "Live connections of each shard.", connections)?;
+        let remaining = if facts.readiness.phase() == Phase::Draining { facts.shared.connections() as u64 } else { 0 };
+        page.gauge("shardcast_drain_remaining", "Live connections of a gateway that drains; 0 while it serves.", remaining)?;
         page.counters("shardcast_accepts", "Clients that connected.", "result", AcceptResult::VALUES, |shard| &shard.accepts)?;
         page.counters("shardcast_handshakes", "Answers to request heads.", "result", HandshakeResult::VALUES, |shard| &shard.handshakes)?;
         page.closes()?;
@@ -115,7 +120,7 @@ impl Collector for Page {
             |shard| &shard.delivery_seconds,
         )?;
 
-        page.gauge("shardcast_queued_bytes", "Memory of all queued messages, as allocated.", facts.segment_memory.bytes() as u64)?;
+        page.gauge("shardcast_queued_bytes", "Memory of all queued messages, as allocated.", facts.shared.memory.bytes() as u64)?;
         page.gauge("shardcast_queued_bytes_max", "Memory of all queued messages at most.", facts.queued_bytes_max)?;
         page.gauge("shardcast_topics", "Topics.", self.shards.iter().map(|shard| shard.topics.value()).sum::<u64>())?;
 
@@ -290,7 +295,8 @@ mod tests {
             start: Duration::from_millis(1_700_000_000_500),
             connections_max: 1000,
             queued_bytes_max: 1 << 30,
-            segment_memory: SegmentMemory::new(),
+            shared: Shared::new(1, 1000, 1 << 30, 1, 1),
+            readiness: Readiness::new(),
         };
         Metrics::new(shards, facts).encode()
     }

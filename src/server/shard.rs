@@ -1,7 +1,6 @@
 //! One shard's thread: pin, make the driver here, loop.
 
 use std::io;
-use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -11,7 +10,7 @@ use super::clock::Clock;
 use crate::engine::driver::Driver;
 use crate::engine::epoll::EpollDriver;
 use crate::engine::recv_pool::RecvPool;
-use crate::engine::sys;
+use crate::engine::sys::{self, Listener};
 use crate::engine::uring::{RingKernel, RingSize, UringDriver, build_ring};
 use crate::engine::wakers::Wakers;
 use crate::gateway::counters::Counters;
@@ -44,7 +43,7 @@ pub struct Seat {
     /// What to run on.
     pub driver: DriverKind,
     /// This shard's listener.
-    pub listener: OwnedFd,
+    pub listener: Listener,
     /// How shards are woken.
     pub wakers: Arc<Wakers>,
     /// The process's clock.
@@ -101,7 +100,7 @@ fn uring(
     wakers: &Arc<Wakers>,
     pool: Rc<RecvPool>,
     parts: &Parts,
-    listener: OwnedFd,
+    listener: Listener,
 ) -> io::Result<UringDriver<RingKernel>> {
     let kernel = RingKernel::new(build_ring(size)?, pool, parts.shard, Arc::clone(wakers), Some(listener))?;
     Ok(UringDriver::new(kernel))

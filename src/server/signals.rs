@@ -3,9 +3,11 @@
 use std::io;
 use std::thread;
 
+use crossbeam_channel::Sender;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
+use super::lifecycle::Order;
 use crate::engine::sys;
 
 /// The signals that end the gateway, caught from [`register`] on.
@@ -22,20 +24,22 @@ pub fn register() -> io::Result<ShutdownSignals> {
 }
 
 impl ShutdownSignals {
-    /// Blocks until the first signal and returns its name. From then on a thread of its own watches for a second one, which ends the process with
-    /// exit code 1 whatever the drain is doing.
+    /// Reports the first signal from a thread of its own. A second one ends the process with exit code 1 whatever the drain is doing.
     ///
     /// # Errors
-    /// When that thread cannot be started; the signal has come all the same.
-    pub fn wait_for_shutdown(mut self) -> io::Result<&'static str> {
-        let first = self.signals.forever().next().expect("only closing the handle ends the signals, and nobody holds it");
+    /// When that thread cannot be started.
+    pub fn report(mut self, orders: Sender<Order>) -> io::Result<()> {
         thread::Builder::new().name("signals".to_owned()).spawn(move || {
-            if let Some(second) = self.signals.forever().next() {
+            let mut signals = self.signals.forever();
+            if let Some(first) = signals.next() {
+                let _ = orders.send(Order::Signal(name(first)));
+            }
+            if let Some(second) = signals.next() {
                 eprintln!("shardcast: {} during the shutdown: ending at once, clients still connected are reset", name(second));
                 sys::exit_now(1);
             }
         })?;
-        Ok(name(first))
+        Ok(())
     }
 }
 
@@ -49,12 +53,16 @@ fn name(signal: i32) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use crossbeam_channel::unbounded;
+
     use super::*;
 
     #[test]
     fn the_first_signal_is_named() {
         let signals = register().expect("handlers can be set");
         signal_hook::low_level::raise(SIGTERM).expect("a process may signal itself");
-        assert_eq!(signals.wait_for_shutdown().expect("a thread can be started"), "SIGTERM");
+        let (orders, ordered) = unbounded();
+        signals.report(orders).expect("a thread can be started");
+        assert!(matches!(ordered.recv(), Ok(Order::Signal("SIGTERM"))));
     }
 }

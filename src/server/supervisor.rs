@@ -10,14 +10,16 @@ use std::time::Duration;
 
 use crossbeam_channel::{Sender, bounded};
 
-use super::admin::{Admin, AdminError, Phase, Readiness};
+use super::admin::{Admin, AdminError};
 use super::clock::{Clock, unix_time};
 use super::config::{Config, Cpus, DriverChoice};
+use super::lifecycle::{Lifecycle, Order, Phase, Readiness};
 use super::metrics::{Metrics, ProcessFacts};
 use super::shard::{DriverKind, Seat, Started, ring_size, run};
-use super::{host, signals};
+use super::systemd::Notifier;
+use super::{host, lifecycle, signals, systemd};
 use crate::engine::mailbox::mesh;
-use crate::engine::sys::{self, ListenOptions};
+use crate::engine::sys::{self, ListenOptions, Listener};
 use crate::engine::uring::probe::{Blocked, probe};
 use crate::engine::wakers::Wakers;
 use crate::gateway::counters::Counters;
@@ -54,6 +56,9 @@ pub enum ServeError {
     /// A shard could not begin.
     #[error("{0}")]
     Shard(String),
+    /// Sockets were passed that cannot be used.
+    #[error("{0}")]
+    Passed(String),
     /// Something that hardly ever fails.
     #[error("cannot {what}: {error}")]
     System {
@@ -83,8 +88,21 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
     let limits = Arc::new(config.limits.clone());
     let driver = choose_driver(config.driver, &limits, shards)?;
     let shutdown = signals::register().map_err(system("catch signals"))?;
-    let (address, listeners) = listeners(config.listen, shards, &limits)?;
-    let admin = config.admin.map(Admin::bind).transpose()?;
+    let passed = systemd::passed_sockets().map_err(ServeError::Passed)?;
+    let place = match passed.clients {
+        Some((fd, address)) => {
+            tracing::info!(%address, "clients connect to the socket that was passed (LISTEN_FDS); --listen is not used");
+            sys::adjust_listener(&fd, listen_options(&limits));
+            Place::Passed(fd, address)
+        }
+        None => Place::Own(config.listen),
+    };
+    let (place, listening) = place.listen(shards, &limits)?;
+    let address = place.address();
+    let admin = match passed.admin {
+        Some(fd) => Some(Admin::on(fd).map_err(system("use the admin socket that was passed"))?),
+        None => config.admin.map(Admin::bind).transpose()?,
+    };
     let admin_address = admin.as_ref().map(Admin::address);
 
     let shared = Shared::new(
@@ -96,6 +114,7 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
     );
     let counters: Vec<Arc<Counters>> = (0..shards).map(|_| Arc::default()).collect();
     let readiness = Readiness::new();
+    let (orders, ordered) = bounded(ORDERS_MAX);
     if let Some(admin) = admin {
         let facts = ProcessFacts {
             driver: driver.name(),
@@ -103,14 +122,16 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
             start: unix_time(),
             connections_max: shared.connections_max,
             queued_bytes_max: shared.queued_bytes_max,
-            segment_memory: Arc::clone(&shared.memory),
+            shared: Arc::clone(&shared),
+            readiness: Arc::clone(&readiness),
         };
-        admin.start(clock, Metrics::new(counters.clone(), facts), Arc::clone(&readiness))?;
+        admin.start(clock, Metrics::new(counters.clone(), facts), Arc::clone(&readiness), orders.clone())?;
     }
 
     let wakers = Wakers::new(shards).map_err(system("make eventfds"))?;
-    let plan = Plan { config: &config, limits, driver, cpus, clock, shared, counters, wakers: Arc::clone(&wakers) };
-    let crew = plan.start(listeners)?;
+    let plan = Plan { config: &config, limits, driver, cpus, clock, shared, counters, wakers, orders };
+    let (commands, threads): (Vec<_>, Vec<_>) = plan.start(listening)?.into_iter().unzip();
+    shutdown.report(plan.orders.clone()).map_err(system("watch for signals"))?;
     readiness.set(Phase::Serving);
     let admin_text = admin_address.map_or_else(|| "admin off".to_owned(), |address| format!("admin http://{address}"));
     eprintln!(
@@ -120,16 +141,22 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
         driver.name()
     );
 
-    let signal = shutdown.wait_for_shutdown().map_err(system("watch for a second signal"))?;
-    readiness.set(Phase::Draining);
-    let connections = plan.shared.connections();
-    tracing::info!(signal, connections, deadline_ms = plan.limits.drain_ms, "shutting down");
-    let deadline = clock.now() + Duration::from_millis(plan.limits.drain_ms);
-    for (shard, (commands, _)) in crew.iter().enumerate() {
-        let _ = commands.send(Command::Drain { deadline });
-        wakers.signal(ShardId(shard as u16));
-    }
-    for (_, thread) in crew {
+    let limits = Arc::clone(&plan.limits);
+    let listen_again = move || place.listen_again(shards, &limits).map_err(|error| error.to_string());
+    let parts = lifecycle::Parts {
+        clock,
+        limits: plan.limits,
+        shared: plan.shared,
+        counters: plan.counters,
+        wakers: plan.wakers,
+        readiness,
+        shards: commands,
+        notifier: Notifier::from_environment(),
+        serving: format!("serving on {address}, {shards} shards, {} driver", driver.name()),
+        listen_again: Box::new(listen_again),
+    };
+    Lifecycle::new(parts).run(&ordered);
+    for thread in threads {
         // A shard that panicked has ended the process.
         let _ = thread.join();
     }
@@ -192,18 +219,61 @@ fn choose_driver(choice: DriverChoice, limits: &Limits, shards: u16) -> Result<D
     }
 }
 
+/// What may wait for the main thread; the admin listener has fewer clients at once.
+const ORDERS_MAX: usize = 64;
 const ADDRESS_TRIES: u32 = 10;
 const ADDRESS_WAIT: Duration = Duration::from_millis(50);
 
-/// One listener for each shard, all on one address. The first bind is exclusive: with SO_REUSEPORT alone a second instance would
-/// silently take half of the clients.
-fn listeners(address: SocketAddr, shards: u16, limits: &Limits) -> Result<(SocketAddr, Vec<OwnedFd>), ServeError> {
-    let options = ListenOptions {
+fn listen_options(limits: &Limits) -> ListenOptions {
+    ListenOptions {
         backlog: limits.backlog as u32,
         notsent_bytes: limits.notsent_bytes as u32,
         defer_seconds: limits.accept_defer_ms.div_ceil(1000) as u32,
         shared: true,
-    };
+    }
+}
+
+/// Where clients connect.
+enum Place {
+    /// At an address of ours.
+    Own(SocketAddr),
+    /// At a socket that was passed to us. All shards accept from its one queue; who comes to which is settled by placement.
+    Passed(OwnedFd, SocketAddr),
+}
+
+impl Place {
+    /// One listener for each shard, and the place with the port that the kernel chose.
+    fn listen(self, shards: u16, limits: &Limits) -> Result<(Self, Vec<Listener>), ServeError> {
+        match self {
+            Self::Own(address) => listeners(address, shards, limits).map(|(address, listeners)| (Self::Own(address), listeners)),
+            Self::Passed(..) => {
+                let listeners = self.listen_again(shards, limits)?;
+                Ok((self, listeners))
+            }
+        }
+    }
+
+    fn listen_again(&self, shards: u16, limits: &Limits) -> Result<Vec<Listener>, ServeError> {
+        match self {
+            Self::Own(address) => listeners(*address, shards, limits).map(|(_, listeners)| listeners),
+            Self::Passed(fd, _) => {
+                let dup = |_| fd.try_clone().map(Listener::lent);
+                (0..shards).map(dup).collect::<io::Result<_>>().map_err(system("share the socket that was passed"))
+            }
+        }
+    }
+
+    fn address(&self) -> SocketAddr {
+        match self {
+            Self::Own(address) | Self::Passed(_, address) => *address,
+        }
+    }
+}
+
+/// One listener for each shard, all on one address. The first bind is exclusive: with SO_REUSEPORT alone a second instance would
+/// silently take half of the clients.
+fn listeners(address: SocketAddr, shards: u16, limits: &Limits) -> Result<(SocketAddr, Vec<Listener>), ServeError> {
+    let options = listen_options(limits);
     let explain = |error: io::Error| match error.kind() {
         io::ErrorKind::AddrInUse => ServeError::AddressInUse(address),
         _ => ServeError::Listen(address, error),
@@ -221,8 +291,8 @@ fn listeners(address: SocketAddr, shards: u16, limits: &Limits) -> Result<(Socke
     };
     let bound = sys::local_addr(&exclusive).map_err(explain)?;
     drop(exclusive);
-    let listeners = (0..shards).map(|_| sys::listen(bound, options)).collect::<io::Result<_>>().map_err(explain)?;
-    Ok((bound, listeners))
+    let listeners: Vec<OwnedFd> = (0..shards).map(|_| sys::listen(bound, options)).collect::<io::Result<_>>().map_err(explain)?;
+    Ok((bound, listeners.into_iter().map(Listener::own).collect()))
 }
 
 /// Everything that is decided before the first shard begins.
@@ -235,13 +305,14 @@ struct Plan<'a> {
     shared: Arc<Shared>,
     counters: Vec<Arc<Counters>>,
     wakers: Arc<Wakers>,
+    orders: Sender<Order>,
 }
 
 type Crew = Vec<(Sender<Command>, JoinHandle<()>)>;
 
 impl Plan<'_> {
     /// Starts every shard and waits until all of them serve.
-    fn start(&self, listeners: Vec<OwnedFd>) -> Result<Crew, ServeError> {
+    fn start(&self, listeners: Vec<Listener>) -> Result<Crew, ServeError> {
         let shards = listeners.len();
         let placement = Placement::new(shards as u16, (random(), random()));
         let origins: Arc<[String]> = self.config.origins.clone().into();
@@ -266,12 +337,13 @@ impl Plan<'_> {
                 seed: random(),
             };
             let seat = Seat { cpu: self.cpus[index], driver: self.driver, listener, wakers: Arc::clone(&self.wakers), clock: self.clock };
-            let started = started.clone();
+            let (started, orders) = (started.clone(), self.orders.clone());
             let thread = thread::Builder::new().name(format!("shard-{index}")).spawn(move || {
                 if let Err(error) = run(seat, parts, &started) {
                     eprintln!("shardcast: shard {shard} cannot go on: {error}; the process ends");
                     sys::exit_now(1);
                 }
+                let _ = orders.send(Order::ShardEnded(shard));
             });
             crew.push((commands, thread.map_err(system("start a thread"))?));
         }

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use crate::engine::driver::{CloseHow, Wait};
 use crate::engine::kernel::{Completion, GatherWait, Kernel, Op, Token};
 use crate::engine::sim::SimKernel;
-use crate::engine::sys::Socket;
+use crate::engine::sys::{Listener, Socket};
 use crate::ids::ShardId;
 
 /// Who is told when a shard calls its kernel, and when the kernel returns.
@@ -59,8 +59,16 @@ impl<B: Border> Kernel for Bordered<B> {
         self.cross(|kernel| kernel.signal(shard));
     }
 
-    fn close_listener(&mut self) {
-        self.cross(SimKernel::close_listener);
+    fn shut_door(&mut self) -> bool {
+        self.cross(SimKernel::shut_door)
+    }
+
+    fn close_listener(&mut self) -> Vec<Socket> {
+        self.cross(SimKernel::close_listener)
+    }
+
+    fn open_listener(&mut self, listener: Listener) {
+        self.cross(|kernel| kernel.open_listener(listener));
     }
 
     fn shut_write(&mut self, socket: Socket) {

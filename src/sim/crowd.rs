@@ -45,6 +45,7 @@ impl<K: Kernel> Crowd<K> {
     pub fn connect(&mut self, count: usize, mut step: impl FnMut(&mut Shards<K>, ShardId)) {
         let options = LinkOptions { sink: true, up_max: 1 << 20, ..LinkOptions::default() };
         let shards: Vec<ShardId> = self.shards.ids().collect();
+        let before = self.members();
         for index in 0..count {
             let (room, shard) = (index % self.rooms, shards[index / self.rooms % shards.len()]);
             let request = format!(
@@ -59,8 +60,11 @@ impl<K: Kernel> Crowd<K> {
                 self.settle(&mut step);
             }
         }
-        let members: usize = self.shards.ids().map(|shard| self.shards.holdings(shard).sessions).sum();
-        assert_eq!(members, self.clients.len(), "every client is let in");
+        assert_eq!(self.members(), before + count, "every client is let in");
+    }
+
+    fn members(&self) -> usize {
+        self.shards.ids().map(|shard| self.shards.holdings(shard).sessions).sum()
     }
 
     /// The first member of each room publishes `messages` messages of `payload` bytes, all rooms at once.

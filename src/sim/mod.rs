@@ -28,7 +28,7 @@ use std::time::Duration;
 
 pub use border::{Border, Bordered};
 pub use crowd::Crowd;
-pub use plan::{Begin, ClientPlan, End, Leaving, Plan, ReaderPlan, Reading, Wish};
+pub use plan::{Begin, ClientPlan, End, Interlude, Leaving, Plan, ReaderPlan, Reading, Wish};
 pub use shards::{Shards, ShardsPlan};
 
 use self::client::{Client, Ended, LOST};
@@ -52,6 +52,9 @@ const TALK: Duration = Duration::from_secs(60);
 const GONE_WITHIN: Duration = Duration::from_secs(90);
 /// How long a drain may take.
 const DRAIN: Duration = Duration::from_secs(10);
+/// How many of a million are told to come back in a rebalance, and over how long.
+const REBALANCED_PPM: u32 = 400_000;
+const REBALANCE: Duration = Duration::from_millis(20);
 /// Nothing inside the gateway is due sooner: as long as a shard may wait for room in another one's queue without being woken.
 const POLL: Duration = Duration::from_millis(2);
 /// Turns of the scheduler in one phase: more means that somebody runs in circles.
@@ -123,6 +126,13 @@ struct Simulation {
     strangers: Vec<Stranger>,
     ledger: Ledger,
     steps: u64,
+}
+
+/// What comes next in an interlude.
+#[derive(Clone, Copy)]
+enum Next {
+    Begin(Time),
+    CallOff(Time),
 }
 
 /// Who can do something now.
@@ -201,8 +211,10 @@ impl Simulation {
         let jumps = self.plan.harsh && self.world.borrow_mut().choices.chance(300);
         let done = |me: &Self| me.clients.iter().all(|client| client.is_done(&me.ledger)) && me.strangers.iter().all(Stranger::is_over);
         let end = self.now() + TALK;
-        while !done(self) && self.now() < end {
+        let mut interlude = self.interlude();
+        while (!done(self) || interlude.is_some()) && self.now() < end {
             self.turn();
+            interlude = interlude.and_then(|next| self.take_further(next));
             if jumps && self.world.borrow_mut().choices.chance(1) {
                 let seconds = self.world.borrow_mut().choices.within(1..=100) as u64;
                 let mut world = self.world.borrow_mut();
@@ -213,6 +225,34 @@ impl Simulation {
         for client in &self.clients {
             let fine = self.plan.harsh || client.is_excused() || client.is_done(&self.ledger);
             assert!(fine, "after {TALK:?} {}", self.describe(client));
+        }
+    }
+
+    /// When the interlude begins, if there is one: while clients come and talk.
+    fn interlude(&self) -> Option<Next> {
+        let begins = self.now() + Duration::from_micros(self.plan.shards.seed / 10 % 60_000);
+        (self.plan.interlude != Interlude::None).then_some(Next::Begin(begins))
+    }
+
+    fn take_further(&mut self, next: Next) -> Option<Next> {
+        let now = self.now();
+        match next {
+            Next::Begin(at) if now < at => Some(next),
+            Next::Begin(_) if self.plan.interlude == Interlude::Rebalance => {
+                self.shards.rebalance(REBALANCED_PPM, REBALANCE);
+                None
+            }
+            Next::Begin(_) => {
+                self.shards.drain(DRAIN, false);
+                // Before its first goodbye, in the middle, or behind the last.
+                let seed = self.plan.shards.seed;
+                Some(Next::CallOff(now + Duration::from_millis([0, 205, 220, 300, 1000][seed as usize / 600_000 % 5])))
+            }
+            Next::CallOff(at) if now < at || !self.shards.shared.all_closed() => Some(next),
+            Next::CallOff(_) => {
+                self.shards.call_off_drain();
+                None
+            }
         }
     }
 
@@ -267,7 +307,7 @@ impl Simulation {
     }
 
     fn drain(&mut self) {
-        self.shards.drain(DRAIN);
+        self.shards.drain(DRAIN, true);
         self.readers.iter_mut().for_each(Reader::stop_coming_back);
         for stranger in &mut self.strangers {
             stranger.give_up(&self.world);
@@ -355,8 +395,16 @@ impl Simulation {
             }
             Actor::Client(index) => self.clients[index].act(&self.world, &mut self.ledger),
             Actor::Reader(index) => self.readers[index].act(&self.world, &mut self.ledger),
-            Actor::Stranger(index) => self.strangers[index].act(&self.world, !self.plan.harsh && !self.shards.have_finished()),
+            Actor::Stranger(index) => {
+                let served = self.serves_strangers();
+                self.strangers[index].act(&self.world, served);
+            }
         }
+    }
+
+    /// Whether somebody who only wants a page gets it, or something is wrong.
+    fn serves_strangers(&self) -> bool {
+        !self.plan.harsh && self.plan.interlude != Interlude::CalledOff && !self.shards.have_finished()
     }
 
     // ---- the end ------------------------------------------------------------------------------------------------------------------
@@ -394,18 +442,20 @@ impl Simulation {
 
     /// In a gentle world nobody is turned away or ended who has done nothing for it.
     fn check_ends(&self) {
+        let drains = self.plan.end == End::Drain || self.plan.interlude == Interlude::CalledOff;
+        let tells = drains || self.plan.interlude == Interlude::Rebalance;
         for client in &self.clients {
             let told = match &client.ended {
                 None | Some(Ended::Left) => true,
                 // 1000 answers the client's own; a drain says 1012 (or refuses with 503 whoever comes during it).
                 Some(Ended::Closed(code)) => match code {
-                    Some(1000) | None => client.is_excused() || self.plan.end == End::Drain,
-                    Some(1012) => self.plan.end == End::Drain,
+                    Some(1000) | None => client.is_excused() || tells,
+                    Some(1012) => tells,
                     // Whether that is so was looked at when it was told.
                     Some(LOST) => client.plan.begin != Begin::Live,
                     _ => false,
                 },
-                Some(Ended::Refused(503) | Ended::Broken(_)) => self.plan.end == End::Drain && !client.plan.witness,
+                Some(Ended::Refused(503) | Ended::Broken(_)) => drains && !client.plan.witness,
                 Some(Ended::Refused(_)) => false,
             };
             let fine = told || self.plan.harsh || (client.is_excused() && !matches!(client.ended, Some(Ended::Refused(_))));
@@ -414,9 +464,9 @@ impl Simulation {
         for reader in &self.readers {
             let fine = match reader.cut {
                 None | Some(Cut::Left) => true,
-                Some(Cut::Bye(code)) => code == 1012 && self.plan.end == End::Drain,
+                Some(Cut::Bye(code)) => code == 1012 && tells,
                 Some(Cut::Refused(_)) => false,
-                Some(Cut::Broken) => reader.is_excused() || self.plan.end == End::Drain || reader.has_shut,
+                Some(Cut::Broken) => reader.is_excused() || drains || reader.has_shut,
             };
             assert!(fine || self.plan.harsh, "{}", reader.describe());
         }

@@ -26,8 +26,21 @@ pub struct Plan {
     pub readers: Vec<ReaderPlan>,
     /// When everything is quiet, new clients come and get what is kept.
     pub epilogue: bool,
+    /// What happens while everybody talks.
+    pub interlude: Interlude,
     /// How it ends.
     pub end: End,
+}
+
+/// What the gateway does to its clients in the middle of a simulation.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Interlude {
+    /// Nothing.
+    None,
+    /// It hands some of them to others.
+    Rebalance,
+    /// It drains, and that is called off as soon as it can be, or when many are gone.
+    CalledOff,
 }
 
 /// How a simulation ends.
@@ -184,8 +197,14 @@ impl Plan {
             if harsh && choices.chance(300) { (count + choices.below(3)).saturating_sub(choices.below(3)).max(1) } else { usize::MAX };
         let end = choices.of(&[End::Close, End::Close, End::Drain]);
         let epilogue = !harsh && choices.chance(400);
-        let shards = ShardsPlan { shards, limits, ring, seed: choices.below(1 << 32) as u64 };
-        Self { shards, chaos, fds_max, harsh, rooms, clients, readers, epilogue, end }
+        let seed = choices.below(1 << 32) as u64;
+        let shards = ShardsPlan { shards, limits, ring, seed };
+        let interlude = match seed % 10 {
+            0 => Interlude::Rebalance,
+            1 => Interlude::CalledOff,
+            _ => Interlude::None,
+        };
+        Self { shards, chaos, fds_max, harsh, rooms, clients, readers, epilogue, interlude, end }
     }
 }
 

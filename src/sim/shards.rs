@@ -11,6 +11,7 @@ use crate::engine::kernel::Kernel;
 use crate::engine::mailbox::mesh;
 use crate::engine::recv_pool::RecvPool;
 use crate::engine::sim::{SimKernel, SimRingSize, World};
+use crate::engine::sys::Listener;
 use crate::engine::uring::UringDriver;
 use crate::gateway::counters::Counters;
 use crate::gateway::{Command, Gateway, Holdings, Pages, Parts, Progress, Shared};
@@ -54,6 +55,7 @@ enum State {
 /// The shards, each inside its wait or finished.
 pub struct Shards<K = SimKernel> {
     world: Rc<RefCell<World>>,
+    limits: Arc<Limits>,
     seats: Vec<Seat<K>>,
     /// What they share.
     pub shared: Arc<Shared>,
@@ -87,7 +89,7 @@ impl<K: Kernel> Shards<K> {
         for (index, mailbox) in mesh(plan.shards.into(), limits.mailbox_messages as usize).into_iter().enumerate() {
             let pool = RecvPool::new(limits.recv_buffers as usize, limits.recv_buffer_bytes as usize);
             let shard = world.borrow_mut().add_ring(plan.ring, pool);
-            let (commands, receiver) = bounded(1);
+            let (commands, receiver) = bounded(16);
             let parts = Parts {
                 shard,
                 epoch: Epoch(plan.seed),
@@ -106,7 +108,7 @@ impl<K: Kernel> Shards<K> {
             seats.push(Seat { gateway, commands, state: State::Waiting });
         }
         let memory_at_rest = shared.memory.bytes();
-        Self { world: Rc::clone(world), seats, shared, counters, memory_at_rest }
+        Self { world: Rc::clone(world), limits, seats, shared, counters, memory_at_rest }
     }
 
     /// All of them.
@@ -183,11 +185,34 @@ impl<K: Kernel> Shards<K> {
         }
     }
 
-    /// Asks them all to drain within `time`.
-    pub fn drain(&mut self, time: Duration) {
+    /// Asks them all to drain within `time`, and to finish then if `exits`.
+    pub fn drain(&mut self, time: Duration, exits: bool) {
         let deadline = self.world.borrow().now + time;
+        let window = Duration::from_millis(self.limits.drain_window_ms(self.shared.connections() as u64));
+        self.command(Command::Drain { window, deadline, exits });
+    }
+
+    /// Calls a drain off, once all shards have closed their listeners.
+    ///
+    /// # Panics
+    /// If they have not.
+    pub fn call_off_drain(&mut self) {
+        assert!(self.shared.all_closed(), "a drain is called off when every listener is closed");
+        self.command(Command::CallOff { listener: Listener::SIMULATED });
+    }
+
+    /// Asks them all to hand a share of their clients to others, in millionths.
+    ///
+    /// # Panics
+    /// If they are at it already.
+    pub fn rebalance(&mut self, share_ppm: u32, window: Duration) {
+        assert!(self.shared.begin_rebalancing(), "one rebalance at a time");
+        self.command(Command::Rebalance { share_ppm, window });
+    }
+
+    fn command(&mut self, command: Command) {
         for (index, seat) in self.seats.iter().enumerate() {
-            let _ = seat.commands.send(Command::Drain { deadline });
+            seat.commands.send(command).expect("a shard that is asked for something has not finished");
             self.world.borrow_mut().signal(ShardId(index as u16));
         }
     }

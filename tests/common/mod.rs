@@ -15,6 +15,7 @@ pub mod raw;
 pub mod swarm;
 
 use std::io::{BufRead, BufReader};
+use std::os::fd::RawFd;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -42,6 +43,7 @@ pub fn gateway() -> Setup {
         nofile: None,
         memlock_bytes: None,
         inherited: 0,
+        passed: None,
         ordinary_user: false,
     }
 }
@@ -57,6 +59,7 @@ pub struct Setup {
     nofile: Option<u64>,
     memlock_bytes: Option<u64>,
     inherited: i32,
+    passed: Option<(Vec<RawFd>, String)>,
     ordinary_user: bool,
 }
 
@@ -99,6 +102,12 @@ impl Setup {
         self
     }
 
+    /// Descriptors are passed as systemd passes them (sd_listen_fds(3)), with names between colons.
+    pub fn passed(mut self, descriptors: &[RawFd], names: &str) -> Self {
+        self.passed = Some((descriptors.to_vec(), names.to_owned()));
+        self
+    }
+
     /// RLIMIT_MEMLOCK, soft and hard.
     pub fn memlock_bytes(mut self, bytes: u64) -> Self {
         self.memlock_bytes = Some(bytes);
@@ -113,6 +122,12 @@ impl Setup {
 
     fn command(&self, binary: &PathBuf) -> Command {
         let mut command = Command::new(binary);
+        if let Some((descriptors, names)) = &self.passed {
+            // The process that they are for is named by its id, which only it knows before it begins.
+            command = Command::new("/bin/sh");
+            command.args(["-c", "export LISTEN_PID=$$; exec \"$0\" \"$@\""]).arg(binary);
+            command.env("LISTEN_FDS", descriptors.len().to_string()).env("LISTEN_FDNAMES", names);
+        }
         // SAFETY: getuid has no preconditions.
         let root = unsafe { libc::getuid() } == 0;
         for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("SHARDCAST_")) {
@@ -132,10 +147,19 @@ impl Setup {
             command.uid(65534).gid(65534);
         }
         let (nofile, memlock, inherited) = (self.nofile, self.memlock_bytes, self.inherited);
+        let passed = self.passed.as_ref().map_or_else(Vec::new, |(descriptors, _)| descriptors.clone());
         // SAFETY: between fork and exec only async-signal-safe calls are made (prctl, dup2, setrlimit), nothing allocates.
         unsafe {
             command.pre_exec(move || {
                 libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                // First out of each other's way.
+                for (number, descriptor) in (0..).zip(&passed) {
+                    libc::dup2(*descriptor, 200 + number);
+                }
+                for number in 0..passed.len() as RawFd {
+                    libc::dup2(200 + number, 3 + number);
+                    libc::close(200 + number);
+                }
                 for descriptor in 0..inherited {
                     libc::dup2(libc::STDIN_FILENO, 50 + descriptor);
                 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::engine::driver::{Driver, Event, Wait};
 use crate::engine::segment::{Gather, SegmentMemory, SegmentWriter};
-use crate::engine::sys::Socket;
+use crate::engine::sys::{ListenOptions, Listener, Socket, listen};
 use crate::engine::wakers::Wakers;
 use crate::ids::{ConnKey, ShardId};
 
@@ -45,6 +45,9 @@ pub(crate) trait Setting {
     /// A fresh driver for this shard of two, the lower one first. Its receive pool has 16 buffers of 1 KiB; it takes about 16 KiB for a client that does not read,
     /// besides what the network holds.
     fn driver(&self, shard: ShardId) -> (Self::Driver, Self::Address);
+
+    /// Another listener at a driver's address, after the first was closed.
+    fn listener(&self, address: &Self::Address) -> Listener;
 
     /// Connects to a driver; it need not have accepted yet.
     fn connect(&self, address: &Self::Address) -> io::Result<Self::Client>;
@@ -89,6 +92,11 @@ impl<D: Driver> Setting for Loopback<D> {
 
     fn driver(&self, shard: ShardId) -> (D, SocketAddr) {
         (self.make)(shard, &self.wakers)
+    }
+
+    fn listener(&self, address: &SocketAddr) -> Listener {
+        let options = ListenOptions { backlog: 64, notsent_bytes: 16 * 1024, defer_seconds: 0, shared: false };
+        Listener::own(listen(*address, options).expect("the address is free again"))
     }
 
     fn connect(&self, address: &SocketAddr) -> io::Result<TcpStream> {

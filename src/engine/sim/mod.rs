@@ -29,7 +29,7 @@ pub use world::{LinkId, World};
 
 use super::driver::{CloseHow, Wait};
 use super::kernel::{Completion, GatherWait, Kernel, Op, Token};
-use super::sys::Socket;
+use super::sys::{Listener, Socket};
 use crate::ids::ShardId;
 
 /// One shard's kernel in a [`World`].
@@ -68,8 +68,17 @@ impl Kernel for SimKernel {
         self.world.borrow_mut().signal(shard);
     }
 
-    fn close_listener(&mut self) {
-        self.world.borrow_mut().close_listener(self.shard);
+    fn shut_door(&mut self) -> bool {
+        self.world.borrow_mut().shut_door(self.shard);
+        true
+    }
+
+    fn close_listener(&mut self) -> Vec<Socket> {
+        self.world.borrow_mut().close_listener(self.shard)
+    }
+
+    fn open_listener(&mut self, _: Listener) {
+        self.world.borrow_mut().open_listener(self.shard);
     }
 
     fn shut_write(&mut self, socket: Socket) {

@@ -62,6 +62,8 @@ pub(super) struct Ring {
     pub(super) queue: Vec<(Token, Op)>,
     pub(super) accept: Option<Token>,
     pub(super) listening: bool,
+    /// It is about to be closed: whoever connects now finds it closed when he tries again.
+    pub(super) door_shut: bool,
     pub(super) backlog: VecDeque<u32>,
     pub(super) watch: Option<Token>,
     pub(super) signalled: bool,
@@ -91,6 +93,7 @@ impl Ring {
             queue: Vec::new(),
             accept: None,
             listening: true,
+            door_shut: false,
             backlog: VecDeque::new(),
             watch: None,
             signalled: false,

@@ -11,6 +11,7 @@ use crate::engine::driver::{Driver, Event, Wait};
 use crate::engine::driver_tests::bench::{Client, Setting, TURN};
 use crate::engine::driver_tests::{self, driver_tests};
 use crate::engine::recv_pool::RecvPool;
+use crate::engine::sys::Listener;
 use crate::engine::uring::UringDriver;
 use crate::ids::ShardId;
 
@@ -67,6 +68,10 @@ impl Setting for Simulated {
         let added = self.world.borrow_mut().add_ring(self.ring, RecvPool::new(16, 1024));
         assert_eq!(added, shard, "the lower shard is made first");
         (UringDriver::new(SimKernel::new(&self.world, shard)), shard)
+    }
+
+    fn listener(&self, _: &ShardId) -> Listener {
+        Listener::SIMULATED
     }
 
     fn connect(&self, shard: &ShardId) -> io::Result<SimClient> {

@@ -96,10 +96,10 @@ impl World {
     /// Connects to the listener of `shard`.
     ///
     /// # Errors
-    /// ECONNREFUSED when that has closed.
+    /// ECONNREFUSED when that has closed, or is about to.
     pub fn connect(&mut self, shard: ShardId, options: LinkOptions) -> io::Result<LinkId> {
         let ring = &mut self.rings[shard.index()];
-        if !ring.listening {
+        if !ring.listening || ring.door_shut {
             return Err(io::Error::from_raw_os_error(libc::ECONNREFUSED));
         }
         let link = self.free_links.pop().unwrap_or_else(|| {
@@ -648,9 +648,25 @@ impl World {
         }
     }
 
-    pub(super) fn close_listener(&mut self, shard: ShardId) {
+    pub(super) fn shut_door(&mut self, shard: ShardId) {
+        self.rings[shard.index()].door_shut = true;
+    }
+
+    pub(super) fn open_listener(&mut self, shard: ShardId) {
         let ring = &mut self.rings[shard.index()];
-        assert!(ring.accept.is_none(), "shard {shard}: the listener is closed under its accept");
+        assert!(!ring.listening, "shard {shard}: a second listener");
+        (ring.listening, ring.door_shut) = (true, false);
+    }
+
+    pub(super) fn close_listener(&mut self, shard: ShardId) -> Vec<Socket> {
+        assert!(self.rings[shard.index()].accept.is_none(), "shard {shard}: the listener is closed under its accept");
+        let mut accepted = Vec::new();
+        while self.fds.len() - self.free_fds.len() < self.fds_max
+            && let Some(link) = self.rings[shard.index()].backlog.pop_front()
+        {
+            accepted.push(Socket(self.open_fd(link) as i32));
+        }
+        let ring = &mut self.rings[shard.index()];
         ring.listening = false;
         for id in std::mem::take(&mut ring.backlog) {
             let link = self.links[id as usize].as_mut().expect("a link lives until both ends are gone");
@@ -660,6 +676,7 @@ impl World {
                 self.free_link(id);
             }
         }
+        accepted
     }
 
     /// The process ends: whatever is still open is closed, and what waits in a backlog is reset.

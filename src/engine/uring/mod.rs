@@ -17,7 +17,7 @@ use super::driver::{CloseHow, Driver, Event, Wait};
 use super::kernel::{Completion, GatherWait, Kernel, Kind, Op, Token};
 use super::segment::Gather;
 use super::slab::Slab;
-use super::sys::Socket;
+use super::sys::{Listener, Socket};
 use crate::ids::{ConnKey, ShardId};
 
 /// A wait asks for this many completions at most, however many the last turn had.
@@ -69,6 +69,7 @@ pub struct UringDriver<K> {
     completions: Vec<Completion>,
     last_reaped: usize,
     accepting: Accepting,
+    listening: bool,
     accept_in_flight: bool,
     accept_failures: u32,
 }
@@ -93,6 +94,7 @@ impl<K: Kernel> UringDriver<K> {
             completions: Vec::new(),
             last_reaped: 0,
             accepting: Accepting::On,
+            listening: true,
             accept_in_flight: false,
             accept_failures: 0,
         };
@@ -173,12 +175,7 @@ impl<K: Kernel> UringDriver<K> {
         match completion.result {
             Ok(fd) => {
                 self.accept_failures = 0;
-                let socket = Socket(fd as i32);
-                if self.accepting == Accepting::Stopped {
-                    self.kernel.close(socket, CloseHow::Close);
-                } else {
-                    events.push(Event::Accepted(socket));
-                }
+                events.push(Event::Accepted(Socket(fd as i32)));
             }
             Err(libc::ECANCELED) => {}
             Err(errno) => {
@@ -191,9 +188,14 @@ impl<K: Kernel> UringDriver<K> {
                 }
             }
         }
-        match self.accepting {
-            Accepting::Stopped if !self.accept_in_flight => self.kernel.close_listener(),
-            _ => self.arm_accept(),
+        self.arm_accept();
+    }
+
+    /// Closes the listener as soon as no accept is in flight on it.
+    fn finish_stop(&mut self, events: &mut Vec<Event>) {
+        if self.accepting == Accepting::Stopped && self.listening && !self.accept_in_flight {
+            self.listening = false;
+            events.extend(self.kernel.close_listener().into_iter().map(Event::Accepted));
         }
     }
 
@@ -308,6 +310,7 @@ impl<K: Kernel> Driver for UringDriver<K> {
             self.complete(completion, events);
         }
         self.completions = completions;
+        self.finish_stop(events);
         std::mem::swap(&mut self.reported, &mut self.closed);
         events.extend(self.reported.iter().map(|&key| Event::Closed(key)));
     }
@@ -407,6 +410,10 @@ impl<K: Kernel> Driver for UringDriver<K> {
         }
     }
 
+    fn shut_door(&mut self) -> bool {
+        self.kernel.shut_door()
+    }
+
     fn stop_accept(&mut self) {
         if self.accepting == Accepting::Stopped {
             return;
@@ -414,9 +421,20 @@ impl<K: Kernel> Driver for UringDriver<K> {
         self.accepting = Accepting::Stopped;
         if self.accept_in_flight {
             self.kernel.submit(Token::plain(Kind::Cancel, 0), Op::Cancel(Token::plain(Kind::Accept, 0)));
-        } else {
-            self.kernel.close_listener();
         }
+    }
+
+    fn is_listening(&self) -> bool {
+        self.listening
+    }
+
+    fn listen(&mut self, listener: Listener) {
+        assert!(!self.listening, "one listener at a time");
+        self.kernel.open_listener(listener);
+        self.listening = true;
+        self.accepting = Accepting::On;
+        self.accept_failures = 0;
+        self.arm_accept();
     }
 
     fn wake(&mut self, shard: ShardId) {
@@ -441,7 +459,7 @@ mod tests {
     use crate::engine::driver_tests::bench::Loopback;
     use crate::engine::driver_tests::{self, driver_tests};
     use crate::engine::recv_pool::RecvPool;
-    use crate::engine::sys::{ListenOptions, listen, local_addr};
+    use crate::engine::sys::{ListenOptions, Listener, listen, local_addr};
     use crate::engine::wakers::Wakers;
 
     fn make(shard: ShardId, wakers: &Arc<Wakers>) -> (UringDriver<RingKernel>, SocketAddr) {
@@ -449,7 +467,8 @@ mod tests {
         let listener = listen("127.0.0.1:0".parse().expect("an address"), options).expect("listens");
         let address = local_addr(&listener).expect("an address");
         let ring = build_ring(RingSize { submissions: 64, completions: 256 }).expect("a ring");
-        let kernel = RingKernel::new(ring, RecvPool::new(16, 1024), shard, Arc::clone(wakers), Some(listener)).expect("a buffer ring");
+        let kernel = RingKernel::new(ring, RecvPool::new(16, 1024), shard, Arc::clone(wakers), Some(Listener::own(listener)))
+            .expect("a buffer ring");
         (UringDriver::new(kernel), address)
     }
 

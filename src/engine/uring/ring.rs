@@ -11,7 +11,7 @@ use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::io;
 use std::mem::ManuallyDrop;
 use std::net::SocketAddr;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -24,7 +24,7 @@ use crate::engine::driver::{CloseHow, Wait};
 use crate::engine::kernel::{Completion, GatherWait, Kernel, Kind, Op, Token};
 use crate::engine::recv_pool::RecvPool;
 use crate::engine::segment::Gather;
-use crate::engine::sys::Socket;
+use crate::engine::sys::{Listener, OpenListener, Socket};
 use crate::engine::wakers::Wakers;
 use crate::ids::ShardId;
 
@@ -174,7 +174,7 @@ pub struct RingKernel {
     wake_count: Box<u64>,
     shard: ShardId,
     wakers: Arc<Wakers>,
-    listener: Option<OwnedFd>,
+    listener: Option<OpenListener>,
     enter_flags: EnterFlags,
     min_wait: bool,
 }
@@ -184,7 +184,7 @@ impl RingKernel {
     ///
     /// # Errors
     /// As io_uring_register(2) for IORING_REGISTER_PBUF_RING: EINVAL when the kernel has none, ENOMEM over the memlock limit.
-    pub fn new(ring: IoUring, pool: Rc<RecvPool>, shard: ShardId, wakers: Arc<Wakers>, listener: Option<OwnedFd>) -> io::Result<Self> {
+    pub fn new(ring: IoUring, pool: Rc<RecvPool>, shard: ShardId, wakers: Arc<Wakers>, listener: Option<Listener>) -> io::Result<Self> {
         let params = ring.params();
         let enter_flags = if params.is_feature_no_iowait() { EnterFlags::NO_IOWAIT } else { EnterFlags::empty() };
         let min_wait = params.is_feature_min_timeout();
@@ -205,7 +205,7 @@ impl RingKernel {
             wake_count: Box::new(0),
             shard,
             wakers,
-            listener,
+            listener: listener.map(Listener::open),
             enter_flags,
             min_wait,
         };
@@ -223,7 +223,7 @@ impl RingKernel {
     fn entry(&mut self, token: Token, op: Op) -> squeue::Entry {
         match op {
             Op::Accept => {
-                let listener = self.listener.as_ref().expect("accept is only asked for before close_listener").as_raw_fd();
+                let listener = self.listener.as_ref().expect("accept is only asked for while there is a listener").fd();
                 opcode::AcceptMulti::new(Fd(listener)).flags(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK).build()
             }
             // Tried at once: an accepted client has spoken (`limits.accept_defer_ms`), a starved one waits with bytes.
@@ -372,8 +372,16 @@ impl Kernel for RingKernel {
         self.wakers.signal(shard);
     }
 
-    fn close_listener(&mut self) {
-        self.listener = None;
+    fn shut_door(&mut self) -> bool {
+        self.listener.as_ref().is_none_or(OpenListener::shut_door)
+    }
+
+    fn close_listener(&mut self) -> Vec<Socket> {
+        self.listener.take().map_or_else(Vec::new, OpenListener::close)
+    }
+
+    fn open_listener(&mut self, listener: Listener) {
+        self.listener = Some(listener.open());
     }
 
     fn shut_write(&mut self, socket: Socket) {
