@@ -186,6 +186,10 @@ limits! {
     mailbox_messages: Count = 256, 16 => 65_536;
     /// Bytes not yet sent that the kernel holds for one connection (TCP_NOTSENT_LOWAT): the backlog stays in shared segments.
     notsent_bytes: Bytes = 16 * KIB, KIB => 16 * MIB;
+    /// Connections at once from one address (of IPv6 from one /64); 0 sets no bound. Beyond it a client is told 429 or 4529 with a time to come back.
+    connections_per_address: Count = 0, 0 => 16_000_000;
+    /// WebSockets and streams that one address may open per second; 0 sets no bound. Beyond it likewise.
+    handshakes_per_address: PerSecond = 0, 0 => 1_000_000;
     /// Messages that one connection may publish per second; 0 sets no bound. A WebSocket that goes on over it is closed with 4529, a request is answered 429.
     messages_per_second: PerSecond = 0, 0 => 1_000_000_000;
     /// The same for the bytes of their payloads.

@@ -116,6 +116,9 @@ pub trait Driver {
     /// The peer's address, where the socket still knows it.
     fn peer_addr(&self, conn: ConnKey) -> Option<SocketAddr>;
 
+    /// The address that an accepted socket comes from, while connected.
+    fn peer_of(&self, socket: Socket) -> Option<SocketAddr>;
+
     /// The slots of all live connections, closing ones included; a slot at or above this was never used.
     fn slots(&self) -> u32;
 

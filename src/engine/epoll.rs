@@ -444,6 +444,10 @@ impl Driver for EpollDriver {
         }
     }
 
+    fn peer_of(&self, socket: Socket) -> Option<SocketAddr> {
+        socket.peer_addr()
+    }
+
     fn peer_addr(&self, conn: ConnKey) -> Option<SocketAddr> {
         self.conns.get(conn).filter(|conn| conn.state != State::Closed).and_then(|conn| conn.socket.peer_addr())
     }

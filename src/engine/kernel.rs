@@ -102,30 +102,16 @@ pub struct Completion {
     pub data: Option<Rc<Gather>>,
 }
 
-/// How long a wait that has its first completion goes on for more.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct GatherWait {
-    /// Enough completions.
-    pub want: u32,
-    /// Enough time, in microseconds.
-    pub micros: u32,
-}
-
-impl GatherWait {
-    /// The first completion ends the wait.
-    pub const NONE: Self = Self { want: 1, micros: 0 };
-}
-
 /// Where operations go and completions come from.
 pub trait Kernel {
     /// Queues an operation.
     fn submit(&mut self, token: Token, op: Op);
 
-    /// Hands over what is queued and waits for completions: as told by `wait`, and if `gather` wants more than one, for up to its time for the rest of them.
+    /// Hands over what is queued and waits for a completion, as told by `wait`.
     ///
     /// # Errors
     /// Only what means that the ring is broken; interrupted and busy are not errors.
-    fn enter(&mut self, wait: Wait, gather: GatherWait) -> io::Result<()>;
+    fn enter(&mut self, wait: Wait) -> io::Result<()>;
 
     /// Moves completions out; as many as there are, up to a few hundred.
     fn reap(&mut self, completions: &mut Vec<Completion>);

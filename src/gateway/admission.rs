@@ -3,13 +3,16 @@
 use std::io;
 use std::time::Duration;
 
+use super::clients::{AddressSource, counts_addresses};
 use super::counters::{AcceptResult, Transport};
+use super::endpoints::Unavailable;
 use super::{Gateway, ShardMessage};
 use crate::engine::driver::Driver;
 use crate::engine::sys::Socket;
 use crate::gateway::session::Session;
 use crate::ids::ConnKey;
 use crate::limits::Limits;
+use crate::proto::client_address::Prefix;
 use crate::time::Time;
 
 /// How long to wait before accepting is tried again after descriptors ran out.
@@ -55,31 +58,43 @@ impl Admission {
 impl<D: Driver> Gateway<D> {
     pub(super) fn accepted(&mut self, socket: Socket) {
         if !self.shared.admit() {
-            return self.accepted_over_cap(socket);
+            return self.accepted_to_refuse(socket, Unavailable::OverCapacity);
+        }
+        let prefix =
+            if counts_addresses(&self.limits) { self.prefix_at_accept(self.driver.peer_of(socket).map(|peer| peer.ip())) } else { None };
+        if prefix.is_some_and(|prefix| !self.admit_address(prefix)) {
+            self.shared.release();
+            return self.accepted_to_refuse(socket, Unavailable::Address);
         }
         // Who comes to a gateway that drains is only told so.
         let target = if self.drain.is_some() { self.shard } else { self.shared.place(self.shard) };
         self.shared.add_load(target);
         if target == self.shard {
-            self.adopt(socket);
+            self.adopt(socket, prefix);
         } else {
-            self.mailbox.send(target, ShardMessage::Adopt { socket });
+            self.mailbox.send(target, ShardMessage::Adopt { socket, prefix });
         }
     }
 
     /// Takes up a connection that was admitted and is counted for this shard.
-    pub(super) fn adopt(&mut self, socket: Socket) {
+    pub(super) fn adopt(&mut self, socket: Socket, prefix: Option<Prefix>) {
         self.counters.accepts.of(AcceptResult::Ok).add(1);
-        self.take_up(socket, false);
+        let key = self.take_up(socket, None);
+        if let Some(prefix) = prefix {
+            self.prefixes.insert(key, prefix);
+        }
     }
 
-    /// Beyond the cap a client is taken up just to be told so; beyond the bound of those too, it is dropped, and the next ones wait in the backlog.
-    fn accepted_over_cap(&mut self, socket: Socket) {
+    /// Somebody who cannot be served is taken up just to be told so; beyond the bound of those too, it is dropped, and the next ones wait in the backlog.
+    fn accepted_to_refuse(&mut self, socket: Socket, why: Unavailable) {
         if self.admission.refusing < self.limits.refusals_max {
             self.admission.refusing += 1;
-            self.counters.accepts.of(AcceptResult::OverCapacity).add(1);
+            self.counters
+                .accepts
+                .of(if why == Unavailable::Address { AcceptResult::AddressLimited } else { AcceptResult::OverCapacity })
+                .add(1);
             self.shared.add_load(self.shard);
-            self.take_up(socket, true);
+            self.take_up(socket, Some(why));
         } else {
             self.counters.accepts.of(AcceptResult::Dropped).add(1);
             self.driver.discard(socket);
@@ -90,12 +105,30 @@ impl<D: Driver> Gateway<D> {
         }
     }
 
-    fn take_up(&mut self, socket: Socket, over_capacity: bool) {
+    /// A connection that was admitted is kept only to be told why it cannot be served.
+    pub(super) fn refuse_admitted(&mut self, key: ConnKey, why: Unavailable) {
+        if let Some(session) = self.sessions.get_mut(key)
+            && session.refused.is_none()
+        {
+            session.refused = Some(why);
+            self.shared.release();
+            self.admission.refusing += 1;
+        }
+    }
+
+    fn take_up(&mut self, socket: Socket, refused: Option<Unavailable>) -> ConnKey {
         self.busy = true;
         self.counters.connections.of(Transport::Http).add(1);
         let key = self.driver.adopt(socket);
-        self.sessions.insert(key, Session::new(self.now, over_capacity));
+        let mut session = Session::new(self.now, refused);
+        if self.addressing.source == AddressSource::ProxyProtocol
+            && self.driver.peer_addr(key).is_some_and(|peer| self.is_trusted(peer.ip()))
+        {
+            session.cold.get_or_insert_default().preface = true;
+        }
+        self.sessions.insert(key, session);
         self.timers.set(key.slot, self.now + self.head_patience());
+        key
     }
 
     /// A connection is gone for good.
@@ -103,10 +136,11 @@ impl<D: Driver> Gateway<D> {
         self.busy = true;
         self.timers.clear(key.slot);
         self.said.remove(key);
+        self.uncount(key);
         let Some(session) = self.sessions.remove(key) else { return };
         self.counters.connections.of(session.transport).sub(1);
         self.shared.drop_load(self.shard);
-        if session.over_capacity {
+        if session.refused.is_some() {
             self.admission.refusing -= 1;
         } else {
             self.shared.release();

@@ -78,6 +78,8 @@ causes! {
     OverCapacity = "over_capacity", Gateway, Some(CloseCode::OVER_CAPACITY);
     /// The client publishes more than one connection may.
     RateLimited = "rate_limited", Peer, Some(CloseCode::RATE_LIMITED);
+    /// The client's address has as many connections, or opens as many in a second, as one may.
+    AddressLimited = "address_limited", Peer, Some(CloseCode::RATE_LIMITED);
     /// More clients come at once than the gateway takes up.
     Busy = "busy", Gateway, Some(CloseCode::OVER_CAPACITY);
     /// The gateway is shutting down.

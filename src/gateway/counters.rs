@@ -250,6 +250,8 @@ labels! {
         Ok = "ok",
         /// Taken up just to be told that the gateway is full.
         OverCapacity = "over_capacity",
+        /// Taken up just to be told that their address has as many connections as one may have.
+        AddressLimited = "address_limited",
         /// Closed at once: no room was left even to tell it.
         Dropped = "dropped",
         /// Not accepted: the process or the system had no descriptor left.

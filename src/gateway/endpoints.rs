@@ -32,8 +32,8 @@ pub(super) struct Context<'a> {
     pub(super) pages: Pages,
     /// Why nobody can be served now, if that is so.
     pub(super) unavailable: Option<Unavailable>,
-    /// More clients come than are taken up.
-    pub(super) busy: bool,
+    /// Why no WebSocket and no stream can be opened now, if that is so.
+    pub(super) busy: Option<Unavailable>,
     /// Somebody may be left to hear what is published.
     pub(super) takes_messages: bool,
     pub(super) limits: &'a Limits,
@@ -46,6 +46,8 @@ pub(super) struct Context<'a> {
 pub(super) enum Unavailable {
     /// The connection is over the cap.
     OverCapacity,
+    /// The client's address has as much as one may have.
+    Address,
     /// More clients come than are taken up in a second.
     Busy,
     Draining,
@@ -55,14 +57,22 @@ impl Unavailable {
     const fn cause(self) -> CloseCause {
         match self {
             Self::OverCapacity => CloseCause::OverCapacity,
+            Self::Address => CloseCause::AddressLimited,
             Self::Busy => CloseCause::Busy,
             Self::Draining => CloseCause::Shutdown,
         }
     }
 
+    const fn status(self) -> u16 {
+        if matches!(self, Self::Address) { 429 } else { 503 }
+    }
+
     const fn message(self) -> &'static str {
         match self {
             Self::OverCapacity => "the gateway is at its limit of connections (limits.connections_max); come back after Retry-After",
+            Self::Address => {
+                "your address has as many connections, or opens as many in a second, as one may (limits.connections_per_address, limits.handshakes_per_address); come back after Retry-After"
+            }
             Self::Busy => {
                 "more clients come than the gateway takes up in a second (limits.handshakes_per_second); come back after Retry-After"
             }
@@ -74,7 +84,7 @@ impl Unavailable {
 impl Context<'_> {
     /// Why no WebSocket and no stream can be opened now, if that is so.
     fn unopenable(&self) -> Option<Unavailable> {
-        self.unavailable.or(self.busy.then_some(Unavailable::Busy))
+        self.unavailable.or(self.busy)
     }
 }
 
@@ -157,7 +167,7 @@ fn body_closes(head: &Head<'_, '_>, response: Response) -> Response {
 }
 
 fn unavailable(context: &Context<'_>, why: Unavailable) -> Answer {
-    Answer::Refuse(retry_later(Response::error(503, why.message()), context.retry_ms).close(), why.cause())
+    Answer::Refuse(retry_later(Response::error(why.status(), why.message()), context.retry_ms).close(), why.cause())
 }
 
 /// The same where a page may read the answer.

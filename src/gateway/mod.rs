@@ -12,11 +12,12 @@
 //! | `fanout` | laps over a topic's members |
 //! | `peers` | messages between shards |
 //! | `egress` | what a connection is sent next, and the close sequence |
-//! | `rate` | how much clients may say and how many may come |
+//! | `clients`, `rate` | who clients are; how many may come, and how much they may say |
 //! | `timeouts`, `drain` | deadlines; goodbyes, in a shutdown and when clients are handed to others |
 #![forbid(unsafe_code)]
 
 mod admission;
+mod clients;
 pub mod close_cause;
 pub mod counters;
 mod drain;
@@ -58,6 +59,7 @@ use crate::engine::slab::SideTable;
 use crate::engine::sys::{self, Listener};
 use crate::engine::timers::{TICK, TimerWheel};
 use crate::gateway::admission::Admission;
+use crate::gateway::clients::counts_addresses;
 use crate::gateway::close_cause::CloseCause;
 use crate::gateway::counters::Counters;
 use crate::gateway::drain::{Drain, Farewells};
@@ -74,12 +76,14 @@ use crate::gateway::topic::Topic;
 use crate::hub::{Directory, Placement};
 use crate::ids::{ConnId, ConnKey, ShardId, TopicKey};
 use crate::limits::Limits;
+use crate::proto::client_address::Prefix;
 use crate::proto::position::Epoch;
 use crate::proto::topic::TopicName;
 use crate::proto::ws::OpCode;
 use crate::proto::ws::frame::server_header;
 use crate::time::Time;
 
+pub use clients::{AddressSource, Addressing};
 pub use endpoints::Pages;
 pub use listing::Listing;
 pub use peers::ShardMessage;
@@ -144,6 +148,8 @@ pub struct Parts {
     pub limits: Arc<Limits>,
     /// Allowed origins of browsers; none means that `Origin` must match `Host`.
     pub origins: Arc<[String]>,
+    /// How clients' addresses are found.
+    pub addressing: Arc<Addressing>,
     /// What `GET /` answers.
     pub pages: Pages,
     /// Where topics live.
@@ -197,6 +203,7 @@ pub struct Gateway<D> {
     counters: Arc<Counters>,
     limits: Arc<Limits>,
     origins: Arc<[String]>,
+    addressing: Arc<Addressing>,
     pages: Pages,
     placement: Placement,
     mailbox: Mailbox<ShardMessage>,
@@ -264,6 +271,8 @@ pub struct Gateway<D> {
     /// Connections found too slow while their topic was borrowed.
     slow: Vec<ConnKey>,
     admission: Admission,
+    /// What connections are counted for, where there are bounds to addresses.
+    prefixes: SideTable<Prefix>,
     /// What connections have said, where there are bounds to it.
     said: SideTable<Said>,
     /// WebSockets and streams opened.
@@ -286,6 +295,7 @@ impl<D: Driver> Gateway<D> {
             shard: parts.shard,
             counters: parts.counters,
             origins: parts.origins,
+            addressing: parts.addressing,
             pages: parts.pages,
             placement: parts.placement,
             mailbox: parts.mailbox,
@@ -328,6 +338,7 @@ impl<D: Driver> Gateway<D> {
             recent_sends: Vec::new(),
             slow: Vec::new(),
             admission: Admission::new(&limits, now),
+            prefixes: SideTable::default(),
             said: SideTable::default(),
             opened: Rate::default(),
             drain: None,
@@ -632,6 +643,9 @@ impl<D: Driver> Gateway<D> {
         });
         self.expire_histories();
         self.direct.rest();
+        if self.shard.0 == 0 && counts_addresses(&self.limits) {
+            self.shared.clients.sweep(self.now);
+        }
         if self.was_busy && !self.busy {
             // It has gone quiet: what bursts have left behind in the heap is of no use for now.
             sys::release_freed_memory();

@@ -28,6 +28,7 @@ use crate::engine::driver::Driver;
 use crate::engine::log::Parcel;
 use crate::engine::sys::Socket;
 use crate::ids::{ConnId, ConnKey, ShardId, TopicKey};
+use crate::proto::client_address::Prefix;
 use crate::proto::listing::ListCursor;
 use crate::proto::position::Start;
 use crate::proto::topic::TopicName;
@@ -46,6 +47,8 @@ pub enum ShardMessage {
     Adopt {
         /// Accepted by the sender, and nothing was read from it.
         socket: Socket,
+        /// What it is counted for.
+        prefix: Option<Prefix>,
     },
     /// The sender has somebody who wants this topic, whose home you are.
     Subscribe {
@@ -185,7 +188,7 @@ impl<D: Driver> Gateway<D> {
 
     fn receive_message(&mut self, from: ShardId, message: ShardMessage) {
         match message {
-            ShardMessage::Adopt { socket } => self.adopt(socket),
+            ShardMessage::Adopt { socket, prefix } => self.adopt(socket, prefix),
             ShardMessage::Subscribe { name, key } => self.subscribe(from, name, key),
             ShardMessage::Subscribed { key, home, offset } => self.subscribed(key, home, offset),
             ShardMessage::Refused { key } => self.topic_refused(key),

@@ -35,6 +35,11 @@ impl Rate {
         Ok(())
     }
 
+    /// Whether nothing of it counts any more.
+    pub(super) fn is_over(self, now: Time) -> bool {
+        self.0 <= now
+    }
+
     /// Whether one more could be taken.
     pub(super) fn has_room(mut self, now: Time, per_second: f64, burst: Duration) -> bool {
         self.take(now, 1, per_second, burst).is_ok()
@@ -55,7 +60,8 @@ pub(super) struct OverRate {
     pub(super) wait: Duration,
 }
 
-fn burst(limits: &Limits) -> Duration {
+/// What may be used at once after a quiet time, as a time.
+pub(super) fn burst(limits: &Limits) -> Duration {
     Duration::from_millis(limits.rate_burst_ms)
 }
 
@@ -92,7 +98,8 @@ impl<D: Driver> Gateway<D> {
     }
 
     /// Counts one that does.
-    pub(super) fn take_opened(&mut self) {
+    pub(super) fn take_opened(&mut self, key: ConnKey) {
+        self.take_opened_for_address(key);
         if self.limits.handshakes_per_second > 0 {
             let per_second = self.limits.handshakes_per_second as f64 / f64::from(self.placement.shards());
             // Whoever got this far was let in by `may_open` in the same step.

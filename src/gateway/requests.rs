@@ -21,6 +21,9 @@ impl<D: Driver> Gateway<D> {
             return 0;
         }
         let max = self.limits.head_bytes_max as usize;
+        if self.sessions.get(key).is_some_and(|session| session.awaits_preface()) {
+            return self.read_preface(key, bytes);
+        }
         if !self.has_turn(key) {
             if bytes.len() > max {
                 self.pause_reading(key);
@@ -42,16 +45,21 @@ impl<D: Driver> Gateway<D> {
             Ok(Some(head)) => {
                 let len = head.len;
                 let retry_ms = self.retry_ms();
-                let over_capacity = self.sessions.get(key).is_some_and(|session| session.over_capacity);
+                let refused = self.sessions.get(key).and_then(|session| session.refused);
                 let unavailable = match self.drain {
                     Some(_) => Some(Unavailable::Draining),
-                    None => over_capacity.then_some(Unavailable::OverCapacity),
+                    None => refused.or_else(|| self.address_from_head(key, &head)),
+                };
+                let busy = match (self.address_may_open(key), self.may_open()) {
+                    (false, _) => Some(Unavailable::Address),
+                    (_, false) => Some(Unavailable::Busy),
+                    _ => None,
                 };
                 let context = Context {
                     origins: &self.origins,
                     pages: self.pages,
                     unavailable,
-                    busy: !self.may_open(),
+                    busy,
                     takes_messages: !self.has_said_goodbye(),
                     limits: &self.limits,
                     retry_ms,
@@ -145,12 +153,12 @@ impl<D: Driver> Gateway<D> {
                 }
             }
             Answer::Room { name, no_echo, start, upgrade } => {
-                self.take_opened();
+                self.take_opened(key);
                 self.join(key, name, no_echo, start, upgrade);
             }
             Answer::Stream(mut stream) => {
                 if stream.kind == Kind::Events {
-                    self.take_opened();
+                    self.take_opened(key);
                 }
                 stream.poll.keep &= keep;
                 self.begin_stream(key, *stream);
@@ -164,7 +172,7 @@ impl<D: Driver> Gateway<D> {
                 self.begin_upload(key, *upload);
             }
             Answer::Echo { upgrade } => {
-                self.take_opened();
+                self.take_opened(key);
                 self.counters.handshakes.of(HandshakeResult::Upgraded).add(1);
                 self.upgraded(key, &upgrade);
                 self.opened(key, State::Echo);

@@ -5,6 +5,7 @@ use std::num::NonZeroU32;
 
 use super::close_cause::CloseCause;
 use super::counters::Transport;
+use super::endpoints::Unavailable;
 use super::publishing::Upload;
 use super::streams::Stream;
 use crate::engine::log::{Anchor, Pin};
@@ -62,6 +63,8 @@ pub(super) struct Cold {
     pub(super) scanned: usize,
     /// Its request waits for its turn.
     pub(super) queued: bool,
+    /// It is a trusted proxy's, and begins with a PROXY protocol header.
+    pub(super) preface: bool,
     /// The answer to an upgrade that waits for its room.
     pub(super) upgrade: Vec<u8>,
     /// Where a raw WebSocket begins in its room.
@@ -107,8 +110,8 @@ pub(super) struct Session {
     pub(super) served: bool,
     /// What it speaks.
     pub(super) transport: Transport,
-    /// Accepted over the cap, only to be told so.
-    pub(super) over_capacity: bool,
+    /// Accepted only to be told why it cannot be served.
+    pub(super) refused: Option<Unavailable>,
     /// Reading is paused.
     pub(super) paused: bool,
     /// It is a member of its topic's feed; before that it is a guest, who is given what was before it came.
@@ -146,13 +149,13 @@ pub(super) struct Session {
 }
 
 impl Session {
-    pub(super) fn new(now: Time, over_capacity: bool) -> Self {
+    pub(super) fn new(now: Time, refused: Option<Unavailable>) -> Self {
         Self {
             state: State::Head,
             no_echo: false,
             served: false,
             transport: Transport::Http,
-            over_capacity,
+            refused,
             paused: false,
             seated: false,
             waiting: false,
@@ -225,6 +228,7 @@ impl Session {
             cold.input.is_empty()
                 && cold.scanned == 0
                 && !cold.queued
+                && !cold.preface
                 && cold.upgrade.is_empty()
                 && cold.start.is_none()
                 && cold.replay_after.is_none()
@@ -248,6 +252,11 @@ impl Session {
     /// Its stream or poll, to look at.
     pub(super) fn stream(&self) -> Option<&Stream> {
         self.cold.as_ref().and_then(|cold| cold.stream.as_deref())
+    }
+
+    /// Whether a PROXY protocol header comes before its first request.
+    pub(super) fn awaits_preface(&self) -> bool {
+        self.cold.as_ref().is_some_and(|cold| cold.preface)
     }
 
     /// Whether its request waits for its turn.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
 
+use super::clients::Clients;
 use super::receipts::SentCounts;
 use crate::engine::segment::SegmentMemory;
 use crate::ids::ShardId;
@@ -35,6 +36,7 @@ pub struct Shared {
     /// Shards that hand some of their clients to others.
     rebalancing: AtomicUsize,
     pub(super) sent_counts: SentCounts,
+    pub(super) clients: Clients,
 }
 
 impl Shared {
@@ -53,6 +55,7 @@ impl Shared {
             closed: AtomicUsize::new(0),
             rebalancing: AtomicUsize::new(0),
             sent_counts: SentCounts::default(),
+            clients: Clients::default(),
         })
     }
 

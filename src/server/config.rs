@@ -15,6 +15,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use self::values::Raw;
+use crate::gateway::{AddressSource, Addressing};
 use crate::limits::{Limit, Limits, TABLE};
 
 /// What the gateway runs with.
@@ -32,6 +33,8 @@ pub struct Config {
     pub driver: DriverChoice,
     /// Origins of pages that may connect, in lower case. None: a page's origin must match the host it connects to. `*`: any.
     pub origins: Vec<String>,
+    /// How clients' addresses are found.
+    pub addressing: Addressing,
     /// Every bound.
     pub limits: Limits,
     /// What is logged, and how it looks.
@@ -47,6 +50,7 @@ impl Default for Config {
             cpus: Cpus::Auto,
             driver: DriverChoice::Auto,
             origins: Vec::new(),
+            addressing: Addressing::default(),
             limits: Limits::default(),
             log: LogConfig { format: LogFormat::Text, filter: "info".to_owned() },
         }
@@ -334,6 +338,25 @@ const SETTINGS: &[Setting] = &[
         show: |config| config.origins.clone().into(),
     },
     Setting {
+        key: "trusted_proxies",
+        flag: "",
+        environment: "SHARDCAST_TRUSTED_PROXIES",
+        about: "Networks of proxies that are believed when they say where a connection comes from, for example [\"10.0.0.0/8\", \"2001:db8::7\"]; in the environment separated by commas.",
+        unit: "networks",
+        apply: |config, raw| values::networks(raw).map(|value| config.addressing.trusted = value),
+        show: |config| config.addressing.trusted.iter().map(|network| network.to_string()).collect::<Vec<_>>().into(),
+    },
+    Setting {
+        key: "client_address",
+        flag: "",
+        environment: "SHARDCAST_CLIENT_ADDRESS",
+        about: "What says where a connection comes from: \"socket\"; or, of trusted_proxies, \"x-forwarded-for\" or \"forwarded\" (a header that each of them must write itself), \
+                or \"proxy-protocol\" (which then every connection of theirs must begin with). Limits by address count for what it says.",
+        unit: "\"socket\", \"x-forwarded-for\", \"forwarded\" or \"proxy-protocol\"",
+        apply: |config, raw| values::address_source(raw).map(|value| config.addressing.source = value),
+        show: |config| values::address_source_word(config.addressing.source).into(),
+    },
+    Setting {
         key: "log.format",
         flag: "--log-format",
         environment: "SHARDCAST_LOG_FORMAT",
@@ -468,6 +491,13 @@ impl Builder {
             && overlap(self.config.listen, admin)
         {
             self.problems.push(format!("listen {} and admin {admin} overlap; give one of them another port", self.config.listen));
+        }
+        let addressing = &self.config.addressing;
+        if addressing.source != AddressSource::Socket && addressing.trusted.iter().len() == 0 {
+            self.problems.push(format!(
+                "client_address is \"{}\" and no proxy is trusted to say it; list the networks of yours in trusted_proxies",
+                values::address_source_word(addressing.source)
+            ));
         }
         if self.problems.is_empty() {
             Ok(Effective { config: self.config, sources: self.sources })

@@ -275,10 +275,9 @@ fn uring_line(uring: &Result<Features, Blocked>) -> Line {
             what: "io_uring",
             value: "works".to_owned(),
             means: format!(
-                "rings of {}/{} entries; batched waiting (6.12): {}; waiting not shown as iowait (6.15): {}",
+                "rings of {}/{} entries; waiting not shown as iowait (6.15): {}",
                 features.size.submissions,
                 features.size.completions,
-                yes_no(features.min_wait),
                 yes_no(features.no_iowait)
             ),
             hint: None,
@@ -434,7 +433,7 @@ mod tests {
     }
 
     fn working() -> Result<Features, Blocked> {
-        Ok(Features { min_wait: true, no_iowait: false, size: RingSize { submissions: 1024, completions: 8192 } })
+        Ok(Features { no_iowait: false, size: RingSize { submissions: 1024, completions: 8192 } })
     }
 
     fn small_host() -> Host {

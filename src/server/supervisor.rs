@@ -315,6 +315,7 @@ impl Plan<'_> {
     fn start(&self, listeners: Vec<Listener>) -> Result<Crew, ServeError> {
         let shards = listeners.len();
         let placement = Placement::new(shards as u16, (random(), random()));
+        let addressing = Arc::new(self.config.addressing.clone());
         let origins: Arc<[String]> = self.config.origins.clone().into();
         // Never again: seconds since 1970 and 20 random bits.
         let epoch = Epoch(unix_time().as_secs() * (1 << 20) + random() % (1 << 20));
@@ -330,6 +331,7 @@ impl Plan<'_> {
                 counters: Arc::clone(&self.counters[index]),
                 limits: Arc::clone(&self.limits),
                 origins: Arc::clone(&origins),
+                addressing: Arc::clone(&addressing),
                 pages: Pages { index: web::INDEX },
                 placement,
                 mailbox,

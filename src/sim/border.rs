@@ -4,7 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 
 use crate::engine::driver::{CloseHow, Wait};
-use crate::engine::kernel::{Completion, GatherWait, Kernel, Op, Token};
+use crate::engine::kernel::{Completion, Kernel, Op, Token};
 use crate::engine::sim::SimKernel;
 use crate::engine::sys::{Listener, Socket};
 use crate::ids::ShardId;
@@ -43,8 +43,8 @@ impl<B: Border> Kernel for Bordered<B> {
         self.kernel.submit(token, op);
     }
 
-    fn enter(&mut self, wait: Wait, gather: GatherWait) -> io::Result<()> {
-        self.cross(|kernel| kernel.enter(wait, gather))
+    fn enter(&mut self, wait: Wait) -> io::Result<()> {
+        self.cross(|kernel| kernel.enter(wait))
     }
 
     fn reap(&mut self, completions: &mut Vec<Completion>) {

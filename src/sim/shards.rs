@@ -97,6 +97,7 @@ impl<K: Kernel> Shards<K> {
                 counters: Arc::clone(&counters[index]),
                 limits: Arc::clone(&limits),
                 origins: Arc::new([]),
+                addressing: Arc::default(),
                 pages: Pages { index: "a page" },
                 placement,
                 mailbox,

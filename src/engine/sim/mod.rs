@@ -28,7 +28,7 @@ pub use ring::SimRingSize;
 pub use world::{LinkId, World};
 
 use super::driver::{CloseHow, Wait};
-use super::kernel::{Completion, GatherWait, Kernel, Op, Token};
+use super::kernel::{Completion, Kernel, Op, Token};
 use super::sys::{Listener, Socket};
 use crate::ids::ShardId;
 
@@ -51,8 +51,8 @@ impl Kernel for SimKernel {
     }
 
     /// Begins the wait and returns at once: the simulation calls the second half of the turn when the wait is over.
-    fn enter(&mut self, wait: Wait, gather: GatherWait) -> io::Result<()> {
-        self.world.borrow_mut().enter(self.shard, wait, gather);
+    fn enter(&mut self, wait: Wait) -> io::Result<()> {
+        self.world.borrow_mut().enter(self.shard, wait);
         Ok(())
     }
 

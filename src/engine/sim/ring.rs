@@ -6,7 +6,7 @@ use std::rc::Rc;
 use super::chaos::Chaos;
 use super::choices::Choices;
 use crate::engine::driver::Wait;
-use crate::engine::kernel::{Completion, GatherWait, Op, Token};
+use crate::engine::kernel::{Completion, Op, Token};
 use crate::engine::recv_pool::RecvPool;
 use crate::time::Time;
 
@@ -50,7 +50,6 @@ pub(super) enum Deed {
 pub(super) struct Entered {
     /// When the wait ends, whatever happens.
     pub(super) until: Option<Time>,
-    pub(super) gather: GatherWait,
 }
 
 pub(super) struct Ring {
@@ -76,8 +75,6 @@ pub(super) struct Ring {
     pub(super) entered: Option<Entered>,
     completions: VecDeque<Completion>,
     overflow: VecDeque<Completion>,
-    /// When the first of the present completions came.
-    first_at: Time,
 }
 
 /// No link.
@@ -104,7 +101,6 @@ impl Ring {
             entered: None,
             completions: VecDeque::new(),
             overflow: VecDeque::new(),
-            first_at: Time::ZERO,
         }
     }
 
@@ -114,13 +110,10 @@ impl Ring {
     }
 
     /// Queues a completion, perhaps before earlier ones of other operations.
-    pub(super) fn post(&mut self, completion: Completion, now: Time, choices: &mut Choices, chaos: &Chaos) {
+    pub(super) fn post(&mut self, completion: Completion, choices: &mut Choices, chaos: &Chaos) {
         if self.completions.len() >= self.size.completions || !self.overflow.is_empty() {
             self.overflow.push_back(completion);
             return;
-        }
-        if self.completions.is_empty() {
-            self.first_at = now;
         }
         let mut at = self.completions.len();
         if choices.chance(chaos.reorder) {
@@ -138,43 +131,34 @@ impl Ring {
     }
 
     /// Moves what had overflowed into the queue, as entering the kernel does.
-    pub(super) fn flush_overflow(&mut self, now: Time) {
+    pub(super) fn flush_overflow(&mut self) {
         while self.completions.len() < self.size.completions
             && let Some(completion) = self.overflow.pop_front()
         {
-            if self.completions.is_empty() {
-                self.first_at = now;
-            }
             self.completions.push_back(completion);
         }
     }
 
     /// Moves completions out.
-    pub(super) fn reap(&mut self, completions: &mut Vec<Completion>, now: Time) {
+    pub(super) fn reap(&mut self, completions: &mut Vec<Completion>) {
         let count = self.size.reap.min(self.completions.len());
         completions.extend(self.completions.drain(..count));
-        self.first_at = now;
     }
 
-    pub(super) fn enter(&mut self, wait: Wait, gather: GatherWait, now: Time) {
+    pub(super) fn enter(&mut self, wait: Wait, now: Time) {
         let until = match wait {
             Wait::No => Some(now),
             Wait::For(duration) => Some(now + duration),
             Wait::Forever => None,
         };
-        self.entered = Some(Entered { until, gather });
+        self.entered = Some(Entered { until });
     }
 
     /// When the shard's wait ends as things are: none while nothing ends it.
     pub(super) fn due(&self) -> Option<Time> {
-        let Entered { until, gather } = self.entered.as_ref()?;
-        let count = self.completions.len();
-        let completed = match count {
-            0 if self.overflow.is_empty() => None,
-            _ if count >= gather.want as usize => Some(Time::ZERO),
-            _ => Some(self.first_at + std::time::Duration::from_micros(u64::from(gather.micros))),
-        };
-        [*until, completed].into_iter().flatten().min()
+        let Entered { until } = *self.entered.as_ref()?;
+        let completed = (!self.completions.is_empty() || !self.overflow.is_empty()).then_some(Time::ZERO);
+        [until, completed].into_iter().flatten().min()
     }
 
     /// When something happens here by itself next.

@@ -12,7 +12,7 @@ use super::choices::Choices;
 use super::link::{Link, LinkOptions};
 use super::ring::{Deed, Later, NO_LINK, Ring, SimRingSize};
 use crate::engine::driver::{CloseHow, Wait};
-use crate::engine::kernel::{Completion, GatherWait, Kind, Op, Token};
+use crate::engine::kernel::{Completion, Kind, Op, Token};
 use crate::engine::recv_pool::{Lent, RecvPool};
 use crate::engine::sys::Socket;
 use crate::ids::ShardId;
@@ -282,7 +282,7 @@ impl World {
         self.rings[shard.index()].queue.push((token, op));
     }
 
-    pub(super) fn enter(&mut self, shard: ShardId, wait: Wait, gather: GatherWait) {
+    pub(super) fn enter(&mut self, shard: ShardId, wait: Wait) {
         let index = shard.index();
         let mut queue = std::mem::take(&mut self.rings[index].queue);
         for (token, op) in queue.drain(..) {
@@ -292,17 +292,16 @@ impl World {
         self.progress(index);
         let now = self.now;
         let ring = &mut self.rings[index];
-        ring.flush_overflow(now);
-        ring.enter(wait, gather, now);
+        ring.flush_overflow();
+        ring.enter(wait, now);
     }
 
     pub(super) fn reap(&mut self, shard: ShardId, completions: &mut Vec<Completion>) {
-        let now = self.now;
         let ring = &mut self.rings[shard.index()];
         ring.entered = None;
         ring.turns += 1;
         let before = completions.len();
-        ring.reap(completions, now);
+        ring.reap(completions);
         for completion in &completions[before..] {
             self.digest = mixed(self.digest ^ u64::from(shard.0), completion);
         }
@@ -319,7 +318,6 @@ impl World {
     }
 
     fn begin(&mut self, shard: ShardId, token: Token, op: Op) {
-        let now = self.now;
         match op {
             Op::Accept => {
                 let ring = &mut self.rings[shard.index()];
@@ -368,7 +366,7 @@ impl World {
                 if self.choices.chance(self.chaos.wake_fails) {
                     let (choices, chaos) = (&mut self.choices, &self.chaos);
                     let failed = done(token, Err(libc::EOVERFLOW), false);
-                    self.rings[shard.index()].post(failed, now, choices, chaos);
+                    self.rings[shard.index()].post(failed, choices, chaos);
                     return;
                 }
                 self.wakes += 1;
@@ -458,13 +456,12 @@ impl World {
     }
 
     fn act(&mut self, index: usize, deed: Deed) {
-        let now = self.now;
         match deed {
             Deed::Cancel { token, target } => self.cancel(index, token, target),
             Deed::Signal => self.rings[index].signalled = true,
             Deed::Wake => {
                 let (choices, chaos) = (&mut self.choices, &self.chaos);
-                self.rings[index].post(done(Token::plain(Kind::Wake, 0), Ok(0), false), now, choices, chaos);
+                self.rings[index].post(done(Token::plain(Kind::Wake, 0), Ok(0), false), choices, chaos);
             }
             Deed::Ghost(token) => {
                 let ring = &mut self.rings[index];
@@ -473,14 +470,13 @@ impl World {
                     // SAFETY: the buffer is among those posted to this kernel, and leaves them here.
                     let received = Some(unsafe { ring.pool.lend(id, len) });
                     let ghost = Completion { received, ..done(token, Ok(len as u32), false) };
-                    ring.post(ghost, now, &mut self.choices, &self.chaos);
+                    ring.post(ghost, &mut self.choices, &self.chaos);
                 }
             }
         }
     }
 
     fn cancel(&mut self, index: usize, token: Token, target: Token) {
-        let now = self.now;
         let Self { rings, links, choices, chaos, .. } = self;
         let ring = &mut rings[index];
         let cancelled = match target.kind() {
@@ -504,9 +500,9 @@ impl World {
         };
         let result = if cancelled.is_some() { Ok(0) } else { Err(libc::ENOENT) };
         if let Some(cancelled) = cancelled {
-            ring.post(cancelled, now, choices, chaos);
+            ring.post(cancelled, choices, chaos);
         }
-        ring.post(done(token, result, false), now, choices, chaos);
+        ring.post(done(token, result, false), choices, chaos);
     }
 
     fn accept(&mut self, index: usize) {
@@ -529,14 +525,13 @@ impl World {
                     Ok(self.open_fd(link))
                 }
             };
-            let now = self.now;
             let (ring, choices, chaos) = (&mut self.rings[index], &mut self.choices, &self.chaos);
             // An error ends a multishot accept.
             let more = result.is_ok() && ring.keeps_more(choices, chaos);
             if !more {
                 ring.accept = None;
             }
-            ring.post(done(token, result, more), now, choices, chaos);
+            ring.post(done(token, result, more), choices, chaos);
         }
     }
 
@@ -552,19 +547,17 @@ impl World {
     }
 
     fn watch(&mut self, index: usize) {
-        let now = self.now;
         let (ring, choices, chaos) = (&mut self.rings[index], &mut self.choices, &self.chaos);
         if let Some(token) = ring.watch
             && (ring.signalled || choices.chance(chaos.spurious_wake))
         {
             ring.signalled = false;
             ring.watch = None;
-            ring.post(done(token, Ok(8), false), now, choices, chaos);
+            ring.post(done(token, Ok(8), false), choices, chaos);
         }
     }
 
     fn recv(&mut self, index: usize, id: u32) {
-        let now = self.now;
         let Self { rings, links, choices, chaos, .. } = self;
         let ring = &mut rings[index];
         let Some(link) = links[id as usize].as_mut() else { return };
@@ -605,12 +598,11 @@ impl World {
             if !more {
                 link.recv = None;
             }
-            ring.post(Completion { received, ..done(token, result, more) }, now, choices, chaos);
+            ring.post(Completion { received, ..done(token, result, more) }, choices, chaos);
         }
     }
 
     fn send(&mut self, index: usize, id: u32) {
-        let now = self.now;
         let Self { rings, links, choices, chaos, .. } = self;
         let Some(link) = links[id as usize].as_mut() else { return };
         if !link.can_send() {
@@ -635,7 +627,7 @@ impl World {
             }
             Ok(count as u32)
         };
-        rings[index].post(Completion { data: Some(data), ..done(token, result, false) }, now, choices, chaos);
+        rings[index].post(Completion { data: Some(data), ..done(token, result, false) }, choices, chaos);
     }
 
     /// Signals the eventfd of a shard: another shard does, or any thread of the process.

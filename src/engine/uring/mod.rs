@@ -14,18 +14,12 @@ use std::rc::Rc;
 pub use ring::{RingKernel, RingSize, build_ring};
 
 use super::driver::{CloseHow, Driver, Event, Wait};
-use super::kernel::{Completion, GatherWait, Kernel, Kind, Op, Token};
+use super::kernel::{Completion, Kernel, Kind, Op, Token};
 use super::segment::Gather;
 use super::slab::Slab;
 use super::sys::{Listener, Socket};
 use crate::ids::{ConnKey, ShardId};
 
-/// A wait asks for this many completions at most, however many the last turn had.
-const WANT_MAX: usize = 128;
-/// A turn with fewer completions than this says nothing about the next.
-const WANT_FROM: usize = 16;
-/// How long a wait goes on for as many completions as the last turn had.
-const WANT_MICROS: u32 = 50;
 /// After this many accepts in a row that failed for no known reason, accepting pauses as if descriptors had run out.
 const ACCEPT_FAILURES_MAX: u32 = 16;
 
@@ -67,7 +61,6 @@ pub struct UringDriver<K> {
     /// Reported by the last turn. Their slots are free from the next one on, so that a connection adopted while the report is handled gets another.
     reported: Vec<ConnKey>,
     completions: Vec<Completion>,
-    last_reaped: usize,
     accepting: Accepting,
     listening: bool,
     accept_in_flight: bool,
@@ -92,7 +85,6 @@ impl<K: Kernel> UringDriver<K> {
             closed: Vec::new(),
             reported: Vec::new(),
             completions: Vec::new(),
-            last_reaped: 0,
             accepting: Accepting::On,
             listening: true,
             accept_in_flight: false,
@@ -101,14 +93,6 @@ impl<K: Kernel> UringDriver<K> {
         driver.kernel.submit(Token::plain(Kind::WatchWake, 0), Op::WatchWake);
         driver.arm_accept();
         driver
-    }
-
-    /// Whether to wait for several completions: each wake-up of a sleeping core costs more than what a small completion does.
-    fn gather(&self) -> GatherWait {
-        match self.last_reaped {
-            reaped if reaped >= WANT_FROM => GatherWait { want: reaped.min(WANT_MAX) as u32, micros: WANT_MICROS },
-            _ => GatherWait::NONE,
-        }
     }
 
     fn arm_accept(&mut self) {
@@ -294,18 +278,16 @@ impl<K: Kernel> Driver for UringDriver<K> {
         }
         self.feed_starved();
         let wait = if self.closed.is_empty() { wait } else { Wait::No };
-        let gather = self.gather();
-        self.kernel.enter(wait, gather)
+        self.kernel.enter(wait)
     }
 
     fn submit(&mut self) -> io::Result<()> {
-        self.kernel.enter(Wait::No, GatherWait::NONE)
+        self.kernel.enter(Wait::No)
     }
 
     fn collect(&mut self, events: &mut Vec<Event>) {
         let mut completions = std::mem::take(&mut self.completions);
         self.kernel.reap(&mut completions);
-        self.last_reaped = completions.len();
         for completion in completions.drain(..) {
             self.complete(completion, events);
         }
@@ -386,6 +368,10 @@ impl<K: Kernel> Driver for UringDriver<K> {
         // Once it is closed, its number may be somebody else's.
         let open = |conn: &&Conn| conn.closing.is_none() || conn.in_flight > 0;
         self.conns.get(conn).filter(open).and_then(|conn| self.kernel.peer_addr(conn.socket))
+    }
+
+    fn peer_of(&self, socket: Socket) -> Option<SocketAddr> {
+        self.kernel.peer_addr(socket)
     }
 
     fn slots(&self) -> u32 {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::ring::{RingKernel, RingSize, build_ring, fitting_size};
 use crate::engine::driver::Wait;
-use crate::engine::kernel::{Completion, GatherWait, Kernel, Kind, Op, Token};
+use crate::engine::kernel::{Completion, Kernel, Kind, Op, Token};
 use crate::engine::recv_pool::RecvPool;
 use crate::engine::sys::{self, Socket};
 use crate::engine::wakers::Wakers;
@@ -17,8 +17,6 @@ use crate::ids::{ConnKey, ShardId};
 /// What a working ring offers beyond the least that the driver needs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Features {
-    /// Waits for several completions with a minimum time (Linux 6.12).
-    pub min_wait: bool,
     /// Waiting is not accounted as iowait (Linux 6.15).
     pub no_iowait: bool,
     /// The queue sizes that the memlock limit lets every ring have now.
@@ -50,7 +48,7 @@ impl fmt::Display for Blocked {
 pub fn probe(size: RingSize, rings: u16, recv_buffers: usize) -> Result<Features, Blocked> {
     let size = fitting_size(size, rings, recv_buffers).map_err(|error| explain("io_uring_setup", &error))?;
     let ring = build_ring(size).map_err(|error| explain("io_uring_setup", &error))?;
-    let features = Features { min_wait: ring.params().is_feature_min_timeout(), no_iowait: ring.params().is_feature_no_iowait(), size };
+    let features = Features { no_iowait: ring.params().is_feature_no_iowait(), size };
     let wakers = Wakers::new(1).map_err(|error| explain("eventfd", &error))?;
     let kernel = RingKernel::new(ring, RecvPool::new(2, 64), ShardId(0), wakers, None)
         .map_err(|error| explain("io_uring_register(PBUF_RING)", &error))?;
@@ -110,7 +108,7 @@ fn exercise(mut kernel: RingKernel) -> Result<(), String> {
 fn next(kernel: &mut RingKernel) -> Result<Completion, String> {
     let mut completions = Vec::new();
     for _ in 0..100 {
-        kernel.enter(Wait::For(Duration::from_millis(10)), GatherWait::NONE).map_err(|error| format!("io_uring_enter: {error}"))?;
+        kernel.enter(Wait::For(Duration::from_millis(10))).map_err(|error| format!("io_uring_enter: {error}"))?;
         kernel.reap_one(&mut completions);
         if let Some(completion) = completions.pop() {
             return Ok(completion);

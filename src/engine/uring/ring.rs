@@ -21,7 +21,7 @@ use io_uring::types::{BufRingEntry, CancelBuilder, Fd, SubmitArgs, Timespec};
 use io_uring::{EnterFlags, IoUring, cqueue, opcode, squeue};
 
 use crate::engine::driver::{CloseHow, Wait};
-use crate::engine::kernel::{Completion, GatherWait, Kernel, Kind, Op, Token};
+use crate::engine::kernel::{Completion, Kernel, Kind, Op, Token};
 use crate::engine::recv_pool::RecvPool;
 use crate::engine::segment::Gather;
 use crate::engine::sys::{Listener, OpenListener, Socket};
@@ -176,7 +176,6 @@ pub struct RingKernel {
     wakers: Arc<Wakers>,
     listener: Option<OpenListener>,
     enter_flags: EnterFlags,
-    min_wait: bool,
 }
 
 impl RingKernel {
@@ -187,7 +186,6 @@ impl RingKernel {
     pub fn new(ring: IoUring, pool: Rc<RecvPool>, shard: ShardId, wakers: Arc<Wakers>, listener: Option<Listener>) -> io::Result<Self> {
         let params = ring.params();
         let enter_flags = if params.is_feature_no_iowait() { EnterFlags::NO_IOWAIT } else { EnterFlags::empty() };
-        let min_wait = params.is_feature_min_timeout();
         let headers = params.sq_entries() as usize;
         let buffers = BufferRing::new(pool.buffers());
         buffers.register(&ring)?;
@@ -207,7 +205,6 @@ impl RingKernel {
             wakers,
             listener: listener.map(Listener::open),
             enter_flags,
-            min_wait,
         };
         for id in 0..kernel.pool.buffers() {
             kernel.give(id as u16);
@@ -317,10 +314,7 @@ impl Kernel for RingKernel {
         }
     }
 
-    fn enter(&mut self, wait: Wait, gather: GatherWait) -> io::Result<()> {
-        // Without a minimum time, a wait for several would sleep on until there are as many.
-        let gather = if self.min_wait { gather } else { GatherWait::NONE };
-        let want = gather.want.max(1);
+    fn enter(&mut self, wait: Wait) -> io::Result<()> {
         let timeout;
         let mut args = SubmitArgs::new();
         let result = match wait {
@@ -328,17 +322,9 @@ impl Kernel for RingKernel {
             Wait::For(duration) => {
                 timeout = Timespec::from(duration);
                 args = args.timespec(&timeout);
-                if want > 1 {
-                    args = args.min_wait_usec(gather.micros);
-                }
-                self.ring.submitter().submit_with_args_and_flags(want as usize, &args, self.enter_flags)
+                self.ring.submitter().submit_with_args_and_flags(1, &args, self.enter_flags)
             }
-            Wait::Forever => {
-                if want > 1 {
-                    args = args.min_wait_usec(gather.micros);
-                }
-                self.ring.submitter().submit_with_args_and_flags(want as usize, &args, self.enter_flags)
-            }
+            Wait::Forever => self.ring.submitter().submit_with_args_and_flags(1, &args, self.enter_flags),
         };
         if self.ring.submission().is_empty() {
             self.headers_used = 0;

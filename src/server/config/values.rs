@@ -3,7 +3,9 @@
 use std::net::SocketAddr;
 
 use super::{Cpus, DriverChoice, LogFormat};
+use crate::gateway::AddressSource;
 use crate::limits::{Limit, Unit};
+use crate::proto::client_address::{ForwardingHeader, Networks};
 use crate::server::host::SHARDS_MAX;
 
 /// A value as a layer gives it, before anybody has looked at the key.
@@ -135,18 +137,44 @@ pub(super) fn log_filter(raw: &Raw) -> Result<String, String> {
 
 /// Origins of pages that may connect. In a string they are separated by commas.
 pub(super) fn origins(raw: &Raw) -> Result<Vec<String>, String> {
-    let items: Vec<&str> = match raw {
-        Raw::Text(text) => text.split(',').map(str::trim).filter(|part| !part.is_empty()).collect(),
-        Raw::List(items) => items
-            .iter()
-            .map(|item| match item {
+    strings(raw, "https://example.com")?.into_iter().map(origin).collect()
+}
+
+/// Networks of proxies that are believed. In a string they are separated by commas.
+pub(super) fn networks(raw: &Raw) -> Result<Networks, String> {
+    Networks::parse(strings(raw, "10.0.0.0/8")?).map_err(|error| format!("has a mistake: {error}"))
+}
+
+const ADDRESS_SOURCES: [(&str, AddressSource); 4] = [
+    ("socket", AddressSource::Socket),
+    ("x-forwarded-for", AddressSource::Header(ForwardingHeader::XForwardedFor)),
+    ("forwarded", AddressSource::Header(ForwardingHeader::Forwarded)),
+    ("proxy-protocol", AddressSource::ProxyProtocol),
+];
+
+/// What says where a connection comes from.
+pub(super) fn address_source(raw: &Raw) -> Result<AddressSource, String> {
+    word(raw, &ADDRESS_SOURCES)
+}
+
+/// The word for it.
+pub(super) fn address_source_word(source: AddressSource) -> &'static str {
+    ADDRESS_SOURCES.iter().find(|(_, other)| *other == source).map_or("socket", |(word, _)| word)
+}
+
+/// Several strings; one string is taken apart at its commas.
+fn strings<'r>(raw: &'r Raw, example: &str) -> Result<Vec<&'r str>, String> {
+    match raw {
+        Raw::Text(text) => Ok(text.split(',').map(str::trim).filter(|part| !part.is_empty()).collect()),
+        Raw::List(items) => {
+            let string = |item: &'r Raw| match item {
                 Raw::Text(text) => Ok(text.as_str()),
                 _ => Err(format!("has {}, which is not a string", item.describe())),
-            })
-            .collect::<Result<_, _>>()?,
-        _ => return Err(format!("is {}; write an array of strings such as [\"https://example.com\"]", raw.describe())),
-    };
-    items.into_iter().map(origin).collect()
+            };
+            items.iter().map(string).collect()
+        }
+        _ => Err(format!("is {}; write an array of strings such as [\"{example}\"]", raw.describe())),
+    }
 }
 
 /// One origin as browsers send it (RFC 6454 section 6.2): scheme, host and a port unless it is the scheme's own; no path.
