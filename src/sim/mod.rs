@@ -370,7 +370,8 @@ impl Simulation {
         let mut found = String::new();
         for shard in self.shards.ids() {
             let holdings = self.shards.holdings(shard);
-            if holdings != Holdings::default() {
+            let keys = holdings.keys as u64;
+            if holdings != (Holdings { keys: holdings.keys, ..Holdings::default() }) || keys > self.plan.shards.limits.idempotency_keys {
                 found += &format!("shard {shard}: {holdings:?}; ");
             }
             found += &self.world.borrow().leftovers(shard);
