@@ -1,18 +1,16 @@
 //! A simulated reader of event streams: one to four topics, cut off now and then, and back with the id of the last event.
-//!
-//! What it is told of each topic goes to an account of the ledger, an *ear*, which goes on over its lives. Only a gap ends an ear: what comes after
-//! one is another ear's.
 
 use std::cell::RefCell;
 use std::io::ErrorKind;
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::ledger::{Account, Ledger};
+use super::ears::{Ears, ToldGap};
+use super::ledger::Ledger;
 use super::plan::{Begin, ReaderPlan, Reading};
 use crate::engine::sim::{LinkId, World};
 use crate::ids::ShardId;
-use crate::proto::position::{Cursor, Epoch, Position};
+use crate::proto::position::Epoch;
 use crate::proto::sse::Decoder;
 use crate::time::Time;
 
@@ -49,7 +47,6 @@ struct Life {
 pub(super) struct Reader {
     pub(super) plan: ReaderPlan,
     id: usize,
-    epoch: Epoch,
     shards: u16,
     life: Option<Life>,
     over: bool,
@@ -60,10 +57,7 @@ pub(super) struct Reader {
     pub(super) next_at: Time,
     /// The id of the last event, with which it comes back.
     last_id: String,
-    /// Where it is in each topic; none before it was told.
-    at: Vec<Option<u64>>,
-    /// The accounts that hear its topics.
-    ears: Vec<Option<usize>>,
+    ears: Ears,
     /// How its last life ended.
     pub(super) cut: Option<Cut>,
     /// Messages over all its lives.
@@ -81,11 +75,10 @@ struct Event {
 
 impl Reader {
     pub(super) fn new(id: usize, plan: ReaderPlan, epoch: Epoch, shards: u16) -> Self {
-        let topics = plan.topics().len();
+        let ears = Ears::new(format!("reader {id}"), plan.topics(), plan.begin, epoch);
         Self {
             plan,
             id,
-            epoch,
             shards,
             life: None,
             over: false,
@@ -93,8 +86,7 @@ impl Reader {
             has_shut: false,
             next_at: Time::ZERO,
             last_id: String::new(),
-            at: vec![None; topics],
-            ears: vec![None; topics],
+            ears,
             cut: None,
             heard: 0,
             last_life: false,
@@ -134,34 +126,29 @@ impl Reader {
 
     fn tell_ears(&self, ledger: &mut Ledger) {
         let listens = self.is_open() && self.plan.reading == Reading::Greedy && self.life.as_ref().is_some_and(|life| !life.shut);
-        for ear in self.ears.iter().flatten() {
-            ledger.accounts[*ear].listens = listens;
-        }
+        self.ears.tell(listens, ledger);
     }
 
-    fn connect(&mut self, world: &Rc<RefCell<World>>, ledger: &Ledger) {
+    fn connect(&mut self, world: &Rc<RefCell<World>>, ledger: &mut Ledger) {
         let shard = ShardId(world.borrow_mut().choices.below(self.shards.into()) as u16);
         let Ok(link) = world.borrow_mut().connect(shard, self.plan.link) else {
             self.over = true;
             return;
         };
         self.lives += 1;
-        let topics: Vec<String> = self.plan.topics().iter().map(|room| format!("topic=room-{room}")).collect();
-        let mut target = format!("/events?{}", topics.join("&"));
+        self.ears.rooms().iter().for_each(|&room| ledger.visit(room));
+        let mut target = format!("/events?{}", self.ears.query());
         let mut id = String::new();
-        if !self.last_id.is_empty() {
+        if self.last_id.is_empty() {
+            target += &self.ears.start(ledger, &mut world.borrow_mut().choices);
+        } else {
             // An EventSource asks for the same URL again, and its header wins.
             id = format!("Last-Event-ID: {}\r\n", self.last_id);
-        } else if let Begin::After { newest } = self.plan.begin {
-            let choices = &mut world.borrow_mut().choices;
-            let offsets: Vec<u64> = self.plan.topics().iter().map(|&room| ledger.known_offset(room, newest, choices)).collect();
-            self.at = offsets.iter().map(|offset| Some(*offset)).collect();
-            target += &format!("&after={}", Cursor::new(self.epoch, offsets.into_iter().map(Some)));
-        }
-        match self.plan.begin {
-            Begin::Last(count) => target += &format!("&last={count}"),
-            Begin::Earliest => target += "&after=earliest",
-            Begin::Live | Begin::After { .. } => {}
+            match self.plan.begin {
+                Begin::Last(count) => target += &format!("&last={count}"),
+                Begin::Earliest => target += "&after=earliest",
+                Begin::Live | Begin::After { .. } | Begin::Stray { .. } => {}
+            }
         }
         // Nobody should say more than that, and some do.
         let more = world.borrow_mut().choices.of(&["", "", "", "", "\r\n", "GET /healthz HTTP/1.1\r\nHost: gateway\r\n\r\n"]);
@@ -246,9 +233,7 @@ impl Reader {
         }
         self.cut = Some(cut);
         self.over = self.last_life || self.lives >= self.plan.lives || cut == Cut::Bye(1012);
-        if self.last_id.is_empty() {
-            self.at.fill(None);
-        }
+        self.ears.is_cut_off();
         let pause = world.borrow_mut().choices.of(&[0, 1_000, 50_000]);
         self.next_at = world.borrow().now + Duration::from_micros(pause);
         self.tell_ears(ledger);
@@ -276,11 +261,6 @@ impl Reader {
         self.over |= self.life.is_none();
     }
 
-    fn index_of(&self, room: usize) -> usize {
-        let index = self.plan.topics().iter().position(|&other| other == room);
-        index.unwrap_or_else(|| panic!("reader {}: hears of room {room}, which it has not asked for", self.id))
-    }
-
     fn take(&mut self, event: &Event, now: Time, ledger: &mut Ledger) {
         let id = self.id;
         let Some(life) = &mut self.life else { return };
@@ -289,104 +269,63 @@ impl Reader {
             life.bye = Some(field(&event.data, "\"code\":", ',').parse().expect("a code"));
             return;
         }
-        let cursor = Cursor::parse(&event.id, self.at.len())
-            .unwrap_or_else(|error| panic!("reader {id}: {}: id {:?}: {error}", event.name, event.id));
-        let offsets: Vec<u64> = cursor.offsets().map(|offset| offset.expect("the server is sure of every offset that it gives")).collect();
-        assert!(cursor.epoch() == self.epoch, "reader {id}: another epoch");
+        let offsets = self.ears.read_cursor(&event.id);
         self.last_id.clone_from(&event.id);
+        assert!(life.opened != (event.name == "shardcast:open"), "reader {id}: {} first, or opened twice", event.name);
         match event.name.as_str() {
             "shardcast:open" => {
-                assert!(!std::mem::replace(&mut life.opened, true), "reader {id}: opened twice");
-                self.open(&offsets, &event.data, ledger);
+                life.opened = true;
+                for (index, &offset) in offsets.iter().enumerate() {
+                    let told = self.told(index, offset);
+                    assert!(event.data.contains(&told), "reader {id}: opened with {}, and its id has {told}", event.data);
+                    self.ears.begins(index, offset, now, ledger);
+                }
             }
             "shardcast:gap" => {
-                assert!(life.opened, "reader {id}: a gap before it was opened");
-                self.gap(&offsets, &event.data, now, ledger);
+                let data = &event.data;
+                let position = |key| self.ears.read_position(field(data, key, '"'));
+                let gap = ToldGap {
+                    room: field(data, "\"topic\":\"room-", '"').parse().expect("a room"),
+                    from: Some(position("\"from\":\"")),
+                    to: position("\"to\":\""),
+                    reason: field(data, "\"reason\":\"", '"'),
+                };
+                self.ears.gap(&gap, now, ledger);
             }
             "message" => {
-                assert!(life.opened, "reader {id}: a message before it was opened");
                 life.heard += 1;
                 self.heard += 1;
                 let (text, payload) = ledger.read_event(&event.data);
-                let message = ledger.identify(id, &payload);
-                let index = self.index_of(ledger.room_of(message));
-                self.moves(&offsets, index, |at, to| to == at + 1, "a message");
-                let ear = self.ears[index].expect("opened");
-                ledger.hear(ear, text, &payload);
-                ledger.place(self.plan.topics()[index], offsets[index], message);
+                let room = ledger.room_of(ledger.identify(id, &payload));
+                let index = self.ears.index_of(room);
+                self.ears.hear(index, offsets[index], text, &payload, ledger);
             }
             other => panic!("reader {id}: an event {other}"),
         }
+        // One topic has moved, and no other.
+        self.ears.expect_at(&offsets, &event.name);
     }
 
-    /// Takes over an event's id, in which one topic has moved and no other.
-    fn moves(&mut self, offsets: &[u64], index: usize, fits: impl Fn(u64, u64) -> bool, what: &str) {
-        for (other, (at, &to)) in self.at.iter_mut().zip(offsets).enumerate() {
-            let was = at.replace(to).expect("opened");
-            let fine = if other == index { fits(was, to) } else { was == to };
-            assert!(fine, "reader {}: {what} of its topic {index} moves topic {other} from {was} to {to}", self.id);
-        }
-    }
-
-    fn open(&mut self, offsets: &[u64], data: &str, ledger: &mut Ledger) {
-        for (index, &offset) in offsets.iter().enumerate() {
-            let room = self.plan.topics()[index];
-            let told = format!("\"room-{room}\":\"{}\"", Position { epoch: self.epoch, offset });
-            assert!(data.contains(&told), "reader {}: opened with {data}, and id offset {offset} for room {room}", self.id);
-            if let Some(at) = self.at[index].replace(offset) {
-                assert!(at == offset, "reader {}: comes back to room {room} at {at} and is opened at {offset}, without a gap", self.id);
-            }
-            if self.ears[index].is_none() {
-                self.new_ear(index, ledger);
-            }
-        }
-    }
-
-    fn gap(&mut self, offsets: &[u64], data: &str, now: Time, ledger: &mut Ledger) {
-        let room: usize = field(data, "\"topic\":\"room-", '"').parse().expect("a room");
-        let index = self.index_of(room);
-        let position = |key| Position::parse(field(data, key, '"')).expect("a position").offset;
-        let (from, to, reason) = (position("\"from\":\""), position("\"to\":\""), field(data, "\"reason\":\"", '"'));
-        assert!(
-            self.at[index] == Some(from),
-            "reader {}: a gap after {from} in room {room}, where it was at {:?}",
-            self.id,
-            self.at[index]
-        );
-        assert!(offsets[index] == to, "reader {}: a gap to {to} and the id says {}", self.id, offsets[index]);
-        self.moves(offsets, index, |at, to| to > at, "a gap");
-        assert!(reason == "too_old", "reader {}: a gap in room {room} from {from} to {to} because of {reason}", self.id);
-        ledger.check_loss(room, to, now, &format!("reader {} is told of a gap from {from} to {to}", self.id));
-        ledger.gaps += 1;
-        if let Some(ear) = self.ears[index] {
-            ledger.accounts[ear].listens = false;
-        }
-        self.new_ear(index, ledger);
-    }
-
-    fn new_ear(&mut self, index: usize, ledger: &mut Ledger) {
-        let ear = ledger.accounts.len();
-        let mut account = Account::new(Some(self.plan.topics()[index]), false);
-        account.after = self.at[index];
-        ledger.accounts.push(account);
-        ledger.let_in(ear);
-        self.ears[index] = Some(ear);
+    /// What the opening event says of a topic.
+    fn told(&self, index: usize, offset: u64) -> String {
+        format!("\"room-{}\":\"{}\"", self.ears.rooms()[index], self.ears.position(offset))
     }
 
     /// What it is and where, for who finds something wrong with it.
     pub(super) fn describe(&self) -> String {
         let life = self.life.as_ref().map(|life| (life.head.is_some(), life.opened, life.bye, life.heard, life.shut));
         format!(
-            "reader {} {:?}, at {:?}, life {} (awaits head, opened, bye, heard, shut: {life:?}), last ended by {:?}",
-            self.id, self.plan, self.at, self.lives, self.cut
+            "{}: {:?}, life {} (awaits head, opened, bye, heard, shut: {life:?}), last ended by {:?}",
+            self.ears.describe(),
+            self.plan,
+            self.lives,
+            self.cut
         )
     }
 
     /// What it has not been given although it listens.
     pub(super) fn is_behind(&self, ledger: &Ledger) -> bool {
-        self.is_open()
-            && self.plan.reading == Reading::Greedy
-            && self.plan.topics().iter().zip(&self.at).any(|(&room, at)| *at < ledger.newest(room))
+        self.is_open() && self.plan.reading == Reading::Greedy && self.ears.is_behind(ledger)
     }
 }
 
