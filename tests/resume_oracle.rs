@@ -57,8 +57,8 @@ enum Note {
     Begin { topic: usize, offset: u64 },
     /// A message, and where the reader was told that it is, if it was.
     Heard { topic: usize, text: String, offset: Option<u64> },
-    /// Messages up to this offset are missing.
-    Gap { topic: usize, to: u64 },
+    /// Messages from behind one offset up to another are missing.
+    Gap { topic: usize, from: u64, to: u64 },
     /// Some are missing, up to the next that it hears.
     Lost { topic: usize },
 }
@@ -215,7 +215,8 @@ fn stream(world: &World<'_>, mut random: StdRng) -> Vec<Note> {
                     world.gaps.fetch_add(1, Ordering::Relaxed);
                     assert_eq!(gap["reason"], "too_old", "{gap}");
                     let topic = gap["topic"].as_str().and_then(|topic| topic.parse().ok()).expect("a topic of ours");
-                    notes.push(Note::Gap { topic, to: offsets(gap["to"].as_str().expect("a position"))[0] });
+                    let offset = |key: &str| offsets(gap[key].as_str().expect("a position"))[0];
+                    notes.push(Note::Gap { topic, from: offset("from"), to: offset("to") });
                 }
                 _ => panic!("{event:?}"),
             }
@@ -366,19 +367,29 @@ enum At {
     Above(u64),
 }
 
+/// A message was there, and so many came after it that it could be missing.
+fn judge_loss(who: &str, order: &[(u64, String)], offset: u64) {
+    let after = order.iter().filter(|(other, _)| *other > offset).count() as u64;
+    assert!(order.iter().any(|(other, _)| *other == offset), "{who}: told that {offset} is missing, which is no message");
+    assert!(after >= SHORT, "{who}: told that {offset} is missing, after which {after} messages came");
+}
+
 fn judge(who: &str, notes: &[Note], orders: &[Vec<(u64, String)>]) {
     let mut at = [At::Above(0); TOPICS];
     for note in notes {
         match note {
             Note::Begin { topic, offset } => at[*topic] = At::Offset(*offset),
-            Note::Gap { topic, to } => {
+            Note::Gap { topic, from, to } => {
                 let At::Offset(before) = at[*topic] else { panic!("{who}: a gap before the beginning") };
-                assert!(*to >= before, "{who}: topic {topic} goes back from {before} to {to}");
+                assert!(*from == before && *to > before, "{who}: topic {topic}: a gap from {from} to {to} at {before}");
+                judge_loss(who, &orders[*topic], *to);
                 at[*topic] = At::Offset(*to);
             }
             Note::Lost { topic } => {
                 let (At::Offset(before) | At::Above(before)) = at[*topic];
-                at[*topic] = At::Above(before);
+                // It was told so by the first message that follows: that one at least was there, and is missing.
+                judge_loss(who, &orders[*topic], before + 1);
+                at[*topic] = At::Above(before + 1);
             }
             Note::Heard { topic, text, offset } => {
                 let order = &orders[*topic];

@@ -137,7 +137,8 @@ impl History {
 
 /// Where the offsets of topics that are gone have ended, so that a topic that comes back goes on from there, and nobody who was up to date is told of a gap.
 pub(super) struct Past {
-    /// No topic that is gone and not remembered has had an offset above this.
+    /// No topic that was forgotten has had an offset above this. A topic that nobody has published to is not remembered at all: as long as none was
+    /// forgotten it begins with 0 again, where its readers were.
     floor: u64,
     /// By the hash of their names.
     offsets: HashMap<u64, u64>,
@@ -161,7 +162,6 @@ impl Past {
     /// A topic goes whose newest message had this offset.
     pub(super) fn remember(&mut self, name: &str, offset: u64) {
         let hash = self.hasher.hash_one(name);
-        self.floor = self.floor.max(offset);
         self.offsets.insert(hash, offset);
         self.order.push_back((hash, offset));
         while self.order.len() > self.max {
@@ -169,6 +169,7 @@ impl Past {
                 && self.offsets.get(&hash) == Some(&offset)
             {
                 self.offsets.remove(&hash);
+                self.floor = self.floor.max(offset);
             }
         }
     }
@@ -220,5 +221,32 @@ impl<D: Driver> Gateway<D> {
         } else {
             self.histories.push_back(key);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_topic_that_comes_back_goes_on_where_it_was_and_one_that_had_no_message_at_none() {
+        let mut past = Past::new(2);
+        past.remember("a", 5);
+        assert_eq!((past.base_of("b"), past.base_of("a")), (0, 5));
+        past.remember("a", 7);
+        past.remember("b", 3);
+        assert_eq!(past.base_of("c"), 0, "nothing was forgotten");
+    }
+
+    #[test]
+    fn a_topic_that_was_forgotten_begins_above_every_offset_that_it_can_have_had() {
+        let mut past = Past::new(2);
+        for (name, offset) in [("a", 5), ("b", 9), ("c", 4)] {
+            past.remember(name, offset);
+        }
+        assert_eq!((past.base_of("a"), past.base_of("d"), past.base_of("b")), (5, 5, 9));
+        let mut none = Past::new(0);
+        none.remember("a", 5);
+        assert_eq!(none.base_of("b"), 5);
     }
 }

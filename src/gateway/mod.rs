@@ -72,7 +72,7 @@ use crate::gateway::receipts::{AwaitedReceipts, Counting};
 use crate::gateway::replay::Asked;
 use crate::gateway::seats::Seats;
 use crate::gateway::session::{Session, State};
-use crate::gateway::topic::Topic;
+use crate::gateway::topic::{Role, Topic};
 use crate::hub::{Directory, Placement};
 use crate::ids::{ConnId, ConnKey, ShardId, TopicKey};
 use crate::limits::Limits;
@@ -175,6 +175,18 @@ pub struct Holdings {
     pub topics: usize,
     /// Topics whose fan-out is under way.
     pub laps: usize,
+    /// Seats of streams and polls.
+    pub seats: usize,
+    /// Members-to-be of topics: those who are given what was before they came, and those who wait for a topic's home.
+    pub guests: usize,
+    /// Receipts that wait until a message was sent to everyone.
+    pub receipts: usize,
+    /// Polls that have something to be answered with.
+    pub ready_polls: usize,
+    /// Topics with a history.
+    pub histories: usize,
+    /// Idempotency keys, the only thing that is not a client's: they are there until they are old, or too many (limits.idempotency_keys).
+    pub keys: usize,
     /// Publishers that wait for their turn or for memory.
     pub waiting_publishers: usize,
     /// Messages of other shards that wait to be received.
@@ -392,18 +404,37 @@ impl<D: Driver> Gateway<D> {
         self.mailbox.awake();
     }
 
-    /// What this shard holds now; a shard without clients holds nothing.
+    /// What this shard holds now; a shard without clients holds nothing but idempotency keys. Looks at every topic.
     pub fn holdings(&self) -> Holdings {
+        let (mut guests, mut receipts) = (0, 0);
+        for topic in self.topics.values() {
+            guests += topic.guests as usize;
+            match &topic.role {
+                Role::Home(side) => receipts += side.awaited.len(),
+                Role::Away(side) => guests += side.joining.len(),
+            }
+        }
         Holdings {
             connections: self.driver.connections(),
             sessions: self.sessions.len(),
             timers: self.timers.len(),
             topics: self.topics.len(),
             laps: self.laps.len() + self.parked.len(),
+            seats: self.seats.len(),
+            guests,
+            receipts,
+            ready_polls: self.ready_polls.len(),
+            histories: self.histories.len(),
+            keys: self.keys.len(),
             waiting_publishers: self.woken.len() + self.memory_waiters.len(),
-            unread: self.mailbox.depth(),
+            unread: self.unread(),
             unsent: self.mailbox.overflow(),
         }
+    }
+
+    /// Messages of other shards that wait to be received.
+    pub fn unread(&self) -> usize {
+        self.mailbox.depth()
     }
 
     /// Messages to other shards so far.

@@ -158,6 +158,11 @@ pub(super) struct Keys {
 }
 
 impl Keys {
+    /// How many are held, those that have become too old included.
+    pub(super) fn len(&self) -> usize {
+        self.order.len()
+    }
+
     fn find(&self, topic: &TopicName, id: &str, now: Time, limits: &Limits) -> Option<Position> {
         // A lookup without a copy of both would need a key type of its own; ids are short and rare.
         let &(at, position) = self.known.get(&(topic.clone(), Box::from(id)))?;

@@ -66,6 +66,11 @@ impl Seats {
         }
     }
 
+    /// How many are taken.
+    pub(super) fn len(&self) -> usize {
+        self.seats.len() - self.free.len()
+    }
+
     /// A seat that is taken.
     pub(super) fn at(&mut self, slot: u32) -> &mut Seat {
         self.seats[slot as usize].as_mut().expect("a seat in use")

@@ -89,6 +89,11 @@ impl<N: Hash + Eq + Clone, T> Directory<N, T> {
         if place.generation == key.generation { place.entry.as_mut().map(|(_, value)| value) } else { None }
     }
 
+    /// All topics.
+    pub fn values(&self) -> impl Iterator<Item = &T> {
+        self.pages.iter().flat_map(|page| page.iter()).filter_map(|slot| slot.entry.as_ref().map(|(_, value)| value))
+    }
+
     /// The name of the topic under a key.
     pub fn name(&self, key: TopicKey) -> Option<&N> {
         let place = self.slot(key.slot)?;
@@ -128,6 +133,7 @@ mod tests {
         assert_eq!(directory.remove(old), None);
         let new = directory.insert("b", 2);
         assert_eq!((new.slot, directory.get(old), directory.get(new), directory.len()), (old.slot, None, Some(&2), 1));
+        assert!(directory.values().eq([&2]));
     }
 
     #[test]

@@ -12,7 +12,8 @@ use tungstenite::protocol::frame::coding::{CloseCode, Data, OpCode};
 use tungstenite::protocol::frame::{CloseFrame, Frame};
 use tungstenite::{Error, Message, WebSocket};
 
-use super::ledger::{Account, Ledger, Said};
+use super::ears::stray;
+use super::ledger::{Account, Ledger, Loss, MessageId, Said};
 use super::plan::{Begin, ClientPlan, Leaving, Reading, Wish};
 use super::stream::SimStream;
 use crate::engine::sim::{LinkId, World};
@@ -65,7 +66,8 @@ pub(super) struct Client {
 }
 
 impl Client {
-    pub(super) fn new(id: usize, plan: ClientPlan, epoch: Epoch, ledger: &mut Ledger) -> Self {
+    pub(super) fn new(plan: ClientPlan, epoch: Epoch, ledger: &mut Ledger) -> Self {
+        let id = ledger.accounts.len();
         let room = if let Wish::Room(room) = plan.wish { Some(room) } else { None };
         ledger.accounts.push(Account::new(room, plan.no_echo));
         Self {
@@ -149,6 +151,7 @@ impl Client {
         self.link = Some(link);
         let path = match self.plan.wish {
             Wish::Room(room) => {
+                ledger.visit(room);
                 let start = self.start(room, world, ledger);
                 format!("/ws?room=room-{room}{}{start}", if self.plan.no_echo { "&echo=0" } else { "" })
             }
@@ -179,6 +182,7 @@ impl Client {
                 ledger.accounts[self.id].after = Some(offset);
                 format!("&after={}", Position { epoch: self.epoch, offset })
             }
+            Begin::Stray { restart } => format!("&after={}", stray(self.epoch, restart)),
         }
     }
 
@@ -191,6 +195,7 @@ impl Client {
         match result {
             Ok((socket, _)) => {
                 ledger.let_in(self.id);
+                self.expect_the_past(world.borrow().now, ledger);
                 self.wire = Wire::Open(Box::new(socket));
             }
             Err(HandshakeError::Interrupted(mid)) => self.wire = Wire::Shaking(Box::new(mid)),
@@ -339,27 +344,42 @@ impl Client {
         }
     }
 
+    /// What it has asked for of the time before it came, and does not get, must not be kept any more.
+    fn expect_the_past(&self, now: Time, ledger: &mut Ledger) {
+        let most = match self.plan.begin {
+            Begin::Last(count) => u64::from(count),
+            Begin::Earliest => u64::MAX,
+            // Where these go on is known beforehand, or not asked for.
+            Begin::Live | Begin::After { .. } | Begin::Stray { .. } => return,
+        };
+        if let Wish::Room(room) = self.plan.wish {
+            let what = format!("client {} begins with {:?}", self.id, self.plan.begin);
+            ledger.lose(Loss::before_all_of(self.id, room, now, what).of_at_most(most));
+        }
+    }
+
     /// It is told that messages are missing after what it has heard.
     fn lose(&self, now: Time, ledger: &mut Ledger) {
-        let account = &ledger.accounts[self.id];
         ledger.gaps += 1;
-        let (Some(room), Some(after)) = (account.room, account.after) else {
-            // Where it began is known to the gateway only; it may well be slower than the history is short.
-            assert!(
-                self.plan.begin != Begin::Live,
-                "client {} has asked for nothing from before, and is told that some is missing",
-                self.id
-            );
-            return;
-        };
-        if !account.no_echo {
-            let missing = after + account.heard.len() as u64 + 1;
-            ledger.check_loss(room, missing, now, &format!("client {} comes with {after} and is told that {missing} is missing", self.id));
+        let id = self.id;
+        let Wish::Room(room) = self.plan.wish else { panic!("client {id} has no room, and is told that messages are missing") };
+        match self.plan.begin {
+            Begin::Live => panic!("client {id} has asked for nothing from before, and is told that some is missing"),
+            // There is nothing after such a position.
+            Begin::Stray { .. } => {}
+            Begin::After { .. } | Begin::Last(_) | Begin::Earliest => {
+                // It was given all that lies before what is missing; its own messages, which it may have left out, lie behind the lowest place for that.
+                let missing = ledger.next_offset(id);
+                let what = format!("client {id} ({:?}) is told that messages from {missing} on are missing", self.plan.begin);
+                ledger.lose(Loss::new(room, missing, now, what));
+            }
         }
     }
 
     fn hear(&mut self, ledger: &mut Ledger, text: bool, payload: &[u8]) {
         if let Wish::Room(_) = self.plan.wish {
+            let strays = matches!(self.plan.begin, Begin::Stray { .. });
+            assert!(!strays, "client {} comes with a position that is none of its room's, and hears messages", self.id);
             return ledger.hear(self.id, text, payload);
         }
         let said = ledger.accounts[self.id].said.get(self.echoed);
@@ -370,6 +390,11 @@ impl Client {
             self.echoed
         );
         self.echoed += 1;
+    }
+
+    /// What it has heard of its room.
+    pub(super) fn heard<'l>(&self, ledger: &'l Ledger) -> &'l [MessageId] {
+        &ledger.accounts[self.id].heard
     }
 
     /// Whether all its echoes have come back, if it waits for some.

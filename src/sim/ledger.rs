@@ -6,9 +6,12 @@
 //! 2. Everybody hears the room's messages in the same order and without a hole, from the time he is let in to the time he is told goodbye.
 //! 3. Of each speaker everybody hears his messages in his order, each once; of one who stays, all.
 //! 4. Who has been let in hears everything that is said from then on.
-//! 5. Streams say which offset a message has: it is the same for everybody, and grows by one from message to message.
+//! 5. Streams, polls and receipts say which offset a message has: it is the same for everybody, and grows by one from message to message. Who was
+//!    there before anything was said hears the first message with the offset 1. (Where more topics are gone than are remembered, offsets may begin
+//!    higher; so many there are in no simulation.)
 //! 6. Who comes back to a position hears what follows it, each message once, as if he had never been away; unless he is told that some is missing. He
-//!    is told so only where the history's bounds allow for it.
+//!    is told so only of messages that there were and that the history's bounds allow to be missing.
+//! 7. Nobody is said to have been sent a message but those who have come to its room.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
@@ -16,7 +19,9 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
+use crate::engine::log::Frame;
 use crate::engine::sim::Choices;
+use crate::proto::ws::frame::HEADER_MAX;
 use crate::time::Time;
 
 /// A message: who said it, and his how manieth it was.
@@ -51,6 +56,8 @@ pub(super) struct Account {
     pub(super) stays: bool,
     /// It reads all there is, and its connection is whole.
     pub(super) listens: bool,
+    /// It hears its room from the first message on.
+    from_the_first: bool,
     /// Per speaker, the next number that may come.
     next: HashMap<u16, u16>,
 }
@@ -68,8 +75,13 @@ pub(super) struct Ledger {
     /// Which message has which offset, by room, as far as streams have told.
     order: HashMap<usize, BTreeMap<u64, MessageId>>,
     offsets: HashMap<MessageId, u64>,
+    /// The newest offset of each room of which somebody was told who asked for nothing from before.
+    ends: HashMap<usize, u64>,
     /// What is kept for who comes later.
     kept: Kept,
+    losses: Vec<Loss>,
+    /// Connections that have asked for each room.
+    visits: HashMap<usize, u64>,
     /// Gaps told, and connections closed for one.
     pub(super) gaps: u64,
 }
@@ -81,8 +93,40 @@ pub(super) struct Kept {
     pub(super) messages: u64,
     /// Not longer than this.
     pub(super) age: Duration,
-    /// There is no telling: histories lose more than that for want of memory, or topics themselves may.
-    pub(super) unsure: bool,
+    /// As long as all of them take at most so many bytes.
+    pub(super) bytes: u64,
+}
+
+/// Somebody was not given a message that was before it came. Judged at the end, when it is known which message it was.
+pub(super) struct Loss {
+    room: usize,
+    offset: u64,
+    now: Time,
+    what: String,
+    /// The offset is that before the first message that this one has heard, known at the end.
+    before_all_of: Option<usize>,
+    /// He has asked for no more than so many.
+    most: u64,
+    /// What was said in the room by then, and the memory that histories could take.
+    said: u64,
+    bytes: u64,
+}
+
+impl Loss {
+    /// The message with this offset, and so all before it.
+    pub(super) fn new(room: usize, offset: u64, now: Time, what: String) -> Self {
+        Self { room, offset, now, what, before_all_of: None, most: u64::MAX, said: 0, bytes: 0 }
+    }
+
+    /// What lies before the first message that this one has heard, whichever that turns out to be.
+    pub(super) fn before_all_of(who: usize, room: usize, now: Time, what: String) -> Self {
+        Self { before_all_of: Some(who), ..Self::new(room, 0, now, what) }
+    }
+
+    /// He has asked for no more than so many.
+    pub(super) fn of_at_most(self, most: u64) -> Self {
+        Self { most, ..self }
+    }
 }
 
 /// Bytes at the front of each payload that name it.
@@ -118,8 +162,12 @@ impl Ledger {
 
     /// A client is let into its room.
     pub(super) fn let_in(&mut self, who: usize) {
-        let said = self.accounts.iter().map(|account| account.said.len()).collect();
-        self.accounts[who].let_in = Some(said);
+        let said: Vec<usize> = self.accounts.iter().map(|account| account.said.len()).collect();
+        let room = self.accounts[who].room;
+        let is_first = self.accounts.iter().all(|account| account.room != room || account.said.is_empty());
+        let account = &mut self.accounts[who];
+        account.from_the_first = is_first && !account.no_echo;
+        account.let_in = Some(said);
     }
 
     /// A member of a room hears a message.
@@ -140,6 +188,31 @@ impl Ledger {
         assert!(*next == id.number, "client {who} hears {id:?} when number {next} of that speaker is next");
         *next += 1;
         account.heard.push(id);
+        if account.from_the_first {
+            let (room, offset) = (room.expect("who hears is in a room"), account.heard.len() as u64);
+            self.place(room, offset, id);
+        }
+    }
+
+    /// Everybody has gone.
+    pub(super) fn nobody_is_there(&mut self) {
+        for account in &mut self.accounts {
+            (account.listens, account.stays) = (false, false);
+        }
+    }
+
+    /// A connection asks for a room.
+    pub(super) fn visit(&mut self, room: usize) {
+        *self.visits.entry(room).or_default() += 1;
+    }
+
+    /// A publisher is told how many its message was sent to, or will be.
+    ///
+    /// # Panics
+    /// If they are more than have ever come: members at a time cannot be counted from outside, for a connection is not gone for all shards at once (rule 7).
+    pub(super) fn check_subscribers(&self, room: usize, subscribers: u64, who: &str) {
+        let visits = self.visits.get(&room).copied().unwrap_or(0);
+        assert!(subscribers <= visits, "{who} is told of {subscribers} subscribers of room {room}, where {visits} connections have come");
     }
 
     /// Who has said a message, and his how manieth it was.
@@ -176,32 +249,61 @@ impl Ledger {
         self.order.get(&room)?.keys().next_back().copied()
     }
 
-    /// Some offset of a room that a client may come with: the newest, or any one; 0 while nobody knows of one.
-    pub(super) fn known_offset(&self, room: usize, newest: bool, choices: &mut Choices) -> u64 {
-        let Some(order) = self.order.get(&room) else { return 0 };
-        let back = if newest { 0 } else { choices.below(order.len()) };
-        order.keys().rev().nth(back).copied().unwrap_or(0)
+    /// Somebody who has asked for nothing from before is told where a room's next message goes.
+    pub(super) fn tell_end(&mut self, room: usize, offset: u64) {
+        let end = self.ends.entry(room).or_default();
+        *end = offset.max(*end);
     }
 
-    /// Checks that a message may be missing from the history by now.
-    ///
-    /// # Panics
-    /// If it must be there (rule 6).
-    pub(super) fn check_loss(&self, room: usize, offset: u64, now: Time, what: &str) {
-        let said: usize = self.accounts.iter().filter(|account| account.room == Some(room)).map(|account| account.said.len()).sum();
-        assert!(self.kept.unsure || offset <= said as u64, "{what}, and only {said} messages were said in room {room}");
-        let crowded_out = said as u64 >= offset + self.kept.messages;
-        let said_at = self
-            .order
-            .get(&room)
-            .and_then(|order| order.get(&offset))
-            .map(|id| self.accounts[usize::from(id.speaker)].said_at[usize::from(id.number)]);
-        let aged = said_at.is_none_or(|at| now.since(at) >= self.kept.age);
+    /// Some offset of a room that a client may come with: the newest, or that of any message; 0 while nobody knows of one.
+    pub(super) fn known_offset(&self, room: usize, newest: bool, choices: &mut Choices) -> u64 {
+        let end = self.ends.get(&room).copied().unwrap_or(0);
+        let Some(order) = self.order.get(&room) else { return end };
+        let back = if newest { 0 } else { choices.below(order.len()) };
+        let known = order.keys().rev().nth(back).copied().unwrap_or(0);
+        if newest { known.max(end) } else { known }
+    }
+
+    /// Messages up to some offset were not given to somebody who has asked for them.
+    pub(super) fn lose(&mut self, mut loss: Loss) {
+        let frame_bytes = (HEADER_MAX + size_of::<Frame>()) as u64;
+        let said = |account: &Account| account.said.iter().map(|said| said.payload.len() as u64 + frame_bytes).sum::<u64>();
+        loss.said = self.accounts.iter().filter(|account| account.room == Some(loss.room)).map(|account| account.said.len() as u64).sum();
+        loss.bytes = self.accounts.iter().map(said).sum();
+        self.losses.push(loss);
+    }
+
+    /// Checks that a message could be missing (rule 6).
+    fn check_loss(&self, loss: &Loss) {
+        let Loss { room, said, what, .. } = loss;
+        let offset = &loss.before_all_of.map_or(loss.offset, |who| self.offset_before(who));
+        if *offset == 0 {
+            return;
+        }
+        assert!(offset <= said, "{what}, and only {said} messages were said in room {room}, where {offset} is said to be missing");
+        let crowded_out = *said >= offset + self.kept.messages.min(loss.most);
+        let message = self.order.get(room).and_then(|order| order.get(offset));
+        let said_at = message.map(|id| self.accounts[usize::from(id.speaker)].said_at[usize::from(id.number)]);
+        // It has its place in the topic after it was said. One that nobody else has heard of may be of any age.
+        let aged = said_at.is_none_or(|at| loss.now.since(at) >= self.kept.age);
+        // Which topics give up what for want of memory is the gateway's affair, and begins only when all that was said is too much.
+        let too_much = loss.bytes > self.kept.bytes;
         assert!(
-            self.kept.unsure || crowded_out || aged,
-            "{what}, and message {offset} of room {room} must be kept: {said} were said, {:?}",
+            crowded_out || aged || too_much,
+            "{what}, and message {offset} of room {room} must be kept: {said} were said, {} bytes in all, {:?}",
+            loss.bytes,
             self.kept
         );
+    }
+
+    /// The offset before the first message that a client has heard, its own which it does not want, left out; 0 while nobody knows.
+    fn offset_before(&self, who: usize) -> u64 {
+        let account = &self.accounts[who];
+        let first = account.heard.first().and_then(|id| self.offsets.get(id));
+        let (Some(first), Some(order)) = (first, account.room.and_then(|room| self.order.get(&room))) else { return 0 };
+        // One that nobody else has heard of may be its own.
+        let may_be_own = |offset: &u64| account.no_echo && order.get(offset).is_none_or(|id| usize::from(id.speaker) == who);
+        (0..*first).rev().find(|offset| !may_be_own(offset)).unwrap_or(0)
     }
 
     /// An upper bound of the bytes that all members of all rooms are to hear.
@@ -228,6 +330,14 @@ impl Ledger {
                     "client {who} came with offset {after} of room {room} and has heard nothing, where {newest} is the newest"
                 ));
             }
+            if let Some((offset, newest)) = self.order.get(&room).and_then(BTreeMap::last_key_value)
+                && usize::from(newest.number) >= let_in.get(usize::from(newest.speaker)).copied().unwrap_or(0)
+                && (usize::from(newest.speaker) != who || !listener.no_echo)
+                && listener.heard.last() != Some(newest)
+                && !listener.heard.contains(newest)
+            {
+                return Some(format!("client {who} has not heard {newest:?}, the newest message of room {room} with offset {offset}"));
+            }
             for (by, speaker) in self.accounts.iter().enumerate() {
                 if speaker.room != listener.room || !speaker.stays || (by == who && listener.no_echo) {
                     continue;
@@ -246,6 +356,7 @@ impl Ledger {
     /// # Panics
     /// If one is broken.
     pub(super) fn check(&self, rooms: usize) {
+        self.losses.iter().for_each(|loss| self.check_loss(loss));
         for room in 0..rooms {
             let mut members: Vec<usize> = (0..self.accounts.len())
                 .filter(|&who| self.accounts[who].room == Some(room) && self.accounts[who].let_in.is_some())
@@ -305,22 +416,35 @@ impl Ledger {
         }
     }
 
-    /// What a member has heard has the offsets that streams have told of, from where it has asked to begin (rules 5 and 6).
+    /// What a member has heard has the offsets that are known, from where it has asked to begin, and nothing lies between but what is its own and not
+    /// wanted (rules 5 and 6).
     fn check_offsets(&self, who: usize) {
         let account = &self.accounts[who];
-        let mut last: Option<(usize, u64)> = None;
+        let Some(order) = account.room.and_then(|room| self.order.get(&room)) else { return };
+        let is_own = |id: &MessageId| account.no_echo && usize::from(id.speaker) == who;
+        let mut last = account.after.map(|after| (after, -1));
         for (at, id) in account.heard.iter().enumerate() {
             let Some(&offset) = self.offsets.get(id) else { continue };
-            let (before, at_before) = match (last, account.after) {
-                (Some((before, offset)), _) => (offset, before as i64),
-                (None, Some(after)) => (after, -1),
-                (None, None) => (offset - 1, at as i64 - 1),
-            };
-            let apart = (at as i64 - at_before) as u64;
-            // Who does not want his own messages hears less than there are.
-            let fine = if account.no_echo { offset >= before + apart } else { offset == before + apart };
-            assert!(fine, "client {who} hears {id:?} with offset {offset}, {apart} messages after the offset {before}");
-            last = Some((at, offset));
+            if let Some((before, at_before)) = last {
+                let apart = (at as i64 - at_before) as u64;
+                // Who does not want his own messages hears less than there are.
+                let fine = if account.no_echo { offset >= before + apart } else { offset == before + apart };
+                assert!(fine, "client {who} hears {id:?} with offset {offset}, {apart} messages after the offset {before}");
+                let others = order.range(before + 1..offset).filter(|(_, id)| !is_own(id)).count() as u64;
+                assert!(others < apart, "client {who} hears {id:?} with offset {offset} next to {before}: {others} messages lie between");
+            }
+            last = Some((offset, at as i64));
+        }
+    }
+
+    /// The lowest offset that the message after everything that a client has heard may have.
+    pub(super) fn next_offset(&self, who: usize) -> u64 {
+        let account = &self.accounts[who];
+        let heard = account.heard.len() as u64;
+        match account.heard.last().and_then(|id| self.offsets.get(id)) {
+            Some(offset) => offset + 1,
+            // It has the place after so many others at least.
+            None => account.after.unwrap_or(0) + heard + 1,
         }
     }
 }

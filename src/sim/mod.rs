@@ -7,7 +7,9 @@
 //! |---|---|
 //! | `plan` | what a simulation consists of |
 //! | `shards` | gateways over simulated kernels |
-//! | `client`, `stream`, `reader`, `stranger` | who connects |
+//! | `client`, `stream`, `reader`, `poller`, `poster`, `exchange`, `stranger` | who connects |
+//! | `epilogue` | those who come back when everything has been said |
+//! | `ears` | where a reader with a cursor is in each topic |
 //! | `ledger` | who said and heard what: the oracle |
 //! | `crowd`, `border` | very many clients, and a kernel that can be left out: for measurements |
 #![forbid(unsafe_code)]
@@ -15,8 +17,13 @@
 mod border;
 mod client;
 mod crowd;
+mod ears;
+mod epilogue;
+mod exchange;
 mod ledger;
 mod plan;
+mod poller;
+mod poster;
 mod reader;
 mod shards;
 mod stranger;
@@ -28,11 +35,13 @@ use std::time::Duration;
 
 pub use border::{Border, Bordered};
 pub use crowd::Crowd;
-pub use plan::{Begin, ClientPlan, End, Interlude, Leaving, Plan, ReaderPlan, Reading, Wish};
+pub use plan::{Begin, ClientPlan, End, Epilogue, Interlude, Leaving, Plan, PollerPlan, PosterPlan, ReaderPlan, Reading, Wish};
 pub use shards::{Shards, ShardsPlan};
 
 use self::client::{Client, Ended, LOST};
 use self::ledger::{Kept, Ledger};
+use self::poller::Poller;
+use self::poster::Poster;
 use self::reader::{Cut, Reader};
 use self::stranger::Stranger;
 use crate::engine::sim::{Choices, World};
@@ -71,6 +80,10 @@ pub struct Report {
     pub gaps: u64,
     /// Connections of readers of event streams.
     pub streams: u64,
+    /// Answers to polls.
+    pub polls: u64,
+    /// Messages that were published again with their idempotency key.
+    pub repeats: u64,
     /// Messages that clients said.
     pub said: u64,
     /// Connections that ended, by cause.
@@ -96,6 +109,8 @@ impl Report {
         self.heard += other.heard;
         self.gaps += other.gaps;
         self.streams += other.streams;
+        self.polls += other.polls;
+        self.repeats += other.repeats;
         self.said += other.said;
         self.closes.resize(self.closes.len().max(other.closes.len()), 0);
         self.closes.iter_mut().zip(&other.closes).for_each(|(sum, count)| *sum += count);
@@ -123,8 +138,11 @@ struct Simulation {
     shards: Shards,
     clients: Vec<Client>,
     readers: Vec<Reader>,
+    pollers: Vec<Poller>,
+    posters: Vec<Poster>,
     strangers: Vec<Stranger>,
     ledger: Ledger,
+    draining: bool,
     steps: u64,
 }
 
@@ -141,6 +159,8 @@ enum Actor {
     Shard(ShardId),
     Client(usize),
     Reader(usize),
+    Poller(usize),
+    Poster(usize),
     Stranger(usize),
 }
 
@@ -151,20 +171,21 @@ impl Simulation {
         let world = Rc::new(RefCell::new(world));
         let shards = Shards::start(&plan.shards, &world);
         let limits = &plan.shards.limits;
-        // An eighth of a GiB and more is enough for every history of a simulation. Where topics may be lost, offsets may begin anywhere.
-        let unsure = plan.harsh || limits.history_bytes_max < 1 << 27;
-        let kept = Kept { messages: limits.history_messages, age: Duration::from_millis(limits.history_age_ms), unsure };
+        let age = Duration::from_millis(limits.history_age_ms);
+        let kept = Kept { messages: limits.history_messages, age, bytes: limits.history_bytes_max };
         let mut ledger = Ledger::new(kept);
         let epoch = Epoch(plan.shards.seed);
         let (mut clients, mut strangers) = (Vec::new(), Vec::new());
         for client in &plan.clients {
             match client.wish {
-                Wish::Room(_) | Wish::Echo => clients.push(Client::new(clients.len(), *client, epoch, &mut ledger)),
+                Wish::Room(_) | Wish::Echo => clients.push(Client::new(*client, epoch, &mut ledger)),
                 Wish::Page | Wish::Garbage => strangers.push(Stranger::new(strangers.len(), *client)),
             }
         }
         let readers = plan.readers.iter().enumerate().map(|(id, reader)| Reader::new(id, *reader, epoch, plan.shards.shards)).collect();
-        Self { plan, world, shards, clients, readers, strangers, ledger, steps: 0 }
+        let posters = plan.posters.iter().map(|poster| Poster::new(*poster, epoch, &mut ledger)).collect();
+        let pollers = plan.pollers.iter().enumerate().map(|(id, poller)| Poller::new(id, *poller, epoch, plan.shards.shards)).collect();
+        Self { plan, world, shards, clients, readers, pollers, posters, strangers, ledger, draining: false, steps: 0 }
     }
 
     fn run(mut self) -> Report {
@@ -172,9 +193,16 @@ impl Simulation {
         self.talk();
         self.settle();
         self.ledger.check(self.plan.rooms);
+        if self.plan.epilogue == Epilogue::Soon {
+            self.come_back();
+        }
         match self.plan.end {
             End::Close => self.close(),
             End::Drain => self.drain(),
+        }
+        if self.plan.epilogue == Epilogue::Late {
+            self.come_back();
+            self.close();
         }
         self.ledger.check(self.plan.rooms);
         self.check_ends();
@@ -188,6 +216,8 @@ impl Simulation {
         let now = self.now();
         self.clients.iter_mut().for_each(|client| client.next_at = if client.plan.witness { now } else { never });
         self.readers.iter_mut().for_each(|reader| reader.next_at = never);
+        self.pollers.iter_mut().for_each(|poller| poller.next_at = never);
+        self.posters.iter_mut().for_each(|poster| poster.next_at = never);
         self.strangers.iter_mut().for_each(|stranger| stranger.next_at = never);
         let all_in = |me: &Self| me.clients.iter().all(|client| !client.plan.witness || client.is_open() || client.is_over());
         let end = now + LET_IN_WITHIN;
@@ -205,11 +235,21 @@ impl Simulation {
         for reader in &mut self.readers {
             reader.next_at = now + reader.plan.begins;
         }
+        for poller in &mut self.pollers {
+            poller.next_at = now + poller.plan.begins;
+        }
+        for poster in &mut self.posters {
+            poster.next_at = now + poster.plan.begins;
+        }
         for stranger in &mut self.strangers {
             stranger.next_at = now;
         }
         let jumps = self.plan.harsh && self.world.borrow_mut().choices.chance(300);
-        let done = |me: &Self| me.clients.iter().all(|client| client.is_done(&me.ledger)) && me.strangers.iter().all(Stranger::is_over);
+        let done = |me: &Self| {
+            me.clients.iter().all(|client| client.is_done(&me.ledger))
+                && me.posters.iter().all(|poster| poster.is_done(&me.ledger))
+                && me.strangers.iter().all(Stranger::is_over)
+        };
         let end = self.now() + TALK;
         let mut interlude = self.interlude();
         while (!done(self) || interlude.is_some()) && self.now() < end {
@@ -225,6 +265,10 @@ impl Simulation {
         for client in &self.clients {
             let fine = self.plan.harsh || client.is_excused() || client.is_done(&self.ledger);
             assert!(fine, "after {TALK:?} {}", self.describe(client));
+        }
+        for poster in &self.posters {
+            let fine = self.plan.harsh || poster.plan.link.fragile || poster.is_done(&self.ledger);
+            assert!(fine, "after {TALK:?} {}", poster.describe());
         }
     }
 
@@ -260,15 +304,22 @@ impl Simulation {
         let opened = |reader: &Reader| reader.is_over() || reader.is_open() || reader.plan.reading != Reading::Greedy;
         if !self.plan.harsh {
             self.run_until(LET_IN_WITHIN, |me| me.readers.iter().all(opened), |me| me.open_reader("a reader is not opened"));
+            let served = |me: &Self| !me.pollers.iter().any(|poller| poller.is_behind(&me.ledger, true));
+            self.run_until(LET_IN_WITHIN, served, |me| {
+                let behind = me.pollers.iter().find(|poller| poller.is_behind(&me.ledger, true)).map(Poller::describe);
+                format!("{LET_IN_WITHIN:?} after everything was said: {}", behind.unwrap_or_default())
+            });
         }
         let settled = |me: &Self| {
             me.ledger.is_settled()
                 && !me.readers.iter().any(|reader| reader.is_behind(&me.ledger))
+                && !me.pollers.iter().any(|poller| poller.is_behind(&me.ledger, false))
                 && me.clients.iter().all(|client| client.is_answered(&me.ledger))
         };
         let within = SERVED_WITHIN + Duration::from_micros(self.ledger.bytes_to_deliver());
         self.run_until(within, settled, |me| {
-            let unheard = me.ledger.unheard().unwrap_or_else(|| "an echo, or an event, has not come".into());
+            let behind = me.pollers.iter().find(|poller| poller.is_behind(&me.ledger, false)).map(Poller::describe);
+            let unheard = me.ledger.unheard().or(behind).unwrap_or_else(|| "an echo, or an event, has not come".into());
             format!("{unheard}, {within:?} after everything was said")
         });
     }
@@ -289,6 +340,8 @@ impl Simulation {
         for reader in &mut self.readers {
             reader.finish(&self.world, &mut self.ledger);
         }
+        self.pollers.iter_mut().for_each(|poller| poller.give_up(&self.world, &mut self.ledger));
+        self.posters.iter_mut().for_each(|poster| poster.give_up(&self.world));
         self.run_until(
             GONE_WITHIN,
             |me| me.readers.iter().all(Reader::is_over),
@@ -309,6 +362,8 @@ impl Simulation {
     fn drain(&mut self) {
         self.shards.drain(DRAIN, true);
         self.readers.iter_mut().for_each(Reader::stop_coming_back);
+        self.posters.iter_mut().for_each(|poster| poster.give_up(&self.world));
+        self.draining = true;
         for stranger in &mut self.strangers {
             stranger.give_up(&self.world);
         }
@@ -319,6 +374,12 @@ impl Simulation {
             GONE_WITHIN,
             |me| me.readers.iter().all(|reader| reader.is_over() || reader.is_excused()),
             |me| me.open_reader("after the drain, a stream has not ended"),
+        );
+        // Who polls comes back until nobody listens any more.
+        self.run_until(
+            GONE_WITHIN,
+            |me| me.pollers.iter().all(Poller::is_over),
+            |me| format!("after the drain: {}", me.pollers.iter().map(Poller::describe).collect::<Vec<_>>().join("; ")),
         );
         self.run_until(
             GONE_WITHIN,
@@ -368,6 +429,12 @@ impl Simulation {
         for (index, reader) in self.readers.iter().enumerate() {
             consider((!reader.is_over()).then_some(reader.next_at), Actor::Reader(index), &mut next);
         }
+        for (index, poller) in self.pollers.iter().enumerate() {
+            consider((!poller.is_over()).then_some(poller.next_at), Actor::Poller(index), &mut next);
+        }
+        for (index, poster) in self.posters.iter().enumerate() {
+            consider((!poster.is_done(&self.ledger)).then_some(poster.next_at), Actor::Poster(index), &mut next);
+        }
         for (index, stranger) in self.strangers.iter().enumerate() {
             consider((!stranger.is_over()).then_some(stranger.next_at), Actor::Stranger(index), &mut next);
         }
@@ -395,6 +462,8 @@ impl Simulation {
             }
             Actor::Client(index) => self.clients[index].act(&self.world, &mut self.ledger),
             Actor::Reader(index) => self.readers[index].act(&self.world, &mut self.ledger),
+            Actor::Poller(index) => self.pollers[index].act(&self.world, &mut self.ledger, !self.plan.harsh && !self.draining),
+            Actor::Poster(index) => self.posters[index].act(&self.world, &mut self.ledger, !self.plan.harsh && !self.draining),
             Actor::Stranger(index) => {
                 let served = self.serves_strangers();
                 self.strangers[index].act(&self.world, served);
@@ -418,7 +487,8 @@ impl Simulation {
         let mut found = String::new();
         for shard in self.shards.ids() {
             let holdings = self.shards.holdings(shard);
-            if holdings != Holdings::default() {
+            let keys = holdings.keys as u64;
+            if holdings != (Holdings { keys: holdings.keys, ..Holdings::default() }) || keys > self.plan.shards.limits.idempotency_keys {
                 found += &format!("shard {shard}: {holdings:?}; ");
             }
             found += &self.world.borrow().leftovers(shard);
@@ -458,6 +528,10 @@ impl Simulation {
                 Some(Ended::Refused(503) | Ended::Broken(_)) => drains && !client.plan.witness,
                 Some(Ended::Refused(_)) => false,
             };
+            // Unless it was excused, one that comes with a stray position is told so.
+            let strays = matches!(client.plan.begin, Begin::Stray { .. }) && matches!(client.plan.wish, Wish::Room(_));
+            let told =
+                told && (!strays || client.is_excused() || self.plan.end == End::Drain || client.ended == Some(Ended::Closed(Some(LOST))));
             let fine = told || self.plan.harsh || (client.is_excused() && !matches!(client.ended, Some(Ended::Refused(_))));
             assert!(fine, "{}", self.describe(client));
         }
@@ -488,6 +562,8 @@ impl Simulation {
             heard: self.ledger.accounts.iter().map(|account| account.heard.len() as u64).sum(),
             gaps: self.ledger.gaps,
             streams: self.readers.iter().map(|reader| reader.lives as u64).sum(),
+            polls: self.pollers.iter().map(|poller| poller.answers).sum(),
+            repeats: self.posters.iter().map(|poster| poster.repeats).sum(),
             said: self.ledger.accounts.iter().map(|account| account.said.len() as u64).sum(),
             closes: CloseCause::ALL
                 .iter()

@@ -24,8 +24,12 @@ pub struct Plan {
     pub clients: Vec<ClientPlan>,
     /// The readers of event streams.
     pub readers: Vec<ReaderPlan>,
-    /// When everything is quiet, new clients come and get what is kept.
-    pub epilogue: bool,
+    /// The long polls.
+    pub pollers: Vec<PollerPlan>,
+    /// The publishers over HTTP.
+    pub posters: Vec<PosterPlan>,
+    /// Whether others come back to where everybody was.
+    pub epilogue: Epilogue,
     /// What happens while everybody talks.
     pub interlude: Interlude,
     /// How it ends.
@@ -50,6 +54,17 @@ pub enum End {
     Close,
     /// The gateway drains.
     Drain,
+}
+
+/// When everything has been said, others come with the newest position of each room. They are given what is published from then on, and nothing else.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Epilogue {
+    /// Nobody comes.
+    None,
+    /// While the others are still there.
+    Soon,
+    /// When the others have gone, and with them histories and topics.
+    Late,
 }
 
 /// What a client asks for.
@@ -78,6 +93,11 @@ pub enum Begin {
     After {
         /// The newest of them.
         newest: bool,
+    },
+    /// After a position that is none of the room's.
+    Stray {
+        /// Of another life of the process; else behind the room's end.
+        restart: bool,
     },
 }
 
@@ -110,6 +130,57 @@ impl ReaderPlan {
     pub fn topics(&self) -> &[usize] {
         &self.rooms[..self.rooms_len]
     }
+}
+
+/// A long poll that goes on from answer to answer.
+#[derive(Clone, Copy, Debug)]
+pub struct PollerPlan {
+    /// Its rooms are this one and those that follow it, so many.
+    pub rooms: [usize; READER_ROOMS_MAX],
+    /// How many of them there are.
+    pub rooms_len: usize,
+    /// Where its first request begins; then it goes on with the `next` of each answer.
+    pub begin: Begin,
+    /// How long a request waits for messages; whole seconds.
+    pub wait: Duration,
+    /// The most messages of one answer.
+    pub limit: Option<u64>,
+    /// How often it breaks a connection off, answered or not.
+    pub breaks: usize,
+    /// How it is connected.
+    pub link: LinkOptions,
+    /// When it connects, after the witnesses have.
+    pub begins: Duration,
+}
+
+impl PollerPlan {
+    /// Its rooms, in the order of its URL.
+    pub fn topics(&self) -> &[usize] {
+        &self.rooms[..self.rooms_len]
+    }
+}
+
+/// A publisher over HTTP.
+#[derive(Clone, Copy, Debug)]
+pub struct PosterPlan {
+    /// Where it publishes.
+    pub room: usize,
+    /// The listener that its connections land on.
+    pub shard: ShardId,
+    /// How many messages.
+    pub messages: usize,
+    /// The largest of them, in bytes.
+    pub bytes_max: usize,
+    /// What it wants to know before it is answered.
+    pub ack: &'static str,
+    /// It names its messages with idempotency keys, and says again what was not answered.
+    pub keys: bool,
+    /// Sometimes it says again what was.
+    pub repeats: bool,
+    /// How it is connected.
+    pub link: LinkOptions,
+    /// When it connects, after the witnesses have.
+    pub begins: Duration,
 }
 
 /// How a client reads.
@@ -192,11 +263,18 @@ impl Plan {
             })
             .collect();
         let readers = (0..choices.of(&[0, 1, 2, 3, 5])).map(|_| draw_reader(choices, rooms, message_bytes_max, harsh)).collect();
+        // Without a history there are no polls.
+        let pollers = if limits.history_messages > 0 { choices.of(&[0, 0, 1, 2]) } else { 0 };
+        let pollers = (0..pollers).map(|_| draw_poller(choices, rooms, message_bytes_max, harsh)).collect();
+        let stored = limits.history_messages > 0;
+        let posters =
+            (0..choices.of(&[0, 0, 1, 3])).map(|_| draw_poster(choices, shards, rooms, message_bytes_max, harsh, stored)).collect();
         let ring = SimRingSize { completions: choices.of(&[4, 16, 64, 8192]), reap: choices.of(&[1, 4, 512]) };
         let fds_max =
             if harsh && choices.chance(300) { (count + choices.below(3)).saturating_sub(choices.below(3)).max(1) } else { usize::MAX };
         let end = choices.of(&[End::Close, End::Close, End::Drain]);
-        let epilogue = !harsh && choices.chance(400);
+        let late = if end == End::Close { Epilogue::Late } else { Epilogue::Soon };
+        let epilogue = if harsh { Epilogue::None } else { choices.of(&[Epilogue::None, Epilogue::None, Epilogue::Soon, late]) };
         let seed = choices.below(1 << 32) as u64;
         let shards = ShardsPlan { shards, limits, ring, seed };
         let interlude = match seed % 10 {
@@ -204,7 +282,7 @@ impl Plan {
             1 => Interlude::CalledOff,
             _ => Interlude::None,
         };
-        Self { shards, chaos, fds_max, harsh, rooms, clients, readers, epilogue, interlude, end }
+        Self { shards, chaos, fds_max, harsh, rooms, clients, readers, pollers, posters, epilogue, interlude, end }
     }
 }
 
@@ -258,6 +336,8 @@ fn draw_limits(choices: &mut Choices, harsh: bool) -> Limits {
         history_messages: choices.of(&[0, 1, 3, 100]),
         history_age_ms: choices.of(&[1_000, 5_000, 60_000]),
         history_bytes_max: choices.of(&[1, 2 * KIB, 16 * KIB, 1 << 30, 1 << 30, 1 << 30]),
+        // More than all publishers of a simulation use.
+        idempotency_keys: choices.of(&[64, 65_536]),
         sse_heartbeat_ms: choices.of(&[200, 1000, 15_000]),
         log_lines_per_second: 1,
         ..Limits::default()
@@ -302,7 +382,8 @@ fn draw_client(choices: &mut Choices, shards: u16, rooms: usize, message_bytes_m
 fn draw_begin(choices: &mut Choices) -> Begin {
     let last = Begin::Last(choices.of(&[0, 1, 2, 7, 1000]));
     let after = Begin::After { newest: choices.chance(300) };
-    choices.of(&[Begin::Live, Begin::Live, last, Begin::Earliest, after, after])
+    let stray = if choices.chance(100) { Begin::Stray { restart: choices.chance(500) } } else { after };
+    choices.of(&[Begin::Live, Begin::Live, last, last, Begin::Earliest, after, after, stray])
 }
 
 fn draw_reader(choices: &mut Choices, rooms: usize, message_bytes_max: usize, harsh: bool) -> ReaderPlan {
@@ -322,6 +403,44 @@ fn draw_reader(choices: &mut Choices, rooms: usize, message_bytes_max: usize, ha
         },
         lives: choices.of(&[1, 2, 3, 6]),
         cut_after: choices.of(&[0, 1, 3, 10, 50]),
+        begins: Duration::from_micros(choices.below(30_000) as u64),
+    }
+}
+
+fn draw_poller(choices: &mut Choices, rooms: usize, message_bytes_max: usize, harsh: bool) -> PollerPlan {
+    let first = choices.below(rooms);
+    PollerPlan {
+        rooms: std::array::from_fn(|index| (first + index) % rooms),
+        rooms_len: choices.within(1..=rooms.min(READER_ROOMS_MAX)),
+        begin: draw_begin(choices),
+        wait: Duration::from_secs(choices.of(&[0, 1, 25])),
+        limit: choices.of(&[None, None, Some(2), Some(10)]),
+        breaks: choices.of(&[0, 1, 5]),
+        link: LinkOptions {
+            up_max: choices.of(&[64, 1024]),
+            down_max: choices.of(&[64, 1024, 64 << 10]).max(message_bytes_max / 8),
+            fragile: choices.chance(if harsh { 300 } else { 200 }),
+            sink: false,
+        },
+        begins: Duration::from_micros(choices.below(30_000) as u64),
+    }
+}
+
+fn draw_poster(choices: &mut Choices, shards: u16, rooms: usize, message_bytes_max: usize, harsh: bool, stored: bool) -> PosterPlan {
+    let keys = choices.chance(600);
+    let fragile = choices.chance(if keys && !harsh { 400 } else { 100 });
+    // What may break must come to an end before it does, once.
+    let most = if fragile { 1000 } else { 70_000 };
+    PosterPlan {
+        room: choices.below(rooms),
+        shard: ShardId(choices.below(shards.into()) as u16),
+        messages: choices.of(&[1, 3, 10]),
+        bytes_max: message_bytes_max.min(choices.of(&[16, 200, 1000, most])),
+        ack: choices.of(&["accepted", if stored { "stored" } else { "accepted" }, "sent", "sent"]),
+        keys,
+        // Where the clock jumps a key may be forgotten meanwhile.
+        repeats: keys && !harsh && choices.chance(500),
+        link: LinkOptions { up_max: choices.of(&[64, 1024, 64 << 10]), down_max: choices.of(&[64, 1024]), fragile, sink: false },
         begins: Duration::from_micros(choices.below(30_000) as u64),
     }
 }

@@ -1,18 +1,16 @@
 //! A simulated reader of event streams: one to four topics, cut off now and then, and back with the id of the last event.
-//!
-//! What it is told of each topic goes to an account of the ledger, an *ear*, which goes on over its lives. Only a gap ends an ear: what comes after
-//! one is another ear's.
 
 use std::cell::RefCell;
 use std::io::ErrorKind;
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::ledger::{Account, Ledger};
+use super::ears::{Ears, ToldGap};
+use super::ledger::Ledger;
 use super::plan::{Begin, ReaderPlan, Reading};
 use crate::engine::sim::{LinkId, World};
 use crate::ids::ShardId;
-use crate::proto::position::{Cursor, Epoch, Position};
+use crate::proto::position::Epoch;
 use crate::proto::sse::Decoder;
 use crate::time::Time;
 
@@ -38,8 +36,8 @@ struct Life {
     head: Option<Vec<u8>>,
     decoder: Decoder,
     opened: bool,
-    /// Where it was told that its topics are, while it has still to be told of gaps before it gets an id.
-    opening: Option<Vec<u64>>,
+    /// The data of the opening event and of gaps, until the last of them has come, which has an id.
+    opening: Option<Vec<String>>,
     bye: Option<u16>,
     /// Messages heard in it.
     heard: usize,
@@ -51,7 +49,6 @@ struct Life {
 pub(super) struct Reader {
     pub(super) plan: ReaderPlan,
     id: usize,
-    epoch: Epoch,
     shards: u16,
     life: Option<Life>,
     over: bool,
@@ -62,10 +59,7 @@ pub(super) struct Reader {
     pub(super) next_at: Time,
     /// The id of the last event, with which it comes back.
     last_id: String,
-    /// Where it is in each topic; none before it was told.
-    at: Vec<Option<u64>>,
-    /// The accounts that hear its topics.
-    ears: Vec<Option<usize>>,
+    ears: Ears,
     /// How its last life ended.
     pub(super) cut: Option<Cut>,
     /// Messages over all its lives.
@@ -83,11 +77,10 @@ struct Event {
 
 impl Reader {
     pub(super) fn new(id: usize, plan: ReaderPlan, epoch: Epoch, shards: u16) -> Self {
-        let topics = plan.topics().len();
+        let ears = Ears::new(format!("reader {id}"), plan.topics(), plan.begin, epoch);
         Self {
             plan,
             id,
-            epoch,
             shards,
             life: None,
             over: false,
@@ -95,8 +88,7 @@ impl Reader {
             has_shut: false,
             next_at: Time::ZERO,
             last_id: String::new(),
-            at: vec![None; topics],
-            ears: vec![None; topics],
+            ears,
             cut: None,
             heard: 0,
             last_life: false,
@@ -136,41 +128,35 @@ impl Reader {
 
     fn tell_ears(&self, ledger: &mut Ledger) {
         let listens = self.is_open() && self.plan.reading == Reading::Greedy && self.life.as_ref().is_some_and(|life| !life.shut);
-        for ear in self.ears.iter().flatten() {
-            ledger.accounts[*ear].listens = listens;
-        }
+        self.ears.tell(listens, ledger);
     }
 
-    fn connect(&mut self, world: &Rc<RefCell<World>>, ledger: &Ledger) {
+    fn connect(&mut self, world: &Rc<RefCell<World>>, ledger: &mut Ledger) {
         let shard = ShardId(world.borrow_mut().choices.below(self.shards.into()) as u16);
         let Ok(link) = world.borrow_mut().connect(shard, self.plan.link) else {
             self.over = true;
             return;
         };
         self.lives += 1;
-        let topics: Vec<String> = self.plan.topics().iter().map(|room| format!("topic=room-{room}")).collect();
-        let mut target = format!("/events?{}", topics.join("&"));
+        self.ears.rooms().iter().for_each(|&room| ledger.visit(room));
+        let mut target = format!("/events?{}", self.ears.query());
         let mut id = String::new();
-        if !self.last_id.is_empty() {
+        if self.last_id.is_empty() {
+            target += &self.ears.start(ledger, &mut world.borrow_mut().choices);
+        } else {
             // An EventSource asks for the same URL again, and its header wins.
             id = format!("Last-Event-ID: {}\r\n", self.last_id);
-        } else if let Begin::After { newest } = self.plan.begin {
-            let choices = &mut world.borrow_mut().choices;
-            let offsets: Vec<u64> = self.plan.topics().iter().map(|&room| ledger.known_offset(room, newest, choices)).collect();
-            self.at = offsets.iter().map(|offset| Some(*offset)).collect();
-            target += &format!("&after={}", Cursor::new(self.epoch, offsets.into_iter().map(Some)));
-        }
-        match self.plan.begin {
-            Begin::Last(count) => target += &format!("&last={count}"),
-            Begin::Earliest => target += "&after=earliest",
-            Begin::Live | Begin::After { .. } => {}
+            match self.plan.begin {
+                Begin::Last(count) => target += &format!("&last={count}"),
+                Begin::Earliest => target += "&after=earliest",
+                Begin::Live | Begin::After { .. } | Begin::Stray { .. } => {}
+            }
         }
         // Nobody should say more than that, and some do.
         let more = world.borrow_mut().choices.of(&["", "", "", "", "\r\n", "GET /healthz HTTP/1.1\r\nHost: gateway\r\n\r\n"]);
         let request = format!("GET {target} HTTP/1.1\r\nHost: gateway\r\nAccept: text/event-stream\r\n{id}\r\n{more}").into_bytes();
         let head = Some(Vec::new());
-        self.life =
-            Some(Life { link, request, head, decoder: Decoder::new(), opened: false, opening: None, bye: None, heard: 0, shut: false });
+        self.life = Some(Life { link, request, head, decoder: Decoder::new(), opened: false, opening: None, bye: None, heard: 0, shut: false });
     }
 
     fn write(&mut self, world: &Rc<RefCell<World>>) {
@@ -244,19 +230,11 @@ impl Reader {
     }
 
     fn end_life(&mut self, cut: Cut, world: &Rc<RefCell<World>>, ledger: &mut Ledger) {
-        let was_told_all = self.life.as_ref().is_none_or(|life| life.opening.is_none());
         if let Some(life) = self.life.take() {
             world.borrow_mut().client_close(life.link);
         }
         self.cut = Some(cut);
         self.over = self.last_life || self.lives >= self.plan.lives || cut == Cut::Bye(1012);
-        if self.last_id.is_empty() {
-            self.at.fill(None);
-        } else if !was_told_all {
-            // It is told again of what is missing, from where it still comes back to.
-            let last_id = std::mem::take(&mut self.last_id);
-            self.at = self.take_id(&last_id).into_iter().map(Some).collect();
-        }
         let pause = world.borrow_mut().choices.of(&[0, 1_000, 50_000]);
         self.next_at = world.borrow().now + Duration::from_micros(pause);
         self.tell_ears(ledger);
@@ -284,11 +262,6 @@ impl Reader {
         self.over |= self.life.is_none();
     }
 
-    fn index_of(&self, room: usize) -> usize {
-        let index = self.plan.topics().iter().position(|&other| other == room);
-        index.unwrap_or_else(|| panic!("reader {}: hears of room {room}, which it has not asked for", self.id))
-    }
-
     fn take(&mut self, event: &Event, now: Time, ledger: &mut Ledger) {
         let id = self.id;
         let Some(life) = &mut self.life else { return };
@@ -297,139 +270,100 @@ impl Reader {
             life.bye = Some(field(&event.data, "\"code\":", ',').parse().expect("a code"));
             return;
         }
-        if event.name == "shardcast:open" {
-            assert!(!std::mem::replace(&mut life.opened, true), "reader {id}: opened twice");
-            return self.open(event, ledger);
+        assert!(life.opened != (event.name == "shardcast:open"), "reader {id}: {} first, or opened twice", event.name);
+        life.opened = true;
+        if event.id.is_empty() || life.opening.is_some() {
+            return self.take_opening(event, now, ledger);
         }
-        if event.name == "shardcast:gap" {
-            assert!(life.opened, "reader {id}: a gap before it was opened");
-            return self.gap(event, now, ledger);
-        }
-        assert!(life.opening.is_none(), "reader {id}: {} before it was told all that is missing", event.name);
-        let offsets = self.take_id(&event.id);
-        let Some(life) = &mut self.life else { return };
+        let offsets = self.ears.read_cursor(&event.id);
+        self.last_id.clone_from(&event.id);
         match event.name.as_str() {
+            "shardcast:open" => {
+                for (index, &offset) in offsets.iter().enumerate() {
+                    let told = self.told(index, offset);
+                    assert!(event.data.contains(&told), "reader {id}: opened with {}, and its id has {told}", event.data);
+                    self.ears.begins(index, offset, now, ledger);
+                }
+            }
+            "shardcast:gap" => self.ears.gap(&self.read_gap(&event.data), now, ledger),
             "message" => {
-                assert!(life.opened, "reader {id}: a message before it was opened");
                 life.heard += 1;
                 self.heard += 1;
                 let (text, payload) = ledger.read_event(&event.data);
-                let message = ledger.identify(id, &payload);
-                let index = self.index_of(ledger.room_of(message));
-                self.moves(&offsets, index, |at, to| to == at + 1, "a message");
-                let ear = self.ears[index].expect("opened");
-                ledger.hear(ear, text, &payload);
-                ledger.place(self.plan.topics()[index], offsets[index], message);
+                let room = ledger.room_of(ledger.identify(id, &payload));
+                let index = self.ears.index_of(room);
+                self.ears.hear(index, offsets[index], text, &payload, ledger);
             }
             other => panic!("reader {id}: an event {other}"),
         }
+        // One topic has moved, and no other.
+        self.ears.expect_at(&offsets, &event.name);
     }
 
-    /// Takes over an event's id, in which one topic has moved and no other.
-    fn moves(&mut self, offsets: &[u64], index: usize, fits: impl Fn(u64, u64) -> bool, what: &str) {
-        for (other, (at, &to)) in self.at.iter_mut().zip(offsets).enumerate() {
-            let was = at.replace(to).expect("opened");
-            let fine = if other == index { fits(was, to) } else { was == to };
-            assert!(fine, "reader {}: {what} of its topic {index} moves topic {other} from {was} to {to}", self.id);
-        }
-    }
-
-    /// The offsets of an id, which is the one that it comes back with from now on.
-    fn take_id(&mut self, text: &str) -> Vec<u64> {
-        let cursor = Cursor::parse(text, self.at.len()).unwrap_or_else(|error| panic!("reader {}: id {text:?}: {error}", self.id));
-        assert!(cursor.epoch() == self.epoch, "reader {}: another epoch", self.id);
-        text.clone_into(&mut self.last_id);
-        cursor.offsets().map(|offset| offset.expect("the server is sure of every offset that it gives")).collect()
-    }
-
-    fn open(&mut self, event: &Event, ledger: &mut Ledger) {
-        let told = |&room: &usize| Position::parse(field(&event.data, &format!("\"room-{room}\":\""), '"')).expect("a position").offset;
-        let told: Vec<u64> = self.plan.topics().iter().map(told).collect();
-        if event.id.is_empty() {
-            self.life.as_mut().expect("a life").opening = Some(told);
+    /// Takes what comes before the first id when something is missing: the opening event, and the gaps, of which the last has the id. Until then nothing
+    /// has changed for it: cut off, it comes back from where it was, and is told again.
+    fn take_opening(&mut self, event: &Event, now: Time, ledger: &mut Ledger) {
+        let id = self.id;
+        let Some(life) = &mut self.life else { return };
+        if event.name == "shardcast:open" {
+            life.opening = Some(vec![event.data.clone()]);
             return;
         }
-        assert!(self.take_id(&event.id) == told, "reader {}: opened with {}, and the id says {}", self.id, event.data, event.id);
-        for (index, &offset) in told.iter().enumerate() {
-            if let Some(at) = self.at[index].replace(offset) {
-                assert!(at == offset, "reader {}: comes back to topic {index} at {at} and is opened at {offset}, without a gap", self.id);
-            }
-            if self.ears[index].is_none() {
-                self.new_ear(index, ledger);
-            }
-        }
-    }
-
-    fn gap(&mut self, event: &Event, now: Time, ledger: &mut Ledger) {
-        let data = &event.data;
-        let room: usize = field(data, "\"topic\":\"room-", '"').parse().expect("a room");
-        let index = self.index_of(room);
-        let position = |key| Position::parse(field(data, key, '"')).expect("a position").offset;
-        let (from, to, reason) = (position("\"from\":\""), position("\"to\":\""), field(data, "\"reason\":\"", '"'));
-        // Who is new has no place yet, and may lose what it was about to be given.
-        let is_new = self.at[index].is_none() && self.life.as_ref().is_some_and(|life| life.opening.is_some());
-        assert!(
-            is_new || self.at[index] == Some(from),
-            "reader {}: a gap after {from} in room {room}, where it was at {:?}",
-            self.id,
-            self.at[index]
-        );
-        assert!(to > from, "reader {}: a gap in room {room} from {from} to {to}", self.id);
-        assert!(reason == "too_old", "reader {}: a gap in room {room} from {from} to {to} because of {reason}", self.id);
-        ledger.check_loss(room, to, now, &format!("reader {} is told of a gap from {from} to {to}", self.id));
-        ledger.gaps += 1;
-        if let Some(ear) = self.ears[index].take() {
-            ledger.accounts[ear].listens = false;
-        }
-        let opening = &mut self.life.as_mut().expect("a life").opening;
-        match opening {
-            Some(told) => assert!(told[index] == to, "reader {}: opened at {told:?}, and a gap of its topic {index} to {to}", self.id),
-            None => assert!(!event.id.is_empty(), "reader {}: a gap without an id", self.id),
-        }
-        self.at[index] = Some(to);
+        assert!(event.name == "shardcast:gap", "reader {id}: {} before it was told all that is missing", event.name);
+        let opening = life.opening.get_or_insert_default();
+        assert!(!opening.is_empty(), "reader {id}: a gap without an id, and it was opened before");
+        opening.push(event.data.clone());
         if event.id.is_empty() {
             return;
         }
-        // The last of the gaps that it is told of when it is opened.
-        if let Some(told) = opening.take() {
-            for (at, told) in self.at.iter_mut().zip(told) {
-                assert!(at.is_none_or(|at| at == told), "reader {}: opened at {told}, and after all gaps it is at {at:?}", self.id);
-                *at = Some(told);
-            }
+        let told = life.opening.take().unwrap_or_default();
+        let offsets = self.ears.read_cursor(&event.id);
+        self.last_id.clone_from(&event.id);
+        let gaps: Vec<ToldGap<'_>> = told[1..].iter().map(|data| self.read_gap(data)).collect();
+        for (index, &offset) in offsets.iter().enumerate() {
+            let says = self.told(index, offset);
+            assert!(told[0].contains(&says), "reader {id}: opened with {}, and the last gap's id has {says}", told[0]);
+            let room = self.ears.rooms()[index];
+            let from = gaps.iter().find(|gap| gap.room == room).and_then(|gap| gap.from);
+            let here = from.filter(|from| from.epoch == self.ears.position(0).epoch);
+            self.ears.begins(index, here.map_or(offset, |from| from.offset), now, ledger);
         }
-        let offsets = self.take_id(&event.id);
-        assert!(offsets[index] == to, "reader {}: a gap to {to} and the id says {}", self.id, event.id);
-        self.moves(&offsets, index, |at, to| at == to, "a gap");
-        for index in 0..self.ears.len() {
-            if self.ears[index].is_none() {
-                self.new_ear(index, ledger);
-            }
+        for gap in &gaps {
+            self.ears.gap(gap, now, ledger);
+        }
+        self.ears.expect_at(&offsets, "the last gap of the opening");
+    }
+
+    fn read_gap<'d>(&self, data: &'d str) -> ToldGap<'d> {
+        let position = |key| self.ears.read_position(field(data, key, '"'));
+        ToldGap {
+            room: field(data, "\"topic\":\"room-", '"').parse().expect("a room"),
+            from: Some(position("\"from\":\"")),
+            to: position("\"to\":\""),
+            reason: field(data, "\"reason\":\"", '"'),
         }
     }
 
-    fn new_ear(&mut self, index: usize, ledger: &mut Ledger) {
-        let ear = ledger.accounts.len();
-        let mut account = Account::new(Some(self.plan.topics()[index]), false);
-        account.after = self.at[index];
-        ledger.accounts.push(account);
-        ledger.let_in(ear);
-        self.ears[index] = Some(ear);
+    /// What the opening event says of a topic.
+    fn told(&self, index: usize, offset: u64) -> String {
+        format!("\"room-{}\":\"{}\"", self.ears.rooms()[index], self.ears.position(offset))
     }
 
     /// What it is and where, for who finds something wrong with it.
     pub(super) fn describe(&self) -> String {
         let life = self.life.as_ref().map(|life| (life.head.is_some(), life.opened, life.bye, life.heard, life.shut));
         format!(
-            "reader {} {:?}, at {:?}, life {} (awaits head, opened, bye, heard, shut: {life:?}), last ended by {:?}",
-            self.id, self.plan, self.at, self.lives, self.cut
+            "{}: {:?}, life {} (awaits head, opened, bye, heard, shut: {life:?}), last ended by {:?}",
+            self.ears.describe(),
+            self.plan,
+            self.lives,
+            self.cut
         )
     }
 
     /// What it has not been given although it listens.
     pub(super) fn is_behind(&self, ledger: &Ledger) -> bool {
-        self.is_open()
-            && self.plan.reading == Reading::Greedy
-            && self.plan.topics().iter().zip(&self.at).any(|(&room, at)| *at < ledger.newest(room))
+        self.is_open() && self.plan.reading == Reading::Greedy && self.ears.is_behind(ledger)
     }
 }
 

@@ -154,7 +154,7 @@ impl<K: Kernel> Shards<K> {
         if self.seats.iter().any(|seat| seat.state == State::Finished) {
             return None;
         }
-        let sleeps = |seat: &Seat<K>| seat.state == State::Waiting && seat.gateway.holdings().unread > 0;
+        let sleeps = |seat: &Seat<K>| seat.state == State::Waiting && seat.gateway.unread() > 0;
         self.seats.iter().position(sleeps).map(|shard| ShardId(shard as u16))
     }
 

@@ -1,0 +1,201 @@
+//! What a reader with a cursor has of each of its topics: where it is, and the account in the ledger, its *ear*, to which messages go.
+//!
+//! An ear goes on over connections. Only a gap ends it: what comes after one is another ear's.
+
+use super::ledger::{Account, Ledger, Loss};
+use super::plan::Begin;
+use crate::engine::sim::Choices;
+use crate::proto::gap::GapReason;
+use crate::proto::position::{Cursor, Epoch, Position};
+use crate::time::Time;
+
+/// The offset of a message that never was.
+const NEVER: u64 = 1_000_000;
+
+/// A position that is none of a topic's: of another life of the process, or behind the topic's end.
+pub(super) fn stray(epoch: Epoch, restart: bool) -> Position {
+    match restart {
+        true => Position { epoch: Epoch(epoch.0 + 1), offset: 3 },
+        false => Position { epoch, offset: NEVER },
+    }
+}
+
+/// A reader's topics.
+pub(super) struct Ears {
+    who: String,
+    epoch: Epoch,
+    rooms: Vec<usize>,
+    begin: Begin,
+    /// Where it is in each, in offsets; none while it was not told.
+    at: Vec<Option<u64>>,
+    accounts: Vec<Option<usize>>,
+    /// It came with a position that is none of the topic's and was not told so yet.
+    strays: Vec<bool>,
+}
+
+/// A gap as it is told, whatever the transport.
+pub(super) struct ToldGap<'a> {
+    pub(super) room: usize,
+    pub(super) from: Option<Position>,
+    pub(super) to: Position,
+    pub(super) reason: &'a str,
+}
+
+impl Ears {
+    pub(super) fn new(who: String, rooms: &[usize], begin: Begin, epoch: Epoch) -> Self {
+        let count = rooms.len();
+        Self { who, epoch, rooms: rooms.to_vec(), begin, at: vec![None; count], accounts: vec![None; count], strays: vec![false; count] }
+    }
+
+    /// Its topics as parameters of a query.
+    pub(super) fn query(&self) -> String {
+        let topics: Vec<String> = self.rooms.iter().map(|room| format!("topic=room-{room}")).collect();
+        topics.join("&")
+    }
+
+    /// What it says of where to begin when it has no cursor yet.
+    pub(super) fn start(&mut self, ledger: &Ledger, choices: &mut Choices) -> String {
+        self.at.fill(None);
+        match self.begin {
+            Begin::Live => String::new(),
+            Begin::Last(count) => format!("&last={count}"),
+            Begin::Earliest => "&after=earliest".to_owned(),
+            Begin::After { newest } => {
+                let offsets: Vec<u64> = self.rooms.iter().map(|&room| ledger.known_offset(room, newest, choices)).collect();
+                self.at = offsets.iter().map(|offset| Some(*offset)).collect();
+                format!("&after={}", Cursor::new(self.epoch, offsets.into_iter().map(Some)))
+            }
+            Begin::Stray { restart } => {
+                self.strays.fill(true);
+                let stray = stray(self.epoch, restart);
+                format!("&after={}", Cursor::new(stray.epoch, self.rooms.iter().map(|_| Some(stray.offset))))
+            }
+        }
+    }
+
+    /// The offsets of a cursor that it is given.
+    pub(super) fn read_cursor(&self, text: &str) -> Vec<u64> {
+        let who = &self.who;
+        let cursor = Cursor::parse(text, self.rooms.len()).unwrap_or_else(|error| panic!("{who}: cursor {text:?}: {error}"));
+        assert!(cursor.epoch() == self.epoch, "{who}: another epoch: {text}");
+        cursor.offsets().map(|offset| offset.expect("the server is sure of every offset that it gives")).collect()
+    }
+
+    /// The offset of a position that it is given.
+    pub(super) fn read_position(&self, text: &str) -> Position {
+        Position::parse(text).unwrap_or_else(|error| panic!("{}: position {text:?}: {error}", self.who))
+    }
+
+    /// A position of an offset that it is given.
+    pub(super) fn position(&self, offset: u64) -> Position {
+        Position { epoch: self.epoch, offset }
+    }
+
+    /// Which of its topics a room is.
+    pub(super) fn index_of(&self, room: usize) -> usize {
+        let index = self.rooms.iter().position(|&other| other == room);
+        index.unwrap_or_else(|| panic!("{}: hears of room {room}, which it has not asked for", self.who))
+    }
+
+    /// The rooms that are its topics.
+    pub(super) fn rooms(&self) -> &[usize] {
+        &self.rooms
+    }
+
+    /// Checks a cursor against where it is in each topic: the cursor of an event or an answer says all of them.
+    pub(super) fn expect_at(&self, offsets: &[u64], what: &str) {
+        let at: Vec<u64> = self.at.iter().flatten().copied().collect();
+        assert!(at == offsets, "{}: {what} leads to {at:?} in rooms {:?}, and its cursor says {offsets:?}", self.who, self.rooms);
+    }
+
+    /// It is told where it begins in a topic, or goes on.
+    pub(super) fn begins(&mut self, index: usize, offset: u64, now: Time, ledger: &mut Ledger) {
+        let (who, room) = (&self.who, self.rooms[index]);
+        match self.at[index].replace(offset) {
+            Some(at) => assert!(at == offset, "{who}: comes back to room {room} at {at} and goes on at {offset}, without a gap"),
+            None => {
+                let most = match self.begin {
+                    Begin::Last(count) => u64::from(count),
+                    _ => u64::MAX,
+                };
+                let what = format!("{who} begins with {:?} behind {offset}", self.begin);
+                match self.begin {
+                    Begin::Last(_) | Begin::Earliest => ledger.lose(Loss::new(room, offset, now, what).of_at_most(most)),
+                    Begin::Live => ledger.tell_end(room, offset),
+                    // The gap that follows says what is missing.
+                    Begin::After { .. } | Begin::Stray { .. } => {}
+                }
+            }
+        }
+        if self.accounts[index].is_none() {
+            self.new_account(index, ledger);
+        }
+    }
+
+    /// It is told that messages are missing.
+    pub(super) fn gap(&mut self, gap: &ToldGap<'_>, now: Time, ledger: &mut Ledger) {
+        let (who, room, to) = (&self.who, gap.room, gap.to.offset);
+        let index = self.index_of(room);
+        let told = format!("{who}, at {:?}, is told of a gap from {:?} to {to} in room {room}: {}", self.at[index], gap.from, gap.reason);
+        assert!(gap.to.epoch == self.epoch, "{told}: another epoch");
+        match (std::mem::take(&mut self.strays[index]), self.begin) {
+            (true, Begin::Stray { restart }) => {
+                let reason = if restart { GapReason::Restart } else { GapReason::Unknown };
+                assert!(gap.from == Some(stray(self.epoch, restart)) && gap.reason == reason.word(), "{told}");
+                // Of another epoch it cannot be told where it is but by where it goes on.
+                assert!(!restart || self.at[index].is_none_or(|at| at == to), "{told}");
+            }
+            _ => {
+                let at = self.at[index].map(|offset| Position { epoch: self.epoch, offset });
+                assert!(at.is_some() && at == gap.from, "{told}");
+                assert!(at.is_some_and(|at| to > at.offset), "{told}: nothing lies between");
+                assert!(gap.reason == GapReason::TooOld.word(), "{told}");
+            }
+        }
+        // Also after a stray position it is given everything that there is.
+        ledger.lose(Loss::new(room, to, now, told));
+        ledger.gaps += 1;
+        self.at[index] = Some(to);
+        self.new_account(index, ledger);
+    }
+
+    /// It is given a message.
+    pub(super) fn hear(&mut self, index: usize, offset: u64, text: bool, payload: &[u8], ledger: &mut Ledger) {
+        let (who, room) = (&self.who, self.rooms[index]);
+        assert!(!self.strays[index], "{who}: hears of room {room} and was not told that its position is none of that");
+        let at = self.at[index].replace(offset);
+        assert!(at.is_some_and(|at| at + 1 == offset), "{who}: hears message {offset} of room {room}, where it was at {at:?}");
+        let account = self.accounts[index].expect("it was told where it begins");
+        let message = ledger.identify(account, payload);
+        ledger.hear(account, text, payload);
+        ledger.place(room, offset, message);
+    }
+
+    /// Whether its topics are listened to now.
+    pub(super) fn tell(&self, listens: bool, ledger: &mut Ledger) {
+        for account in self.accounts.iter().flatten() {
+            ledger.accounts[*account].listens = listens;
+        }
+    }
+
+    fn new_account(&mut self, index: usize, ledger: &mut Ledger) {
+        let mut account = Account::new(Some(self.rooms[index]), false);
+        account.after = self.at[index];
+        let new = ledger.accounts.len();
+        if let Some(old) = self.accounts[index].replace(new) {
+            ledger.accounts[old].listens = false;
+        }
+        ledger.accounts.push(account);
+        ledger.let_in(new);
+    }
+
+    /// Whether there is something that it has not been given or told.
+    pub(super) fn is_behind(&self, ledger: &Ledger) -> bool {
+        self.strays.contains(&true) || self.rooms.iter().zip(&self.at).any(|(&room, at)| *at < ledger.newest(room))
+    }
+
+    /// Where it is, for who finds something wrong with it.
+    pub(super) fn describe(&self) -> String {
+        format!("{} at {:?} in rooms {:?}, untold of strays {:?}", self.who, self.at, self.rooms, self.strays)
+    }
+}
