@@ -96,7 +96,7 @@ impl SlotOrder {
     fn new(slots: u32, random: &mut fastrand::Rng) -> Self {
         let mut step = 1;
         if slots > 2 {
-            // More than a third of all numbers will do (of those below a million at least a fifth).
+            // About a sixth of all numbers will do, or more.
             while {
                 step = random.u32(1..slots);
                 common_divisor(step, slots) != 1

@@ -114,12 +114,17 @@ impl Shared {
 
     /// It accepts again.
     pub fn drop_closed(&self) {
-        self.closed.fetch_sub(1, Ordering::Relaxed);
+        self.closed.fetch_sub(1, Ordering::Release);
     }
 
     /// Whether every shard drains and has closed its listener.
     pub fn all_closed(&self) -> bool {
         self.closed.load(Ordering::Acquire) == self.loads.len()
+    }
+
+    /// Whether every shard accepts.
+    pub fn all_open(&self) -> bool {
+        self.closed.load(Ordering::Acquire) == 0
     }
 
     /// Whether a drain is over: nobody is left, and nobody can come.

@@ -201,13 +201,15 @@ enum Stage {
     Draining,
     /// Nobody is left.
     Drained,
+    /// It was called off, and not every shard has listened again yet.
+    Reopening,
 }
 
 impl Drain {
     fn state(&self) -> &'static str {
         match self.stage {
             Stage::Waiting => "waiting",
-            Stage::Draining => "draining",
+            Stage::Draining | Stage::Reopening => "draining",
             Stage::Drained => "drained",
         }
     }
@@ -275,9 +277,13 @@ impl Lifecycle {
     fn asked(&mut self, ask: Ask, reply: Sender<Reply>) {
         let answer = match ask {
             Ask::Status => Ok(self.status()),
+            Ask::Drain { .. } if self.drain.as_ref().is_some_and(|drain| drain.stage == Stage::Reopening) => {
+                conflict("a drain is being called off; try again when it is")
+            }
             Ask::Drain { exits } => {
                 tracing::info!(exits, connections = self.parts.shared.connections(), "asked to drain by the admin listener");
                 self.begin_drain(exits);
+                self.step();
                 Ok(self.status())
             }
             Ask::CallOff => match &mut self.drain {
@@ -317,7 +323,8 @@ impl Lifecycle {
                 let _ = reply.send(conflict("the process was told to end meanwhile"));
             }
             self.parts.notifier.stopping("draining");
-            if drain.stage != Stage::Waiting {
+            // Shards that are about to listen again are told when they do.
+            if !matches!(drain.stage, Stage::Waiting | Stage::Reopening) {
                 let deadline = drain.deadline;
                 self.command(|| Command::Drain { window: Duration::ZERO, deadline, exits });
             }
@@ -338,10 +345,16 @@ impl Lifecycle {
         }
         let connections = self.parts.shared.connections();
         drain.connections = drain.connections.max(connections);
+        if drain.stage == Stage::Reopening {
+            if self.parts.shared.all_open() {
+                self.reopened();
+            }
+            return;
+        }
         if let Some((reply, until)) = drain.calling_off.take() {
             let closed = drain.stage == Stage::Waiting || self.parts.shared.all_closed();
             match closed {
-                true => return self.call_off(&reply),
+                true => return self.call_off(reply),
                 false if now >= until => {
                     let message = format!("a shard did not stop accepting within {} s; try again", CALL_OFF_WITHIN.as_secs());
                     let _ = reply.send(Err(Refusal { status: 503, message }));
@@ -375,24 +388,42 @@ impl Lifecycle {
         }
     }
 
-    fn call_off(&mut self, reply: &Sender<Reply>) {
-        let Some(drain) = &self.drain else { return };
-        if drain.stage != Stage::Waiting {
-            let listeners = match (self.parts.listen_again)() {
-                Ok(listeners) => listeners,
+    fn call_off(&mut self, reply: Sender<Reply>) {
+        let now = self.parts.clock.now();
+        let waited = self.drain.as_ref().is_none_or(|drain| drain.stage == Stage::Waiting);
+        if !waited {
+            let mut listeners = match (self.parts.listen_again)() {
+                Ok(listeners) => listeners.into_iter(),
                 Err(error) => {
                     let _ = reply.send(conflict(format!("{error}; the drain goes on")));
                     return;
                 }
             };
-            let mut listeners = listeners.into_iter();
             self.command(|| Command::CallOff { listener: listeners.next().expect("one for each shard") });
         }
+        if let Some(drain) = &mut self.drain {
+            drain.stage = Stage::Reopening;
+            drain.deadline = now + CALL_OFF_WITHIN;
+            drain.calling_off = Some((reply, drain.deadline));
+        }
+        if waited {
+            self.reopened();
+        }
+    }
+
+    /// A drain was called off, and every shard accepts.
+    fn reopened(&mut self) {
+        let Some(drain) = self.drain.take() else { return };
+        if drain.exits {
+            // It was told to end in between.
+            return self.begin_drain(true);
+        }
         tracing::info!("the drain is called off: serving again");
-        self.parts.notifier.status(&self.parts.serving);
-        self.drain = None;
         self.parts.readiness.set(Phase::Serving);
-        let _ = reply.send(Ok(self.status()));
+        self.parts.notifier.status(&self.parts.serving);
+        if let Some((reply, _)) = drain.calling_off {
+            let _ = reply.send(Ok(self.status()));
+        }
     }
 
     fn rebalance(&self, share_ppm: u32) -> Reply {

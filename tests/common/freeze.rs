@@ -23,6 +23,16 @@ impl Frozen {
 
     /// Lets the thread go on.
     pub fn resume(self) {}
+
+    /// Waits until the thread has ended with its process; until it is waited for here, nobody else sees the process end.
+    pub fn ended(self) {
+        let mut status = 0;
+        // SAFETY: `status` is a live integer that the call fills; the thread is our tracee.
+        let waited = unsafe { libc::waitpid(self.thread, &raw mut status, libc::__WALL) };
+        assert_eq!(waited, self.thread, "waitpid of thread {}: {}", self.thread, std::io::Error::last_os_error());
+        assert!(!libc::WIFSTOPPED(status), "thread {} has stopped again: status {status:#x}", self.thread);
+        std::mem::forget(self);
+    }
 }
 
 impl Drop for Frozen {
