@@ -181,6 +181,8 @@ pub struct Holdings {
     pub guests: usize,
     /// Receipts that wait until a message was sent to everyone.
     pub receipts: usize,
+    /// Requests and pieces of histories that wait for their turn.
+    pub queued: usize,
     /// Polls that have something to be answered with.
     pub ready_polls: usize,
     /// Topics with a history.
@@ -406,12 +408,11 @@ impl<D: Driver> Gateway<D> {
 
     /// What this shard holds now; a shard without clients holds nothing but idempotency keys. Looks at every topic.
     pub fn holdings(&self) -> Holdings {
-        let (mut guests, mut receipts) = (0, 0);
+        let mut guests = 0;
         for topic in self.topics.values() {
             guests += topic.guests as usize;
-            match &topic.role {
-                Role::Home(side) => receipts += side.awaited.len(),
-                Role::Away(side) => guests += side.joining.len(),
+            if let Role::Away(side) = &topic.role {
+                guests += side.joining.len();
             }
         }
         Holdings {
@@ -422,7 +423,8 @@ impl<D: Driver> Gateway<D> {
             laps: self.laps.len() + self.parked.len(),
             seats: self.seats.len(),
             guests,
-            receipts,
+            receipts: self.awaited.len() + self.counts.len(),
+            queued: self.callers.len() + self.asked.len(),
             ready_polls: self.ready_polls.len(),
             histories: self.histories.len(),
             keys: self.keys.len(),

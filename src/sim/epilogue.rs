@@ -70,6 +70,8 @@ impl Simulation {
 
     /// Has a stream told where each room is, and lets it go. What the last to leave had said may have got its place when nobody listened any more.
     fn scout(&mut self) {
+        // A drain that was called off a moment ago must be over on every shard.
+        self.pass(QUIET);
         let reader = self.readers.len();
         self.add_reader(Begin::Live);
         self.run_until(LET_IN_WITHIN, |me| me.readers[reader].is_open(), |me| me.open_reader("a stream is not opened"));

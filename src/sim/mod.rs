@@ -267,7 +267,9 @@ impl Simulation {
             assert!(fine, "after {TALK:?} {}", self.describe(client));
         }
         for poster in &self.posters {
-            let fine = self.plan.harsh || poster.plan.link.fragile || poster.is_done(&self.ledger);
+            // Each message may wait 5 s for readers that do not read; whether it waits longer is judged when it is answered.
+            let waits = poster.plan.ack == "sent";
+            let fine = self.plan.harsh || poster.plan.link.fragile || waits || poster.is_done(&self.ledger);
             assert!(fine, "after {TALK:?} {}", poster.describe());
         }
     }
@@ -462,18 +464,24 @@ impl Simulation {
             }
             Actor::Client(index) => self.clients[index].act(&self.world, &mut self.ledger),
             Actor::Reader(index) => self.readers[index].act(&self.world, &mut self.ledger),
-            Actor::Poller(index) => self.pollers[index].act(&self.world, &mut self.ledger, !self.plan.harsh && !self.draining),
-            Actor::Poster(index) => self.posters[index].act(&self.world, &mut self.ledger, !self.plan.harsh && !self.draining),
+            Actor::Poller(index) => {
+                let served = self.serves() && !self.draining;
+                self.pollers[index].act(&self.world, &mut self.ledger, served);
+            }
+            Actor::Poster(index) => {
+                let served = self.serves() && !self.draining;
+                self.posters[index].act(&self.world, &mut self.ledger, served);
+            }
             Actor::Stranger(index) => {
-                let served = self.serves_strangers();
+                let served = self.serves() && !self.shards.have_finished();
                 self.strangers[index].act(&self.world, served);
             }
         }
     }
 
-    /// Whether somebody who only wants a page gets it, or something is wrong.
-    fn serves_strangers(&self) -> bool {
-        !self.plan.harsh && self.plan.interlude != Interlude::CalledOff && !self.shards.have_finished()
+    /// Whether who asks for something gets it, or something is wrong: in a gentle world, until the end.
+    fn serves(&self) -> bool {
+        !self.plan.harsh && self.plan.interlude != Interlude::CalledOff
     }
 
     // ---- the end ------------------------------------------------------------------------------------------------------------------
@@ -530,8 +538,7 @@ impl Simulation {
             };
             // Unless it was excused, one that comes with a stray position is told so.
             let strays = matches!(client.plan.begin, Begin::Stray { .. }) && matches!(client.plan.wish, Wish::Room(_));
-            let told =
-                told && (!strays || client.is_excused() || self.plan.end == End::Drain || client.ended == Some(Ended::Closed(Some(LOST))));
+            let told = told && (!strays || client.is_excused() || drains || client.ended == Some(Ended::Closed(Some(LOST))));
             let fine = told || self.plan.harsh || (client.is_excused() && !matches!(client.ended, Some(Ended::Refused(_))));
             assert!(fine, "{}", self.describe(client));
         }

@@ -156,7 +156,8 @@ impl Reader {
         let more = world.borrow_mut().choices.of(&["", "", "", "", "\r\n", "GET /healthz HTTP/1.1\r\nHost: gateway\r\n\r\n"]);
         let request = format!("GET {target} HTTP/1.1\r\nHost: gateway\r\nAccept: text/event-stream\r\n{id}\r\n{more}").into_bytes();
         let head = Some(Vec::new());
-        self.life = Some(Life { link, request, head, decoder: Decoder::new(), opened: false, opening: None, bye: None, heard: 0, shut: false });
+        self.life =
+            Some(Life { link, request, head, decoder: Decoder::new(), opened: false, opening: None, bye: None, heard: 0, shut: false });
     }
 
     fn write(&mut self, world: &Rc<RefCell<World>>) {
