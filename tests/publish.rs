@@ -232,8 +232,8 @@ fn ack_sent_answers_after_5_s_without_the_reader_that_is_still_waited_for() {
         let members = gateway.shard_connections();
         let elsewhere: u64 = members.iter().enumerate().filter(|&(shard, _)| shard != its_shard).map(|(_, count)| count).sum();
         wait_for_subscribers(&gateway, "held", 10);
-        // Who is held back for that long holds back what its shard is sent next, too.
-        let least = if hold_ms < 5000 { 9 } else { elsewhere };
+        // A shard that is not the topic's home is sent its next batch when the one before was served: held back for that long, it may not have the message.
+        let may_lack_it = shards > 1 && hold_ms > 5000;
         let until_last = |mut raw: Raw| {
             loop {
                 match raw.next_frame() {
@@ -253,7 +253,8 @@ fn ack_sent_answers_after_5_s_without_the_reader_that_is_still_waited_for() {
         let took = begun.elapsed();
         assert!(took > Duration::from_millis(4500) && took < Duration::from_secs(7), "{took:?} on {shards} shards: {answer}");
         let count = answer["subscribers"].as_u64().expect("a count");
-        assert!((least..=9).contains(&count), "on {shards} shards, readers held {hold_ms} ms, {least} at least: {answer}");
+        let fits = count == 9 || (may_lack_it && count == elsewhere);
+        assert!(fits, "on {shards} shards, readers held {hold_ms} ms, {elsewhere} on the other shards: {answer}");
         // Who is dropped is not waited for.
         let until_dropped = std::thread::spawn({
             let port = gateway.port;

@@ -200,11 +200,13 @@ impl<D: Driver> Gateway<D> {
         match proxy_protocol::parse(bytes) {
             Ok(None) => 0,
             Ok(Some((header, len))) => {
-                let Some(peer) = self.driver.peer_addr(key) else { return len };
                 if let Some(cold) = self.sessions.get_mut(key).and_then(|session| session.cold.as_mut()) {
                     cold.preface = false;
                 }
-                if counts_addresses(&self.limits) && !self.count_for(key, header.client(peer).ip()) {
+                if counts_addresses(&self.limits)
+                    && let Some(peer) = self.driver.peer_addr(key)
+                    && !self.count_for(key, header.client(peer).ip())
+                {
                     self.refuse_admitted(key, Unavailable::Address);
                 }
                 len

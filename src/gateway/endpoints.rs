@@ -318,11 +318,8 @@ fn reader(head: &Head<'_, '_>, context: &Context<'_>) -> Option<Vec<u8>> {
 /// A poll; of history, one that never waits.
 fn poll(head: &Head<'_, '_>, context: &Context<'_>, wait_ms_max: u64) -> Answer {
     let refuse = |status, message: &str| refuse(head, context, status, message);
-    if let Some(answer) = gate(head, context, "GET") {
+    if let Some(answer) = closed_gate(head, context, "GET") {
         return answer;
-    }
-    if let Some(why) = context.unavailable {
-        return unavailable_to_page(head, context, why);
     }
     if context.limits.history_messages == 0 {
         return refuse(
@@ -348,11 +345,8 @@ fn poll(head: &Head<'_, '_>, context: &Context<'_>, wait_ms_max: u64) -> Answer 
 /// The topics that there are.
 fn list(head: &Head<'_, '_>, context: &Context<'_>) -> Answer {
     let refuse = |status, message: &str| refuse(head, context, status, message);
-    if let Some(answer) = gate(head, context, "GET") {
+    if let Some(answer) = closed_gate(head, context, "GET") {
         return answer;
-    }
-    if let Some(why) = context.unavailable {
-        return unavailable_to_page(head, context, why);
     }
     if context.limits.topics_listed == 0 {
         return refuse(403, "topics are not listed here (limits.topics_listed is 0); ask whoever gave you this address for the names");
@@ -474,6 +468,11 @@ fn gate(head: &Head<'_, '_>, context: &Context<'_>, allow: &str) -> Option<Answe
         )));
     }
     forbidden(head, context).map(|message| refuse(head, context, 403, &message))
+}
+
+/// The same, and that nobody can be served now.
+fn closed_gate(head: &Head<'_, '_>, context: &Context<'_>, allow: &str) -> Option<Answer> {
+    gate(head, context, allow).or_else(|| context.unavailable.map(|why| unavailable_to_page(head, context, why)))
 }
 
 /// An error that a page may read. A body that comes with the request is not read: the connection ends with the answer.

@@ -676,7 +676,7 @@ impl<D: Driver> Gateway<D> {
         });
         self.expire_histories();
         self.direct.rest();
-        if self.shard.0 == 0 && counts_addresses(&self.limits) {
+        if self.forgets_addresses() {
             self.shared.clients.sweep(self.now);
         }
         if self.was_busy && !self.busy {
@@ -696,6 +696,12 @@ impl<D: Driver> Gateway<D> {
             || self.admission.is_waiting()
             || self.log.has_suppressed()
             || self.shared.is_over_memory()
+            || self.forgets_addresses()
+    }
+
+    /// One shard looks for addresses that have nothing any more, for all.
+    fn forgets_addresses(&self) -> bool {
+        self.shard.0 == 0 && counts_addresses(&self.limits)
     }
 
     fn id(&self, key: ConnKey) -> ConnId {
