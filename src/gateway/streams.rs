@@ -558,10 +558,10 @@ impl<D: Driver> Gateway<D> {
         self.pump(key);
     }
 
-    /// Tells a stream when to come back if the window has grown by more than a quarter since it was told. Whether it did.
+    /// Tells a stream when to come back if the window has grown by more than an eighth since it was told. Whether it did.
     fn tell_retry(&mut self, key: ConnKey) -> bool {
         let window_ms = self.return_window_ms();
-        let has_grown = |stream: &&mut Stream| window_ms > stream.window_ms + stream.window_ms / 4;
+        let has_grown = |stream: &&mut Stream| window_ms > stream.window_ms + stream.window_ms / 8;
         if self.sessions.get_mut(key).and_then(|session| session.stream_mut()).filter(has_grown).is_none() {
             return false;
         }
