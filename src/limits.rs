@@ -200,19 +200,23 @@ limits! {
     rate_burst_ms: Millis = 1_000, 1 => 600_000;
     /// Browsers cannot read an HTTP refusal: this many of them per second and shard are upgraded and closed with the code instead.
     polite_refusals_per_second: PerSecond = 100, 0 => 1_000_000;
-    /// The window over which clients are told to come back after a shutdown or a refusal, each at a random point of it.
+    /// The window over which clients are told to come back, each at another point of it, whenever they are lost or turned away. It is longer where so many clients could come back faster than `handshakes_per_second`, or 10,000 a second and shard, allow.
     reconnect_window_ms: Millis = 10_000, 100 => 3_600_000;
     /// How long a shutdown may take, from the time at which it stops accepting; what is left then is reset and counted.
     drain_ms: Millis = 30_000, 100 => 3_600_000;
     /// Before that: how long a gateway that is not ready any more goes on accepting and serving, until load balancers have noticed.
     drain_wait_ms: Millis = 0, 0 => 3_600_000;
-    /// The window over which goodbyes are spread evenly, in a shutdown and in a rebalance; 0 takes two thirds of `drain_ms`, so that the last ones still have time to close.
+    /// The window over which goodbyes are spread evenly, in a shutdown and in a rebalance; 0 takes two thirds of `drain_ms`, so that the last ones still have time to close. It is longer, up to there, where so many clients could come back faster than `reconnect_window_ms` allows.
     drain_pace_ms: Millis = 0, 0 => 3_600_000;
     /// Goodbyes per second and process at least: few clients do not take the whole window.
     drain_rate_min: PerSecond = 200, 1 => 1_000_000;
     /// Log lines about single connections, per second and shard; the rest is counted and summed up in one line.
     log_lines_per_second: PerSecond = 20, 1 => 1_000_000;
 }
+
+/// Handshakes per second that a shard is taken to manage where `handshakes_per_second` does not say. A core does several times as many when it has
+/// nothing else to do (docs/benchmarks.md); it has clients to serve, and proxies between may be slower.
+const HANDSHAKES_PER_SHARD: u64 = 10_000;
 
 impl Limits {
     /// Looks a row up by its key.
@@ -259,10 +263,29 @@ impl Limits {
         Ok(())
     }
 
+    /// Clients per second that are asked to come back to this process: four fifths of the handshakes that it allows, or is taken to manage. The rest is
+    /// for those who come without having been asked, and for chance.
+    pub fn return_rate(&self, shards: u16) -> u64 {
+        let handshakes =
+            if self.handshakes_per_second > 0 { self.handshakes_per_second } else { HANDSHAKES_PER_SHARD * u64::from(shards.max(1)) };
+        (handshakes * 4 / 5).max(1)
+    }
+
+    /// Over how long so many clients are asked to come back.
+    pub fn return_window_ms(&self, clients: u64, shards: u16) -> u64 {
+        self.reconnect_window_ms.max(self.return_time_ms(clients, shards))
+    }
+
     /// Over how long goodbyes to so many clients are spread.
-    pub fn drain_window_ms(&self, clients: u64) -> u64 {
-        let window_ms = if self.drain_pace_ms > 0 { self.drain_pace_ms } else { self.drain_ms * 2 / 3 };
-        window_ms.min(clients.saturating_mul(1000) / self.drain_rate_min)
+    pub fn drain_window_ms(&self, clients: u64, shards: u16) -> u64 {
+        let usual_ms = self.drain_ms * 2 / 3;
+        let window_ms = if self.drain_pace_ms > 0 { self.drain_pace_ms } else { usual_ms };
+        let asked_ms = window_ms.min(clients.saturating_mul(1000) / self.drain_rate_min);
+        asked_ms.max(self.return_time_ms(clients, shards).min(usual_ms))
+    }
+
+    fn return_time_ms(&self, clients: u64, shards: u16) -> u64 {
+        clients.saturating_mul(1000) / self.return_rate(shards)
     }
 }
 
@@ -283,13 +306,27 @@ mod tests {
     #[test]
     fn goodbyes_take_two_thirds_of_a_drain_and_few_of_them_less() {
         let limits = Limits::default();
-        assert_eq!(limits.drain_window_ms(1_000_000), 20_000);
-        assert_eq!(limits.drain_window_ms(4000), 20_000);
-        assert_eq!(limits.drain_window_ms(3), 15);
-        assert_eq!(limits.drain_window_ms(0), 0);
+        assert_eq!(limits.drain_window_ms(1_000_000, 2), 20_000);
+        assert_eq!(limits.drain_window_ms(4000, 2), 20_000);
+        assert_eq!(limits.drain_window_ms(3, 2), 15);
+        assert_eq!(limits.drain_window_ms(0, 2), 0);
         let paced = Limits { drain_pace_ms: 5000, ..Limits::default() };
-        assert_eq!(paced.drain_window_ms(u64::MAX), 5000);
+        assert_eq!(paced.drain_window_ms(80_000, 2), 5000);
+        assert_eq!(paced.drain_window_ms(160_000, 2), 10_000, "no faster than they can come back");
+        assert_eq!(paced.drain_window_ms(u64::MAX, 2), 20_000, "and the last ones still have time to close");
         assert!(Limits { drain_pace_ms: 5000, drain_ms: 4000, ..Limits::default() }.check().is_err());
+    }
+
+    #[test]
+    fn the_window_grows_with_the_clients_and_with_the_slowness_of_handshakes() {
+        let limits = Limits::default();
+        assert_eq!([0, 1, 160_000].map(|clients| limits.return_window_ms(clients, 2)), [10_000; 3]);
+        assert_eq!(limits.return_window_ms(500_000, 2), 31_250);
+        assert_eq!(limits.return_window_ms(500_000, 16), 10_000);
+        let slow = Limits { handshakes_per_second: 1000, ..Limits::default() };
+        assert_eq!([1, 16].map(|shards| slow.return_window_ms(20_000, shards)), [25_000; 2]);
+        assert_eq!(Limits { handshakes_per_second: 1, ..slow }.return_rate(1), 1);
+        assert!(limits.return_window_ms(u64::MAX, 1) > limits.return_window_ms(16_000_000, 1));
     }
 
     #[test]

@@ -186,6 +186,45 @@ fn storm_brings_everyone_back_each_time() {
 }
 
 #[test]
+fn in_a_storm_hints_are_obeyed_and_its_course_is_told() {
+    // A burst of 50, and then 100 a second.
+    let gateway = gateway().limit("handshakes_per_second", 100).limit("rate_burst_ms", 500).start();
+    let mut refusals = Vec::new();
+    for backoff in ["none", "full", "hints"] {
+        let words = ["storm", "--url", &rooms(&gateway), "-c", "150", "--cycles", "1", "--backoff", backoff, "--threads", "2", "--json"];
+        let report = bench(&words).passed();
+        let curve = &report["cycles"][1]["curve"];
+        let sum = |name: &str| curve[name].as_array().expect("an array").iter().map(number).sum::<u64>();
+        assert_eq!((&report["backoff"], sum("lost"), sum("handshakes")), (&serde_json::json!(backoff), 150, 150));
+        assert_eq!(sum("arrivals"), 150 + sum("refusals"), "{curve:#}");
+        assert!(number(&curve["arrivals_max"]) >= 1 && curve["all_back_seconds"].as_f64() > Some(0.4), "{curve:#}");
+        refusals.push(sum("refusals"));
+    }
+    let [none, full, hints] = refusals[..] else { unreachable!("three runs") };
+    assert!(hints < none && full < none, "refusals: {refusals:?}");
+}
+
+#[test]
+fn a_storm_can_be_the_servers_own() {
+    let gateway = gateway().limit("reconnect_window_ms", 500).limit("drain_pace_ms", 300).start();
+    let url = rooms(&gateway);
+    let words = ["storm", "--url", &url, "-c", "100", "--cycles", "1", "--drop", "server", "--backoff", "hints", "--json"];
+    let report = std::thread::scope(|scope| {
+        let run = scope.spawn(|| bench(&words).passed());
+        gateway.wait_for_connections(100);
+        // The tool settles for 0.3 s before it waits for us.
+        common::sleep_ms(600);
+        let request = b"POST /rebalance?share=1 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+        assert_eq!(common::raw::http(gateway.admin, request).status, 200);
+        run.join().expect("the run passes")
+    });
+    let curve = &report["cycles"][1]["curve"];
+    let sum = |name: &str| curve[name].as_array().expect("an array").iter().map(number).sum::<u64>();
+    assert_eq!(["lost", "arrivals", "handshakes", "refusals"].map(sum), [100, 100, 100, 0]);
+    assert!(curve["all_back_seconds"].as_f64().is_some_and(|seconds| (0.1..3.0).contains(&seconds)), "{curve:#}");
+}
+
+#[test]
 fn all_come_back_to_what_they_missed_while_watchers_read_on() {
     let gateway = gateway().start();
     let (url, events, pid) = (rooms(&gateway), events(&gateway), gateway.pid().to_string());

@@ -460,11 +460,15 @@ impl fmt::Display for Transcript {
     }
 }
 
-/// When to come back is another number for each client: `retry=…` in close frames, whose length it changes, and `Retry-After`.
+/// When to come back is another number for each client: `retry=…` in close frames and `retry_ms` in bodies, whose length it changes, and `Retry-After`.
 fn without_hints(bytes: &[u8]) -> Vec<u8> {
     let mut masked = bytes.to_vec();
-    for label in ["retry=", "Retry-After: "] {
-        let Some(at) = masked.windows(label.len()).position(|window| window == label.as_bytes()) else { continue };
+    let find = |bytes: &[u8], label: &str| bytes.windows(label.len()).position(|window| window == label.as_bytes());
+    let labels = ["retry=", "Retry-After: ", "\"retry_ms\":", "Content-Length: "];
+    // The length of a body without a hint is the same for all.
+    let labels = if find(bytes, labels[2]).is_some() { &labels[..] } else { &labels[..2] };
+    for &label in labels {
+        let Some(at) = find(&masked, label) else { continue };
         let start = at + label.len();
         let digits = masked[start..].iter().take_while(|byte| byte.is_ascii_digit()).count();
         if label == "retry=" {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use shardcast::engine::sim::Choices;
 use shardcast::gateway::close_cause::CloseCause;
 use shardcast::gateway::counters::Counters;
-use shardcast::sim::{Crowd, Shards, run};
+use shardcast::sim::{Crowd, Obeys, Shards, StormPlan, run};
 
 #[test]
 fn the_first_seeds_break_no_rule() {
@@ -27,6 +27,19 @@ fn a_seed_gives_the_same_run_twice() {
     digests.sort_unstable();
     digests.dedup();
     assert_eq!(digests.len(), 10, "different seeds are different runs");
+}
+
+/// `simulate --storm 500000 --shards 16` is the same at full size.
+#[test]
+fn who_was_told_when_to_come_back_comes_within_the_budget_and_nobody_starves() {
+    for obeys in [Obeys::Hints, Obeys::Refusals] {
+        let plan = StormPlan { clients: 20_000, shards: 16, per_second: 800, obeys };
+        let storm = plan.run();
+        assert_eq!(storm.findings(&plan), Vec::<String>::new(), "{obeys:?}: {storm:?}");
+        assert_eq!(storm.returns.iter().sum::<u64>(), 20_000);
+    }
+    let unpaced = StormPlan { clients: 2_000, shards: 16, per_second: 800, obeys: Obeys::Nothing }.run();
+    assert_eq!(unpaced.arrivals[0], 2_000, "without hints all come at once");
 }
 
 fn closes(counters: &[Arc<Counters>], cause: CloseCause) -> u64 {

@@ -13,7 +13,7 @@ use crossbeam_channel::unbounded;
 use shardcast::engine::sim::Choices;
 use shardcast::gateway::close_cause::CloseCause;
 use shardcast::server::clock::{Clock, unix_time};
-use shardcast::sim::{Plan, Report, run};
+use shardcast::sim::{Obeys, Plan, Report, Storm, StormPlan, run};
 use shardcast::time::Time;
 
 /// Runs simulated gateways, one for each seed, and tells which seeds break a rule. A seed always gives the same run.
@@ -35,6 +35,15 @@ struct Args {
     /// Simulations at a time; as many as there are processors if not given.
     #[arg(long)]
     jobs: Option<usize>,
+    /// Instead: so many event streams are lost at once and come back, with what they know of when to.
+    #[arg(long, value_name = "CLIENTS", conflicts_with_all = ["seeds", "first", "fresh", "seed", "jobs", "first_finding"])]
+    storm: Option<usize>,
+    /// Shards in the storm.
+    #[arg(long, default_value_t = 16, requires = "storm", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    shards: u16,
+    /// Handshakes per second that they allow together; enough for all in 25 s if not given.
+    #[arg(long, requires = "storm", value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
+    rate: Option<u64>,
     /// Stop at the first seed that breaks a rule.
     #[arg(long)]
     first_finding: bool,
@@ -54,9 +63,10 @@ fn main() -> ExitCode {
         let backtrace = alone.then(std::backtrace::Backtrace::force_capture).map(|trace| format!("\n{trace}"));
         PANIC.set(format!("{text} ({place}){}", backtrace.unwrap_or_default()));
     }));
-    match args.seed {
-        Some(seed) => one(seed),
-        None => many(&args),
+    match (args.storm, args.seed) {
+        (Some(clients), _) => storms(clients, &args),
+        (None, Some(seed)) => one(seed),
+        (None, None) => many(&args),
     }
 }
 
@@ -78,6 +88,62 @@ fn one(seed: u64) -> ExitCode {
             println!("seed {seed}: {finding}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// The same clients come back three times: with all that they were told, with what refusals tell, and without.
+fn storms(clients: usize, args: &Args) -> ExitCode {
+    let per_second = args.rate.unwrap_or((clients as u64 / 25).max(1));
+    println!("{clients} event streams on {} shards, all lost at once; {per_second} handshakes per second are allowed", args.shards);
+    let mut found = 0;
+    for obeys in Obeys::ALL {
+        let plan = StormPlan { clients, shards: args.shards, per_second, obeys };
+        let clock = Clock::new();
+        match panic::catch_unwind(|| plan.run()) {
+            Ok(storm) => {
+                show(&storm, &plan, clock.now().since(Time::ZERO));
+                let findings = storm.findings(&plan);
+                found += findings.len();
+                findings.iter().for_each(|finding| println!("  FAILED: {finding}"));
+            }
+            Err(_) => {
+                found += 1;
+                println!("{obeys:?}: {}", PANIC.take());
+            }
+        }
+    }
+    if found == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn show(storm: &Storm, plan: &StormPlan, took: Duration) {
+    let most = |slots: &[u64]| slots.iter().copied().max().unwrap_or(0);
+    let sum = |slots: &[u64]| slots.iter().sum::<u64>();
+    let back =
+        storm.all_back.map_or("not all are back after 10 min".to_owned(), |time| format!("all are back after {:.1} s", time.as_secs_f64()));
+    println!(
+        "{:?}: {back}; {} arrivals, at most {} in 100 ms ({:.2} of the mean, budget {}); {} refusals, at most {} of one client; simulated in {:.0} s",
+        plan.obeys,
+        sum(&storm.arrivals),
+        most(&storm.arrivals),
+        storm.peak(),
+        plan.per_second.div_ceil(10),
+        sum(&storm.refusals),
+        storm.refusals_of_one,
+        took.as_secs_f64()
+    );
+    // A line for each tenth of the time.
+    let slots = storm.arrivals.len().max(storm.returns.len());
+    let part = |slots: &[u64], from: usize, to: usize| slots.iter().take(to).skip(from).sum::<u64>();
+    for tenth in 0..10 {
+        let (from, to) = (slots * tenth / 10, slots * (tenth + 1) / 10);
+        println!(
+            "  {:6.1} s to {:6.1} s: {:8} came, {:8} turned away, {:8} let in",
+            from as f64 / 10.0,
+            to as f64 / 10.0,
+            part(&storm.arrivals, from, to),
+            part(&storm.refusals, from, to),
+            part(&storm.returns, from, to)
+        );
     }
 }
 

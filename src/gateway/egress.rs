@@ -194,7 +194,7 @@ impl<D: Driver> Gateway<D> {
         if says_why {
             let code = code.or(cause.code());
             let payload = code.map(|code| match cause.wants_retry() {
-                true => encode_close_payload(code, format!("retry={} {reason}", self.retry_ms()).trim_end()),
+                true => encode_close_payload(code, format!("retry={} {reason}", self.retry_ms_after(cause)).trim_end()),
                 false => encode_close_payload(code, reason),
             });
             let payload = payload.as_deref().unwrap_or(&[]);
@@ -202,7 +202,7 @@ impl<D: Driver> Gateway<D> {
             self.push_direct(key, &header[..len], payload);
         }
         if streams && cause != CloseCause::ClientClosed {
-            let retry_ms = cause.wants_retry().then(|| self.retry_ms());
+            let retry_ms = cause.wants_retry().then(|| self.retry_ms_after(cause));
             let mut out = Vec::new();
             encode_bye(&mut out, code.or(cause.code()).unwrap_or(CloseCode::INTERNAL_RETRY), reason, retry_ms);
             self.push_direct(key, &out, &[]);

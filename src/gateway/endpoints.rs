@@ -167,7 +167,7 @@ fn body_closes(head: &Head<'_, '_>, response: Response) -> Response {
 }
 
 fn unavailable(context: &Context<'_>, why: Unavailable) -> Answer {
-    Answer::Refuse(retry_later(Response::error(why.status(), why.message()), context.retry_ms).close(), why.cause())
+    Answer::Refuse(Response::error_for_now(why.status(), why.message(), context.retry_ms).close(), why.cause())
 }
 
 /// The same where a page may read the answer.
@@ -176,10 +176,6 @@ fn unavailable_to_page(head: &Head<'_, '_>, context: &Context<'_>, why: Unavaila
         Answer::Refuse(response, cause) => Answer::Refuse(cross_origin(head, context, response), cause),
         other => other,
     }
-}
-
-fn retry_later(response: Response, retry_ms: u64) -> Response {
-    response.header("Retry-After", retry_ms.div_ceil(1000).max(1).to_string())
 }
 
 /// Answers an upgrade request: refusals that any client can cause first, then whether this client is welcome, then the endpoint.
@@ -339,7 +335,7 @@ fn poll(head: &Head<'_, '_>, context: &Context<'_>, wait_ms_max: u64) -> Answer 
     let wait = Duration::from_millis(wait.map_or(POLL_WAIT_MS, |seconds| seconds.saturating_mul(1000)).min(wait_ms_max));
     let messages_max = limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX)).max(1);
     let keep = !body_closes(head, Response::new(200)).closes();
-    Answer::Stream(Box::new(Stream::poll(topics, Poll { wait, messages_max, keep, origin: reader(head, context) })))
+    Answer::Stream(Box::new(Stream::poll(topics, Poll { wait, messages_max, keep, origin: reader(head, context) }, context.retry_ms)))
 }
 
 /// The topics that there are.

@@ -12,11 +12,13 @@
 //! | `fanout` | laps over a topic's members |
 //! | `peers` | messages between shards |
 //! | `egress` | what a connection is sent next, and the close sequence |
+//! | `budget` | when clients that are lost or turned away are asked to come back |
 //! | `clients`, `rate` | who clients are; how many may come, and how much they may say |
 //! | `timeouts`, `drain` | deadlines; goodbyes, in a shutdown and when clients are handed to others |
 #![forbid(unsafe_code)]
 
 mod admission;
+mod budget;
 mod clients;
 pub mod close_cause;
 pub mod counters;
@@ -59,6 +61,7 @@ use crate::engine::slab::SideTable;
 use crate::engine::sys::{self, Listener};
 use crate::engine::timers::{TICK, TimerWheel};
 use crate::gateway::admission::Admission;
+use crate::gateway::budget::Budget;
 use crate::gateway::clients::counts_addresses;
 use crate::gateway::close_cause::CloseCause;
 use crate::gateway::counters::Counters;
@@ -285,6 +288,7 @@ pub struct Gateway<D> {
     /// Connections found too slow while their topic was borrowed.
     slow: Vec<ConnKey>,
     admission: Admission,
+    budget: Budget,
     /// What connections are counted for, where there are bounds to addresses.
     prefixes: SideTable<Prefix>,
     /// What connections have said, where there are bounds to it.
@@ -352,6 +356,8 @@ impl<D: Driver> Gateway<D> {
             recent_sends: Vec::new(),
             slow: Vec::new(),
             admission: Admission::new(&limits, now),
+            // Each shard's times begin elsewhere in the window, or they would come in heaps of as many as there are shards.
+            budget: Budget::new(fastrand::Rng::with_seed(!parts.seed).u64(..), now),
             prefixes: SideTable::default(),
             said: SideTable::default(),
             opened: Rate::default(),
@@ -684,6 +690,7 @@ impl<D: Driver> Gateway<D> {
             sys::release_freed_memory();
         }
         self.was_busy = std::mem::take(&mut self.busy);
+        self.see_clients();
         self.retry_accept();
         self.summarise_log();
     }
@@ -706,10 +713,5 @@ impl<D: Driver> Gateway<D> {
 
     fn id(&self, key: ConnKey) -> ConnId {
         ConnId { shard: self.shard, key }
-    }
-
-    /// A random hint when to come back, in milliseconds, spread over the window.
-    fn retry_ms(&mut self) -> u64 {
-        self.random.u64(0..=self.limits.reconnect_window_ms)
     }
 }

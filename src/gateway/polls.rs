@@ -149,9 +149,7 @@ impl<D: Driver> Gateway<D> {
         let Some(stream) = self.sessions.get_mut(key).and_then(|session| session.stream_mut()) else { return };
         let poll = std::mem::take(&mut stream.poll);
         self.leave_stream(key);
-        let retry_seconds = self.retry_ms().div_ceil(1000).max(1);
-        let response =
-            Response::error(503, "no answer is possible now; come back after Retry-After").header("Retry-After", retry_seconds.to_string());
+        let response = Response::error_for_now(503, "no answer is possible now; come back after Retry-After", self.retry_ms_after(cause));
         self.respond(key, for_origin(response, poll.origin.as_deref()).close());
         self.end(key, cause);
     }
@@ -174,5 +172,5 @@ impl<D: Driver> Gateway<D> {
 }
 
 fn finish(answer: Answer<'_>, epoch: Epoch, stream: &Stream) {
-    answer.finish(Some((epoch, stream.offsets())));
+    answer.finish(Some((epoch, stream.offsets())), stream.retry_ms);
 }

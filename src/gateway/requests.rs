@@ -44,7 +44,6 @@ impl<D: Driver> Gateway<D> {
         match parse_head(&mut storage, bytes, max) {
             Ok(Some(head)) => {
                 let len = head.len;
-                let retry_ms = self.retry_ms();
                 let refused = self.sessions.get(key).and_then(|session| session.refused);
                 let unavailable = match self.drain {
                     Some(_) => Some(Unavailable::Draining),
@@ -55,6 +54,9 @@ impl<D: Driver> Gateway<D> {
                     (_, false) => Some(Unavailable::Busy),
                     _ => None,
                 };
+                // Only who asks for a WebSocket or a stream is told this.
+                let stands_in_line = unavailable.is_none() && busy == Some(Unavailable::Busy);
+                let retry_ms = if stands_in_line { self.line_ms() } else { self.retry_ms() };
                 let context = Context {
                     origins: &self.origins,
                     pages: self.pages,
@@ -138,18 +140,14 @@ impl<D: Driver> Gateway<D> {
                     self.await_next_request(key);
                 }
             }
-            Answer::Refuse(response, cause) => {
-                self.respond(key, response);
-                self.end(key, cause);
-            }
+            Answer::Refuse(response, cause) => self.refuse(key, response, cause),
             Answer::RefusePolitely(upgrade, response, cause) => {
                 if self.admission.take_polite(self.now) {
                     self.counters.handshakes.of(HandshakeResult::Refused).add(1);
                     self.upgraded(key, &upgrade);
                     self.end(key, cause);
                 } else {
-                    self.respond(key, response);
-                    self.end(key, cause);
+                    self.refuse(key, response, cause);
                 }
             }
             Answer::Room { name, no_echo, start, upgrade } => {
@@ -178,6 +176,15 @@ impl<D: Driver> Gateway<D> {
                 self.opened(key, State::Echo);
             }
         }
+    }
+
+    /// Sends a response that says why not, and when to come back; then the connection ends.
+    fn refuse(&mut self, key: ConnKey, response: Response, cause: CloseCause) {
+        if cause == CloseCause::Busy {
+            self.stand_in_line();
+        }
+        self.respond(key, response);
+        self.end(key, cause);
     }
 
     /// Queues and starts a response.

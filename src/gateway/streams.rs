@@ -53,7 +53,10 @@ pub(super) struct Stream {
     arrived: Vec<(u16, Replay)>,
     /// The response's head.
     opening: Vec<u8>,
-    retry_ms: u64,
+    /// When to come back, as it was told.
+    pub(super) retry_ms: u64,
+    /// Over how long everybody was asked to come back then.
+    window_ms: u64,
     /// Of a poll.
     pub(super) poll: Poll,
 }
@@ -88,12 +91,13 @@ impl Stream {
             arrived: Vec::new(),
             opening,
             retry_ms,
+            window_ms: 0,
             poll: Poll::default(),
         }
     }
 
-    pub(super) fn poll(topics: Vec<(TopicName, Start)>, poll: Poll) -> Self {
-        Self { poll, ..Self::new(Kind::Poll, topics, Vec::new(), 0) }
+    pub(super) fn poll(topics: Vec<(TopicName, Start)>, poll: Poll, retry_ms: u64) -> Self {
+        Self { poll, ..Self::new(Kind::Poll, topics, Vec::new(), retry_ms) }
     }
 
     fn format(&self) -> Format {
@@ -232,13 +236,14 @@ impl<D: Driver> Gateway<D> {
     }
 
     fn open_stream(&mut self, key: ConnKey) {
-        let epoch = self.epoch;
+        let (epoch, window_ms) = (self.epoch, self.return_window_ms());
         let Some(session) = self.sessions.get_mut(key) else { return };
         let Some(stream) = session.stream_mut() else { return };
         let arrived = std::mem::take(&mut stream.arrived);
         match stream.kind {
             Kind::Events => {
                 let mut out = std::mem::take(&mut stream.opening);
+                stream.window_ms = window_ms;
                 encode_retry(&mut out, stream.retry_ms);
                 // Until it was told all that is missing it has no new id: cut off before that, it comes back with the old one, and is told again.
                 let mut gaps = arrived.iter().filter_map(|(number, replay)| Some((*number, replay.at, replay.gap?))).peekable();
@@ -532,10 +537,15 @@ impl<D: Driver> Gateway<D> {
         }
     }
 
-    /// A silent stream is sent a comment, so that proxies keep it, and so that a dead one is found out.
+    /// A silent stream is sent a comment, so that proxies keep it, and so that a dead one is found out. One that was told to come back sooner than so many
+    /// clients could is told anew.
     pub(super) fn stream_timer(&mut self, key: ConnKey) {
         let heartbeat = self.heartbeat();
         let now = micros(self.now);
+        if self.tell_retry(key) {
+            self.timers.set(key.slot, self.now + heartbeat);
+            return;
+        }
         let Some(session) = self.sessions.get_mut(key) else { return };
         session.watched = false;
         let silent = Duration::from_micros(u64::from(now.wrapping_sub(session.sent_us)));
@@ -546,6 +556,25 @@ impl<D: Driver> Gateway<D> {
         self.timers.set(key.slot, self.now + heartbeat);
         self.push_direct(key, HEARTBEAT, &[]);
         self.pump(key);
+    }
+
+    /// Tells a stream when to come back if the window has grown by more than an eighth since it was told. Whether it did.
+    fn tell_retry(&mut self, key: ConnKey) -> bool {
+        let window_ms = self.return_window_ms();
+        let has_grown = |stream: &&mut Stream| window_ms > stream.window_ms + stream.window_ms / 8;
+        if self.sessions.get_mut(key).and_then(|session| session.stream_mut()).filter(has_grown).is_none() {
+            return false;
+        }
+        let retry_ms = self.retry_ms();
+        let Some(session) = self.sessions.get_mut(key) else { return false };
+        session.watched = false;
+        let Some(stream) = session.stream_mut() else { return false };
+        (stream.retry_ms, stream.window_ms) = (retry_ms, window_ms);
+        let mut out = Vec::new();
+        encode_retry(&mut out, retry_ms);
+        self.push_direct(key, &out, &[]);
+        self.pump(key);
+        true
     }
 
     pub(super) fn heartbeat(&self) -> Duration {

@@ -16,7 +16,7 @@ use super::host::Host;
 use super::link::plain;
 use super::measure::{Latencies, Tally};
 use super::outcome::{Outcome, ServerUse, StormCycle, Used, kinds};
-use super::plan::{Plan, Pressure, Scenario};
+use super::plan::{Drop, Plan, Pressure, Scenario};
 use super::resume::{self, Part, Resumed, ResumedCycle, Step};
 use super::server::{self, Cpu};
 use super::shared::{Ear, Schedule, Shared};
@@ -81,7 +81,7 @@ fn look(target: &Target, request: Request) -> Result<(), LoadError> {
         match wire::answer(&bytes, &request.awaits) {
             Ok(None) => {}
             Ok(Some(_)) => return Ok(()),
-            Err(refusal @ Refusal::Status(_)) => {
+            Err(refusal @ (Refusal::Status(_) | Refusal::Later { .. })) => {
                 return Err(failed(format!("{refusal}: not {kind} at this path, or refused; check path and --header")));
             }
             Err(refusal) => return Err(failed(refusal.to_string())),
@@ -296,6 +296,9 @@ impl Course {
                 stormed = (before.clone(), begun);
             }
             self.shared.open.store(0, Ordering::Release);
+            if number > 0 && self.plan.drop == Drop::Server {
+                self.say(&format!("cycle {number}: waits for the server to end its connections: drain it, or have it rebalance"));
+            }
             self.shared.cycle.store(number, Ordering::Release);
             self.shared.ring_all();
             let mut seen = Cycle::default();
@@ -317,6 +320,9 @@ impl Course {
             }
             let time = self.now().since(begun);
             let used = Used::read(self.plan.server_pid).since(&before, time, &self.own_threads());
+            seen.curve.trim();
+            // The time until the server began is none of the storm's.
+            let time = if self.plan.drop == Drop::Server { seen.curve.all_in() } else { time };
             let cycle = StormCycle::new(seen, time, used.server.as_ref().map(Cpu::total), &mut handshakes, number > 0);
             self.say(&format!("cycle {number}: {}", cycle.line()));
             cycles.push(cycle);

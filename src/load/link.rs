@@ -47,6 +47,16 @@ impl fmt::Display for OpenError {
     }
 }
 
+impl OpenError {
+    /// When the server said to come back.
+    pub(super) fn retry(&self) -> Option<Duration> {
+        match self {
+            Self::Refused(Refusal::Later { retry_ms, .. }) => Some(Duration::from_millis(*retry_ms)),
+            _ => None,
+        }
+    }
+}
+
 /// How an open connection ended.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum End {

@@ -2,14 +2,16 @@
 //! streams, and what it did to latencies, order and the server's CPU.
 //!
 //! [`Plan`] is what is asked for. [`run`] starts one thread per core asked for, each a runtime of its own (monoio) with its share of the connections:
-//! `worker` is that thread, `link` and `wire` one connection on it, `traffic`, `storm` and `resume` what the scenarios do, `shared` the little that
+//! `worker` is that thread, `link` and `wire` one connection on it, `traffic`, `storm` (with `backoff` and `curve`) and `resume` what the scenarios do, `shared` the little that
 //! threads have in common. `measure`, `order` and `server` count; [`Outcome`] is the result, as text, JSON or a drawing (`plot`).
 //!
 //! It is a client: nothing here is used while the gateway serves, and of the gateway's own code it uses only frames and masks.
 #![forbid(unsafe_code)]
 
+mod backoff;
 mod clock;
 mod course;
+mod curve;
 mod events;
 mod host;
 mod link;

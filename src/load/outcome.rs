@@ -6,8 +6,10 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
+use super::backoff::Backoff;
+use super::curve::{Curve, Deed};
 use super::measure::{Faults, Latencies, PERCENTILES, RoomOrder, Tally};
-use super::plan::{Drop, Plan, Pressure, Scenario};
+use super::plan::{Plan, Pressure, Scenario};
 use super::resume::{Resumed, ServerCpu};
 use super::server::Cpu;
 use super::storm::Cycle;
@@ -92,6 +94,7 @@ pub(super) struct StormCycle {
     failures: BTreeMap<String, u64>,
     given_up: u64,
     server_cpu: Option<Duration>,
+    pub(super) curve: Curve,
 }
 
 impl StormCycle {
@@ -107,6 +110,7 @@ impl StormCycle {
             failures: cycle.failures,
             given_up: cycle.given_up,
             server_cpu,
+            curve: cycle.curve,
         }
     }
 
@@ -120,6 +124,8 @@ impl StormCycle {
 
     pub(super) fn line(&self) -> String {
         let mut line = format!("{} open in {}, {}/s", count(self.handshakes), span(self.time), count(self.per_second() as u64));
+        let (most, over_mean) = self.curve.peak(Deed::Came);
+        let _ = write!(line, "; at most {} came in 100 ms, {over_mean:.1} of the mean", count(most));
         if !self.failures.is_empty() {
             let _ = write!(line, "; {}", kinds(&self.failures));
         }
@@ -453,7 +459,8 @@ impl Outcome {
             put("resume", resumed.json());
         }
         if storm {
-            put("drop", json!(if plan.drop == Drop::Rst { "rst" } else { "fin" }));
+            put("drop", json!(plan.drop.name()));
+            put("backoff", json!(plan.backoff.map(Backoff::name)));
             put("concurrency", json!(plan.concurrency));
             put("handshakes", json!(self.handshakes.count()));
             put("latency", latency_json(&self.handshakes));
@@ -504,6 +511,7 @@ fn cycle_json(cycle: &StormCycle) -> Value {
     object.insert("server_cpu_us_each".to_owned(), json!(cycle.cpu_per_handshake().map(micros)));
     object.insert("failed".to_owned(), json!(cycle.failures));
     object.insert("given_up".to_owned(), json!(cycle.given_up));
+    object.insert("curve".to_owned(), cycle.curve.json());
     for ((name, _), value) in PERCENTILES.iter().zip(&cycle.percentiles) {
         object.insert(format!("{}_us", name.replace('.', "_")), json!(value.map(micros)));
     }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 
 use super::LoadError;
+use super::backoff::Backoff;
 use super::host::Host;
 use super::stamp::Stamp;
 use super::target::Target;
@@ -66,7 +67,10 @@ pub struct Ask {
     /// How they are dropped (storm)
     #[arg(long = "drop", value_enum, default_value_t = Drop::Rst, help_heading = "Storm")]
     drop: Drop,
-    /// Handshakes under way at once, in any scenario [default: 256; resume all]
+    /// When each client comes back by itself (storm); without this, one after the other as fast as the server takes them, --concurrency at once
+    #[arg(long, value_enum, value_name = "HOW", conflicts_with = "concurrency", help_heading = "Storm")]
+    backoff: Option<Backoff>,
+    /// Handshakes under way at once, in any scenario [default: 256; resume, --backoff and --drop server all]
     #[arg(long, value_name = "N", help_heading = "Storm")]
     concurrency: Option<u32>,
 
@@ -144,6 +148,18 @@ pub(super) enum Drop {
     Rst,
     /// Closed without a close frame, as when a client's process ends
     Fin,
+    /// Ended by the server, which you drain, or have rebalance, in each cycle
+    Server,
+}
+
+impl Drop {
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Rst => "rst",
+            Self::Fin => "fin",
+            Self::Server => "server",
+        }
+    }
 }
 
 /// What makes publishers send.
@@ -203,6 +219,8 @@ pub struct Plan {
     pub(super) warmup: Duration,
     pub(super) cycles: u32,
     pub(super) drop: Drop,
+    /// When clients of a storm come back; `None` has them come one after the other.
+    pub(super) backoff: Option<Backoff>,
     pub(super) concurrency: u32,
     /// Connections, counted from the last one, that stop reading.
     pub(super) slow: u32,
@@ -369,7 +387,14 @@ impl Plan {
         if threads < threads_min || threads > 256 {
             return usage(format!("--threads is {threads}; it must be from {threads_min} to 256"));
         }
-        let concurrency = ask.concurrency.unwrap_or(if resume.is_some() { connections } else { 256 });
+        if scenario != Scenario::Storm && (ask.backoff.is_some() || ask.drop != Drop::Rst) {
+            return usage(format!("--backoff and --drop are for storm, not for {}", scenario.name()));
+        }
+        if ask.drop == Drop::Server && ask.concurrency.is_some() {
+            return usage("--concurrency is not for --drop server: whom it ends, and when, is the server's affair".to_owned());
+        }
+        let all_at_once = resume.is_some() || ask.backoff.is_some() || ask.drop == Drop::Server;
+        let concurrency = ask.concurrency.unwrap_or(if all_at_once { connections } else { 256 });
         if concurrency == 0 {
             return usage("--concurrency is 0; 1 is the least".to_owned());
         }
@@ -400,6 +425,7 @@ impl Plan {
             warmup: seconds("--warmup", ask.warmup, 0.0)?,
             cycles: ask.cycles,
             drop: ask.drop,
+            backoff: ask.backoff,
             concurrency,
             slow,
             slow_pause: ask.slow_pause.map(|pause| seconds("--slow-pause", pause, 0.0)).transpose()?,
@@ -434,6 +460,10 @@ impl Plan {
 
     /// Handshakes that one thread may have under way: its share.
     pub(super) fn concurrency_each(&self) -> u32 {
+        if self.resume.is_none() && self.concurrency >= self.connections {
+            // Shares are uneven where whole rooms stay on one thread.
+            return self.connections;
+        }
         self.concurrency.div_ceil(u32::from(self.threads) - u32::from(self.resume.is_some()))
     }
 
@@ -509,10 +539,11 @@ impl Plan {
                 )
             }
             Scenario::Storm => {
-                format!(
-                    "{} connections dropped and opened again {} times, {} handshakes at once",
-                    self.connections, self.cycles, self.concurrency
-                )
+                let how = match self.backoff {
+                    Some(backoff) => format!("each comes back by itself, --backoff {}", backoff.name()),
+                    None => format!("{} handshakes at once", self.concurrency),
+                };
+                format!("{} connections dropped ({}) and opened again {} times, {how}", self.connections, self.drop.name(), self.cycles)
             }
         }
     }
@@ -573,6 +604,14 @@ pub(super) mod tests {
         assert!(plan.text && plan.target_of(3).path(plan.room(3), 3) == "/events?topic=r1" && plan.target_of(1) == &plan.target);
     }
 
+    #[test]
+    fn in_a_storm_with_backoff_all_may_come_at_once() {
+        let concurrency = |words: &str| plan(&format!("storm {URL} -c 1000 {words}")).expect("it is valid").concurrency;
+        assert_eq!(["", "--backoff none", "--backoff hints --drop server", "--drop fin"].map(concurrency), [256, 1000, 1000, 256]);
+        let plan = plan(&format!("storm {URL} --backoff full --drop server")).expect("it is valid");
+        assert!(plan.summary().contains("dropped (server)") && plan.summary().contains("--backoff full"), "{}", plan.summary());
+    }
+
     const RESUME: &str = "resume --url ws://127.0.0.1:1/ws?room={room} --events http://127.0.0.1:1/events?topic={room}";
 
     #[test]
@@ -624,6 +663,10 @@ pub(super) mod tests {
             ("idle --url ws://127.0.0.1:1/ws -c 30000", "30064 file descriptors"),
             ("slow --url ws://127.0.0.1:1/ws -c 10 --slow-percent 100", "publishers must read"),
             ("idle --url ws://127.0.0.1:1/ws --events http://127.0.0.1:1/events", "not for idle"),
+            ("idle --url ws://127.0.0.1:1/ws --backoff full", "not for idle"),
+            ("echo --url ws://127.0.0.1:1/ws --drop server", "not for echo"),
+            ("storm --url ws://127.0.0.1:1/ws --drop server --concurrency 1", "--concurrency is not for --drop server"),
+            ("storm --url ws://127.0.0.1:1/ws --backoff full --concurrency 1", "cannot be used with"),
             ("resume --url ws://127.0.0.1:1/ws?room={room}", "resume needs --events"),
             (&format!("{RESUME} --behind 0"), "--behind is 0"),
             (&format!("{RESUME} --behind 1000001"), "from 1 to 1000000"),

@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use super::curve::{Deed, SLOT};
 use super::outcome::{Outcome, count, span};
 use std::time::Duration;
 
@@ -12,6 +13,9 @@ const RIGHT: f64 = 30.0;
 const TOP: f64 = 60.0;
 const GAP: f64 = 70.0;
 const INK: &str = "#1f4e79";
+/// Of a storm: who came, was let in, was turned away, in this order, each drawn over the one before.
+const STORM_INKS: [(Deed, &str, &str); 3] =
+    [(Deed::Came, "came", "#b0b0b0"), (Deed::LetIn, "let in", INK), (Deed::TurnedAway, "turned away", "#b03030")];
 /// Points of the curve per decade of rarity.
 const POINTS: usize = 40;
 /// Percentiles on the axis: 1 in 10, in 100, and so on.
@@ -57,7 +61,11 @@ impl Panel {
     }
 
     fn line(&self, svg: &mut String, points: impl Iterator<Item = (f64, f64)>) {
-        let _ = write!(svg, r#"<polyline fill="none" stroke="{INK}" stroke-width="2" points=""#);
+        self.line_in(svg, INK, points);
+    }
+
+    fn line_in(&self, svg: &mut String, ink: &str, points: impl Iterator<Item = (f64, f64)>) {
+        let _ = write!(svg, r#"<polyline fill="none" stroke="{ink}" stroke-width="2" points=""#);
         for (x, y) in points {
             let _ = write!(svg, "{:.1},{:.1} ", self.x(x), self.y(y));
         }
@@ -76,6 +84,10 @@ impl Outcome {
         }
         if self.is_traffic() {
             self.throughput_panel(&mut body, top);
+            top += PANEL + GAP;
+        }
+        for number in 1..self.cycles.len() {
+            self.storm_panel(&mut body, top, number);
             top += PANEL + GAP;
         }
         let height = top;
@@ -115,6 +127,30 @@ impl Outcome {
         panel.line(svg, curve.into_iter());
     }
 
+    /// The course of one storm.
+    fn storm_panel(&self, svg: &mut String, top: f64, number: usize) {
+        let curve = &self.cycles[number].curve;
+        let slots = STORM_INKS.iter().map(|(deed, ..)| curve.of(*deed).len()).max().unwrap_or(0).max(1);
+        let most = STORM_INKS.iter().map(|(deed, ..)| curve.peak(*deed).0).max().unwrap_or(0).max(1);
+        let seconds = slots as f64 * SLOT.as_secs_f64();
+        let panel = Panel { top, x_max: seconds, y_min: 0.0, y_max: most as f64 * 1.1 };
+        panel.frame(svg, &format!("Storm {number}: clients in each 100 ms"));
+        for tenth in 0..=10 {
+            let at = seconds * f64::from(tenth) / 10.0;
+            panel.x_mark(svg, at, &format!("{at:.1} s"));
+        }
+        for quarter in 0..=4 {
+            let value = most as f64 * f64::from(quarter) / 4.0;
+            panel.y_mark(svg, value, &count(value as u64));
+        }
+        for (index, (deed, name, ink)) in STORM_INKS.into_iter().enumerate() {
+            let x = WIDTH - RIGHT - 240.0 + 90.0 * index as f64;
+            let _ = writeln!(svg, r#"<text x="{x}" y="{}" fill="{ink}">{name}</text>"#, top - 10.0);
+            let points = curve.of(deed).iter().enumerate();
+            panel.line_in(svg, ink, points.map(|(slot, count)| ((slot as f64 + 0.5) * SLOT.as_secs_f64(), *count as f64)));
+        }
+    }
+
     fn throughput_panel(&self, svg: &mut String, top: f64) {
         let seconds = &self.tally.seconds;
         let most = seconds.iter().map(|second| second.deliveries).max().unwrap_or(0).max(1);
@@ -140,7 +176,13 @@ fn escape(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use crate::load::curve::Deed;
+    use crate::load::measure::Latencies;
+    use crate::load::outcome::StormCycle;
     use crate::load::outcome::tests::outcome;
+    use crate::load::storm::Cycle;
 
     /// Every tag is closed in order, and every text is escaped; the depth comes back to zero once.
     fn check_xml(xml: &str) {
@@ -172,6 +214,25 @@ mod tests {
         assert!(
             svg.contains("room={room}&amp;x=&quot;&lt;&quot;") && svg.contains(">p99<") && !svg.contains("NaN") && !svg.contains("inf")
         );
+    }
+
+    #[test]
+    fn a_storm_has_a_panel_of_three_curves() {
+        let mut storm = outcome("storm --url ws://127.0.0.1:1/ --backoff none");
+        storm.tally = Default::default();
+        for came in [1, 300] {
+            let mut cycle = Cycle::default();
+            for millis in 0..came {
+                cycle.curve.count(Deed::Came, Duration::from_millis(millis));
+            }
+            cycle.curve.count(Deed::LetIn, Duration::from_millis(came));
+            let cycle = StormCycle::new(cycle, Duration::from_secs(1), None, &mut Latencies::default(), came > 1);
+            storm.cycles.push(cycle);
+        }
+        let svg = storm.svg();
+        check_xml(&svg);
+        assert_eq!((svg.matches("<polyline").count(), svg.matches("Storm 1:").count(), svg.matches("turned away").count()), (3, 1, 1));
+        assert!(!svg.contains("NaN") && !svg.contains("inf"));
     }
 
     #[test]

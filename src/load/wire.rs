@@ -4,6 +4,7 @@
 //! share one; it is small until a larger frame comes.
 
 use std::fmt::{self, Write};
+use std::time::Duration;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -23,6 +24,8 @@ const HEADERS_MAX: usize = 100;
 pub(super) enum Refusal {
     /// An HTTP answer that is not 101: its status line.
     Status(String),
+    /// The same, with when to come back: what the body says in milliseconds, or `Retry-After`.
+    Later { line: String, retry_ms: u64 },
     /// 101, but without the Sec-WebSocket-Accept that belongs to our key.
     WrongAccept,
     /// 200, but no event stream, or one in a coding that this tool does not read.
@@ -34,7 +37,7 @@ pub(super) enum Refusal {
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Status(line) => write!(f, "answered '{line}'"),
+            Self::Status(line) | Self::Later { line, .. } => write!(f, "answered '{line}'"),
             Self::WrongAccept => f.write_str("answered 101 without the right Sec-WebSocket-Accept"),
             Self::NoStream(why) => write!(f, "answered 200, but {why}"),
             Self::NotHttp(start) => write!(f, "answered {start:?}, which is not HTTP"),
@@ -115,7 +118,19 @@ pub(super) fn answer(bytes: &[u8], awaits: &Awaits) -> Result<Option<usize>, Ref
     let expected = if *awaits == Awaits::Stream { 200 } else { 101 };
     if code != expected {
         let reason = response.reason.unwrap_or("");
-        return Err(Refusal::Status(format!("HTTP/1.{} {code} {reason}", response.version.unwrap_or(1)).trim_end().to_owned()));
+        let line = format!("HTTP/1.{} {code} {reason}", response.version.unwrap_or(1)).trim_end().to_owned();
+        let number = |name: &str| {
+            let header = response.headers.iter().find(|header| header.name.eq_ignore_ascii_case(name))?;
+            std::str::from_utf8(header.value).ok()?.trim().parse::<u64>().ok()
+        };
+        let Some(seconds) = number("retry-after") else { return Err(Refusal::Status(line)) };
+        let body = &bytes[whole..];
+        if number("content-length").is_some_and(|length| (body.len() as u64) < length && bytes.len() < HEAD_BYTES_MAX) {
+            return Ok(None);
+        }
+        let error: Option<serde_json::Value> = serde_json::from_slice(body).ok();
+        let said = error.and_then(|error| error.get("error")?.get("retry_ms")?.as_u64());
+        return Err(Refusal::Later { line, retry_ms: said.unwrap_or(seconds.saturating_mul(1000)) });
     }
     let has = |name: &str, is: &dyn Fn(&[u8]) -> bool| {
         response.headers.iter().any(|header| header.name.eq_ignore_ascii_case(name) && is(header.value.trim_ascii()))
@@ -160,6 +175,8 @@ pub(super) struct Input {
     pub(super) events: bool,
     /// The id of the last event that had one.
     last_id: Vec<u8>,
+    /// When the server said to come back, as it ended a WebSocket.
+    retry: Option<Duration>,
 }
 
 impl Input {
@@ -193,6 +210,11 @@ impl Input {
     /// What to go on after: the id of the last event that had one. `None` before the first, and when it is no text.
     pub(super) fn last_event_id(&self) -> Option<&str> {
         std::str::from_utf8(&self.last_id).ok().filter(|id| !id.is_empty())
+    }
+
+    /// When the server said to come back: `retry=` and milliseconds in the reason of its close frame.
+    pub(super) fn retry(&self) -> Option<Duration> {
+        self.retry
     }
 
     /// Uses bytes up.
@@ -266,7 +288,8 @@ impl Input {
                 OpCode::Ping => return Ok(Some(Incoming::Ping(&self.bytes[payload]))),
                 OpCode::Pong => return Ok(Some(Incoming::Pong)),
                 OpCode::Close => {
-                    let code = self.bytes[payload].first_chunk().map(|code| u16::from_be_bytes(*code));
+                    let code = self.bytes[payload.clone()].first_chunk().map(|code| u16::from_be_bytes(*code));
+                    self.retry = retry_of(&self.bytes[payload]);
                     return Ok(Some(Incoming::Close(code)));
                 }
                 OpCode::Continuation if self.fragments.is_none() => return Err("a continuation of nothing".to_owned()),
@@ -288,6 +311,13 @@ impl Input {
             }
         }
     }
+}
+
+/// What the reason in a close frame's payload says of when to come back.
+fn retry_of(payload: &[u8]) -> Option<Duration> {
+    let reason = std::str::from_utf8(payload.get(2..)?).ok()?;
+    let millis = reason.strip_prefix("retry=")?.split(' ').next()?.parse().ok()?;
+    Some(Duration::from_millis(millis))
 }
 
 #[cfg(test)]
@@ -384,6 +414,33 @@ mod tests {
         assert!(matches!(answer(stream, &accept), Err(Refusal::Status(_))));
         assert!(matches!(answer(b"HTTP/1.1 200 OK\r\n\r\n", &Awaits::Stream), Err(Refusal::NoStream(_))));
         assert!(matches!(answer(good, &Awaits::Stream), Err(Refusal::Status(_))));
+    }
+
+    #[test]
+    fn when_to_come_back_is_found_in_a_refusal_and_in_a_close_frame() {
+        let awaits = Awaits::Upgrade(accept_key(b"dGhlIHNhbXBsZSBub25jZQ=="));
+        let body = b"{\"error\":{\"code\":\"busy\",\"message\":\"\",\"retry_ms\":7312}}\n";
+        let head = format!("HTTP/1.1 503 Service Unavailable\r\nRetry-After: 8\r\nContent-Length: {}\r\n\r\n", body.len());
+        let later = |retry_ms| Err(Refusal::Later { line: "HTTP/1.1 503 Service Unavailable".to_owned(), retry_ms });
+        let whole = [head.as_bytes(), body].concat();
+        assert_eq!((answer(&whole[..head.len() + 9], &awaits), answer(&whole, &awaits)), (Ok(None), later(7312)));
+        assert_eq!(answer(b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 8\r\n\r\nlater", &awaits), later(8000));
+        assert_eq!(answer(b"HTTP/1.1 429 X\r\nRetry-After: Fri\r\n\r\n", &awaits), Err(Refusal::Status("HTTP/1.1 429 X".to_owned())));
+
+        for (payload, retry_ms) in [
+            (&b"\x03\xf4retry=8200"[..], Some(8200)),
+            (b"\x03\xf4retry=5 slow", Some(5)),
+            (b"\x03\xf4retry=", None),
+            (b"\x03\xf4x", None),
+            (b"", None),
+        ] {
+            let mut input = Input::new(16);
+            let mut bytes = Vec::new();
+            encode_into(&mut bytes, OpCode::Close, payload);
+            input.put_back(bytes);
+            assert!(matches!(input.next(), Ok(Some(Incoming::Close(_)))));
+            assert_eq!(input.retry(), retry_ms.map(Duration::from_millis), "{payload:?}");
+        }
     }
 
     #[test]

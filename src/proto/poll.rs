@@ -4,7 +4,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
 use super::gap::Gap;
-use super::json::{is_embeddable, push_position, push_string};
+use super::json::{is_embeddable, push_number, push_position, push_string};
 use super::position::{Epoch, Position, write_cursor};
 use super::ws::MessageKind;
 
@@ -76,8 +76,8 @@ impl Message<'_> {
 /// let mut answer = Answer::begin(&mut out);
 /// answer.gap(&Gap { topic: "a", from: None, to: lost, reason: GapReason::TooOld });
 /// answer.message(&Message { topic: "a", position, event: None, key: None, kind: MessageKind::Text, payload: b"{\"n\":1}" });
-/// answer.finish(Some((position.epoch, [Some(position.offset)])));
-/// let expect = r#"{"messages":[{"topic":"a","gap":{"from":null,"to":"k3f9.16","reason":"too_old"}},{"topic":"a","pos":"k3f9.17","data":{"n":1}}],"next":"k3f9.17"}"#;
+/// answer.finish(Some((position.epoch, [Some(position.offset)])), 6281);
+/// let expect = r#"{"messages":[{"topic":"a","gap":{"from":null,"to":"k3f9.16","reason":"too_old"}},{"topic":"a","pos":"k3f9.17","data":{"n":1}}],"next":"k3f9.17","retry_ms":6281}"#;
 /// assert_eq!(str::from_utf8(&out)?.trim_end(), expect);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
@@ -122,10 +122,10 @@ impl<'o> Answer<'o> {
     }
 
     /// Ends the answer with where the next request goes on, one offset for each topic of the request in its order ([`Cursor`]); `None` when there
-    /// is no such place. And a line end.
+    /// is no such place; and with how many milliseconds a reader that loses the server should wait before it comes back. And a line end.
     ///
     /// [`Cursor`]: super::position::Cursor
-    pub fn finish<I: IntoIterator<Item = Option<u64>>>(self, next: Option<(Epoch, I)>) {
+    pub fn finish<I: IntoIterator<Item = Option<u64>>>(self, next: Option<(Epoch, I)>, retry_ms: u64) {
         self.out.extend_from_slice(b"],\"next\":");
         match next {
             None => self.out.extend_from_slice(b"null"),
@@ -135,6 +135,8 @@ impl<'o> Answer<'o> {
                 self.out.push(b'"');
             }
         }
+        self.out.extend_from_slice(b",\"retry_ms\":");
+        push_number(self.out, retry_ms);
         self.out.extend_from_slice(b"}\n");
     }
 
@@ -194,8 +196,8 @@ mod tests {
         let mut out = b"before".to_vec();
         let answer = Answer::begin(&mut out);
         assert!(answer.is_empty());
-        answer.finish(None::<(Epoch, [Option<u64>; 0])>);
-        assert_eq!(out, b"before{\"messages\":[],\"next\":null}\n");
+        answer.finish(None::<(Epoch, [Option<u64>; 0])>, 0);
+        assert_eq!(out, b"before{\"messages\":[],\"next\":null,\"retry_ms\":0}\n");
 
         out.clear();
         let mut answer = Answer::begin(&mut out);
@@ -204,9 +206,12 @@ mod tests {
         answer.gap(&Gap { topic: "a\"", from: Some(POSITION), to: POSITION, reason: GapReason::Restart });
         answer.message(&message);
         assert!(!answer.is_empty() && answer.bytes() > 100);
-        answer.finish(Some((Epoch(36), [Some(4), None, Some(17)])));
+        answer.finish(Some((Epoch(36), [Some(4), None, Some(17)])), 8200);
         let json: serde_json::Value = serde_json::from_slice(&out).expect("JSON");
-        assert_eq!((json["next"].as_str(), json["messages"].as_array().map(Vec::len)), (Some("10.4,,17"), Some(3)));
+        assert_eq!(
+            (json["next"].as_str(), json["messages"].as_array().map(Vec::len), json["retry_ms"].as_u64()),
+            (Some("10.4,,17"), Some(3), Some(8200))
+        );
         assert_eq!(json["messages"][1]["gap"]["reason"], "restart");
         assert_eq!((&json["messages"][1]["topic"], &json["messages"][2]["data"]), (&"a\"".into(), &"x".into()));
     }

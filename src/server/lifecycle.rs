@@ -364,7 +364,7 @@ impl Lifecycle {
         }
         if drain.stage == Stage::Waiting && now >= drain.starts {
             drain.stage = Stage::Draining;
-            let window = Duration::from_millis(self.parts.limits.drain_window_ms(connections as u64));
+            let window = Duration::from_millis(self.parts.limits.drain_window_ms(connections as u64, self.parts.shards.len() as u16));
             let (deadline, exits) = (drain.deadline, drain.exits);
             tracing::info!(connections, window_ms = window.as_millis() as u64, "stops accepting and says goodbye");
             return self.command(|| Command::Drain { window, deadline, exits });
@@ -439,7 +439,7 @@ impl Lifecycle {
         };
         let connections: u64 = self.parts.counters.iter().map(open).sum();
         let leaving = connections * u64::from(share_ppm) / 1_000_000;
-        let window_ms = self.parts.limits.drain_window_ms(leaving);
+        let window_ms = self.parts.limits.drain_window_ms(leaving, self.parts.shards.len() as u16);
         tracing::info!(connections, leaving, window_ms, "rebalance: a share of the clients is told to come back");
         self.command(|| Command::Rebalance { share_ppm, window: Duration::from_millis(window_ms) });
         Ok(format!("{{\"connections\":{connections},\"leaving\":{leaving},\"window_ms\":{window_ms}}}\n"))

@@ -11,6 +11,7 @@
 //! | `epilogue` | those who come back when everything has been said |
 //! | `ears` | where a reader with a cursor is in each topic |
 //! | `ledger` | who said and heard what: the oracle |
+//! | `storm` | very many streams that are lost at once and come back |
 //! | `crowd`, `border` | very many clients, and a kernel that can be left out: for measurements |
 #![forbid(unsafe_code)]
 
@@ -26,6 +27,7 @@ mod poller;
 mod poster;
 mod reader;
 mod shards;
+mod storm;
 mod stranger;
 mod stream;
 
@@ -37,6 +39,7 @@ pub use border::{Border, Bordered};
 pub use crowd::Crowd;
 pub use plan::{Begin, ClientPlan, End, Epilogue, Interlude, Leaving, Plan, PollerPlan, PosterPlan, ReaderPlan, Reading, Wish};
 pub use shards::{Shards, ShardsPlan};
+pub use storm::{Obeys, Storm, StormPlan};
 
 use self::client::{Client, Ended, LOST};
 use self::ledger::{Kept, Ledger};

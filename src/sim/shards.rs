@@ -189,7 +189,7 @@ impl<K: Kernel> Shards<K> {
     /// Asks them all to drain within `time`, and to finish then if `exits`.
     pub fn drain(&mut self, time: Duration, exits: bool) {
         let deadline = self.world.borrow().now + time;
-        let window = Duration::from_millis(self.limits.drain_window_ms(self.shared.connections() as u64));
+        let window = Duration::from_millis(self.limits.drain_window_ms(self.shared.connections() as u64, self.seats.len() as u16));
         self.command(Command::Drain { window, deadline, exits });
     }
 

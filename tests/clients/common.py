@@ -93,6 +93,11 @@ class Peer:
         assert line, "the Node client ended"
         return json.loads(line)
 
+    async def events(self):
+        """All there are, to the end."""
+        while line := await self._process.stdout.readline():
+            yield json.loads(line)
+
     async def expect(self, expected):
         event = await self.event()
         assert event == expected, f"{event!r}, expected {expected!r}"

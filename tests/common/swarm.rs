@@ -66,6 +66,8 @@ pub struct Client {
     pub pings: u32,
     /// Data messages that came in.
     pub messages: u64,
+    /// The answer that refused the upgrade.
+    pub refusal: Option<String>,
 }
 
 impl Client {
@@ -140,6 +142,7 @@ impl Swarm {
             watched: 0,
             pings: 0,
             messages: 0,
+            refusal: None,
         });
         self.watch(id);
         id
@@ -353,6 +356,7 @@ impl Swarm {
             let Some(head_end) = bytes.windows(4).position(|window| window == b"\r\n\r\n") else { return 0 };
             let status = std::str::from_utf8(&bytes[9..12]).ok().and_then(|status| status.parse().ok()).unwrap_or(0);
             if status != 101 {
+                self.clients[id].refusal = Some(String::from_utf8_lossy(bytes).into_owned());
                 self.end(id, End::Refused(status));
                 return bytes.len();
             }

@@ -7,7 +7,9 @@
 mod common;
 
 mod idle;
+mod paced_drain;
 mod reconnect_storm;
+mod reset_crowd;
 mod slow_readers;
 
 /// How many clients the scenarios hold: what 20,000 descriptors of one process allow with room to spare.

@@ -46,6 +46,14 @@ impl Response {
         Self { body, ..Self::new(status).header("Content-Type", "application/json") }
     }
 
+    /// An error that passes: the same with `retry_ms`, and with `Retry-After` in whole seconds, rounded up (RFC 9110 section 10.2.3).
+    pub fn error_for_now(status: u16, message: &str, retry_ms: u64) -> Self {
+        let mut body = Vec::with_capacity(96 + message.len());
+        ErrorBody { code: error_code(status), message, retry_ms: Some(retry_ms) }.encode(&mut body);
+        let seconds = retry_ms.div_ceil(1000).max(1);
+        Self { body, ..Self::new(status).header("Retry-After", seconds.to_string()).header("Content-Type", "application/json") }
+    }
+
     /// Adds a header. Control characters in the value (CR, LF and NUL among them; not the tab) become spaces, as RFC 9110 section 5.5
     /// wants of who meets them, so that a value can never forge another header or end the head.
     ///
