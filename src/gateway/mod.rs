@@ -13,6 +13,7 @@
 //! | `peers` | messages between shards |
 //! | `egress` | what a connection is sent next, and the close sequence |
 //! | `clients`, `rate` | who clients are; how many may come, and how much they may say |
+//! | `snapshot` | what outlives a planned restart, out and in |
 //! | `timeouts`, `drain` | deadlines; goodbyes, in a shutdown and when clients are handed to others |
 #![forbid(unsafe_code)]
 
@@ -40,6 +41,7 @@ mod rooms;
 mod seats;
 mod session;
 mod shared;
+mod snapshot;
 mod streams;
 mod timeouts;
 mod topic;
@@ -92,6 +94,7 @@ pub use receipts::SentCounts;
 pub use replay::Replay;
 pub use seats::Guest;
 pub use shared::Shared;
+pub use snapshot::{Chunk, KeptMessage, KeptTopic, Snapshot, UsedKey};
 
 /// A ping without a payload (RFC 6455 section 5.5.2).
 fn ping(shared: &Shared) -> Rc<Gather> {
