@@ -92,6 +92,9 @@ pub(super) struct Settings {
     /// How the kernel is talked to: auto, uring or epoll [default: auto] [env: SHARDCAST_DRIVER]
     #[arg(long, value_name = "DRIVER")]
     driver: Option<String>,
+    /// File that carries positions and histories over a planned restart [default: off] [env: SHARDCAST_STATE]
+    #[arg(long, value_name = "FILE|off")]
+    state: Option<String>,
     /// Configuration file (TOML) [env: SHARDCAST_CONFIG]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -106,13 +109,14 @@ pub(super) struct Settings {
 impl Settings {
     /// The configuration file, and the key and value of each flag that was given.
     pub(super) fn into_layers(self) -> (Option<PathBuf>, Vec<(&'static str, String)>) {
-        let Self { listen, admin, shards, cpus, driver, config, log_format, log } = self;
+        let Self { listen, admin, shards, cpus, driver, state, config, log_format, log } = self;
         let flags = [
             ("listen", listen),
             ("admin", admin),
             ("shards", shards),
             ("cpus", cpus),
             ("driver", driver),
+            ("state", state),
             ("log.format", log_format),
             ("log.filter", log),
         ];
@@ -152,8 +156,16 @@ mod tests {
 
     #[test]
     fn every_flag_is_a_key_of_the_configuration_under_that_flag() {
-        let words =
-            ["--listen=1.2.3.4:5", "--admin=off", "--shards=2", "--cpus=0,2-3", "--driver=epoll", "--log-format=json", "--log=debug"];
+        let words = [
+            "--listen=1.2.3.4:5",
+            "--admin=off",
+            "--shards=2",
+            "--cpus=0,2-3",
+            "--driver=epoll",
+            "--state=/tmp/s",
+            "--log-format=json",
+            "--log=debug",
+        ];
         let (_, flags) = settings(&words).into_layers();
         assert_eq!(flags.len(), words.len());
         let layers = crate::server::config::Layers { flags: flags.clone(), ..Default::default() };

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use super::close_cause::CloseCause;
 use super::session::State;
+use super::topic::Topic;
 use super::{Gateway, Progress};
 use crate::engine::driver::{CloseHow, Driver};
 use crate::engine::sys::Listener;
@@ -41,6 +42,8 @@ pub(super) struct Drain {
     door: Door,
     /// None before the first.
     farewells: Option<Farewells>,
+    /// Nobody is left, and what clients here have published has its place.
+    settled_here: bool,
     /// Turns since the deadline.
     overdue: u32,
 }
@@ -135,7 +138,7 @@ impl<D: Driver> Gateway<D> {
             Door::Closing
         };
         let settled = self.now + SETTLE;
-        self.drain = Some(Drain { exits, settled, window, deadline, door, farewells: None, overdue: 0 });
+        self.drain = Some(Drain { exits, settled, window, deadline, door, farewells: None, settled_here: false, overdue: 0 });
     }
 
     /// Serves again. Who was told goodbye goes all the same.
@@ -218,7 +221,18 @@ impl<D: Driver> Gateway<D> {
             }
         }
         let exits = self.drain.as_ref().is_some_and(|drain| drain.exits);
-        if exits && self.shared.is_drained() { Progress::Finished } else { Progress::Continue }
+        if exits && self.shared.is_drained() && self.is_settled() { Progress::Finished } else { Progress::Continue }
+    }
+
+    /// Whether what clients of the process have published has its place in its topics. To be asked when nobody is left, so that it stays so.
+    fn is_settled(&mut self) -> bool {
+        if !self.drain.as_ref().is_some_and(|drain| drain.settled_here) && self.topics.values().all(Topic::has_no_uplink) {
+            self.shared.add_settled();
+            if let Some(drain) = &mut self.drain {
+                drain.settled_here = true;
+            }
+        }
+        self.shared.all_settled()
     }
 
     /// Whether everybody here was told goodbye: nobody is left to hear a message.

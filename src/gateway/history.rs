@@ -4,7 +4,6 @@
 //! less than asked for.
 
 use std::collections::{HashMap, VecDeque};
-use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
 use super::Gateway;
@@ -50,6 +49,11 @@ impl History {
     /// The position before a frame that is kept.
     pub(super) fn seek(&self, frame: u64) -> Option<Pin> {
         self.oldest.as_ref().map(|oldest| oldest.seek_frame(frame))
+    }
+
+    /// When the frames from this number on came, to within a grain: the noted times, each with the first frame after it.
+    pub(super) fn times(&self) -> impl Iterator<Item = (Time, u64)> + '_ {
+        self.marks.iter().copied()
     }
 
     /// The first frame that came at most so long ago, or one a little before it.
@@ -140,28 +144,26 @@ pub(super) struct Past {
     /// No topic that was forgotten has had an offset above this. A topic that nobody has published to is not remembered at all: as long as none was
     /// forgotten it begins with 0 again, where its readers were.
     floor: u64,
-    /// By the hash of their names.
+    /// By the hash of their names (`Placement::hash`).
     offsets: HashMap<u64, u64>,
     /// The order in which they are forgotten.
     order: VecDeque<(u64, u64)>,
     max: usize,
-    hasher: RandomState,
 }
 
 impl Past {
     /// Remembers at most so many topics.
     pub(super) fn new(max: usize) -> Self {
-        Self { floor: 0, offsets: HashMap::new(), order: VecDeque::new(), max, hasher: RandomState::new() }
+        Self { floor: 0, offsets: HashMap::new(), order: VecDeque::new(), max }
     }
 
     /// The offset that a topic that comes to be goes on from.
-    pub(super) fn base_of(&mut self, name: &str) -> u64 {
-        self.offsets.remove(&self.hasher.hash_one(name)).unwrap_or(self.floor)
+    pub(super) fn base_of(&mut self, hash: u64) -> u64 {
+        self.offsets.remove(&hash).unwrap_or(self.floor)
     }
 
     /// A topic goes whose newest message had this offset.
-    pub(super) fn remember(&mut self, name: &str, offset: u64) {
-        let hash = self.hasher.hash_one(name);
+    pub(super) fn remember(&mut self, hash: u64, offset: u64) {
         self.offsets.insert(hash, offset);
         self.order.push_back((hash, offset));
         while self.order.len() > self.max {
@@ -172,6 +174,21 @@ impl Past {
                 self.floor = self.floor.max(offset);
             }
         }
+    }
+
+    /// No topic that is not remembered has had an offset above this.
+    pub(super) fn floor(&self) -> u64 {
+        self.floor
+    }
+
+    /// Another process has forgotten topics up to this offset.
+    pub(super) fn raise_floor(&mut self, floor: u64) {
+        self.floor = self.floor.max(floor);
+    }
+
+    /// The topics that are remembered, by their hashes, from the one that is forgotten next on.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+        self.order.iter().copied().filter(|(hash, offset)| self.offsets.get(hash) == Some(offset))
     }
 }
 
@@ -228,25 +245,45 @@ impl<D: Driver> Gateway<D> {
 mod tests {
     use super::*;
 
+    const A: u64 = 11;
+    const B: u64 = 12;
+    const C: u64 = 13;
+    const D: u64 = 14;
+
     #[test]
     fn a_topic_that_comes_back_goes_on_where_it_was_and_one_that_had_no_message_at_none() {
         let mut past = Past::new(2);
-        past.remember("a", 5);
-        assert_eq!((past.base_of("b"), past.base_of("a")), (0, 5));
-        past.remember("a", 7);
-        past.remember("b", 3);
-        assert_eq!(past.base_of("c"), 0, "nothing was forgotten");
+        past.remember(A, 5);
+        assert_eq!((past.base_of(B), past.base_of(A)), (0, 5));
+        past.remember(A, 7);
+        past.remember(B, 3);
+        assert_eq!(past.base_of(C), 0, "nothing was forgotten");
     }
 
     #[test]
     fn a_topic_that_was_forgotten_begins_above_every_offset_that_it_can_have_had() {
         let mut past = Past::new(2);
-        for (name, offset) in [("a", 5), ("b", 9), ("c", 4)] {
-            past.remember(name, offset);
+        for (hash, offset) in [(A, 5), (B, 9), (C, 4)] {
+            past.remember(hash, offset);
         }
-        assert_eq!((past.base_of("a"), past.base_of("d"), past.base_of("b")), (5, 5, 9));
+        assert_eq!((past.base_of(A), past.base_of(D), past.base_of(B)), (5, 5, 9));
         let mut none = Past::new(0);
-        none.remember("a", 5);
-        assert_eq!(none.base_of("b"), 5);
+        none.remember(A, 5);
+        assert_eq!(none.base_of(B), 5);
+    }
+
+    #[test]
+    fn what_is_remembered_can_be_told_to_another_process() {
+        let mut past = Past::new(2);
+        for (hash, offset) in [(A, 5), (B, 9), (B, 12), (C, 4)] {
+            past.base_of(hash);
+            past.remember(hash, offset);
+        }
+        let mut next = Past::new(2);
+        next.raise_floor(past.floor());
+        past.iter().for_each(|(hash, offset)| next.remember(hash, offset));
+        for hash in [A, B, C, D] {
+            assert_eq!(past.base_of(hash), next.base_of(hash), "{hash}");
+        }
     }
 }

@@ -14,6 +14,7 @@
 //! | `egress` | what a connection is sent next, and the close sequence |
 //! | `budget` | when clients that are lost or turned away are asked to come back |
 //! | `clients`, `rate` | who clients are; how many may come, and how much they may say |
+//! | `snapshot` | what outlives a planned restart, out and in |
 //! | `timeouts`, `drain` | deadlines; goodbyes, in a shutdown and when clients are handed to others |
 #![forbid(unsafe_code)]
 
@@ -42,6 +43,7 @@ mod rooms;
 mod seats;
 mod session;
 mod shared;
+mod snapshot;
 mod streams;
 mod timeouts;
 mod topic;
@@ -95,6 +97,7 @@ pub use receipts::SentCounts;
 pub use replay::Replay;
 pub use seats::Guest;
 pub use shared::Shared;
+pub use snapshot::{Chunk, KeptMessage, KeptTopic, Snapshot, UsedKey};
 
 /// A ping without a payload (RFC 6455 section 5.5.2).
 fn ping(shared: &Shared) -> Rc<Gather> {

@@ -169,7 +169,15 @@ impl Keys {
         (now.since(at) <= Duration::from_millis(limits.idempotency_ms)).then_some(position)
     }
 
-    fn remember(&mut self, topic: TopicName, id: Box<str>, position: Position, now: Time, limits: &Limits) {
+    /// All that are remembered, the oldest first.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (Time, &TopicName, &str, Position)> {
+        self.order.iter().filter_map(|(at, topic, id)| {
+            let &(known_at, position) = self.known.get(&(topic.clone(), id.clone()))?;
+            (known_at == *at).then_some((*at, topic, &**id, position))
+        })
+    }
+
+    pub(super) fn remember(&mut self, topic: TopicName, id: Box<str>, position: Position, now: Time, limits: &Limits) {
         self.known.insert((topic.clone(), id.clone()), (now, position));
         self.order.push_back((now, topic, id));
         let window = Duration::from_millis(limits.idempotency_ms);

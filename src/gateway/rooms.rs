@@ -141,7 +141,7 @@ impl<D: Driver> Gateway<D> {
             return None;
         }
         let log = new_log(&self.limits, &self.shared);
-        let base = self.past.base_of(name.as_str());
+        let base = self.past.base_of(self.placement.hash(name.as_str()));
         let key = self.topics.insert(name, Topic::new(Role::Home(Box::default()), log, base));
         self.counters.topics.add(1);
         Some(key)
@@ -181,7 +181,7 @@ impl<D: Driver> Gateway<D> {
         match topic.role {
             Role::Home(_) => {
                 if let Some(name) = name.filter(|_| topic.raw.offset() > 0) {
-                    self.past.remember(name.as_str(), topic.raw.offset());
+                    self.past.remember(self.placement.hash(name.as_str()), topic.raw.offset());
                 }
                 self.counters.topics.sub(1);
                 self.shared.drop_topic();

@@ -33,6 +33,8 @@ pub struct Shared {
     admitted: AtomicU64,
     /// Shards that drain and have closed their listener.
     closed: AtomicUsize,
+    /// Shards of a process without connections whose clients' messages all have their places.
+    settled: AtomicUsize,
     /// Shards that hand some of their clients to others.
     rebalancing: AtomicUsize,
     pub(super) sent_counts: SentCounts,
@@ -53,6 +55,7 @@ impl Shared {
             topics: AtomicU64::new(0),
             admitted: AtomicU64::new(0),
             closed: AtomicUsize::new(0),
+            settled: AtomicUsize::new(0),
             rebalancing: AtomicUsize::new(0),
             sent_counts: SentCounts::default(),
             clients: Clients::default(),
@@ -130,6 +133,16 @@ impl Shared {
     /// Whether a drain is over: nobody is left, and nobody can come.
     pub fn is_drained(&self) -> bool {
         self.all_closed() && self.connections() == 0
+    }
+
+    /// The process is drained, and what clients of a shard have published has its place in its topics.
+    pub fn add_settled(&self) {
+        self.settled.fetch_add(1, Ordering::Release);
+    }
+
+    /// Whether that is so of every shard: no topic gets another message.
+    pub fn all_settled(&self) -> bool {
+        self.settled.load(Ordering::Acquire) == self.loads.len()
     }
 
     /// All shards are about to be asked for a rebalance. False while one is under way.

@@ -234,6 +234,14 @@ impl Topic {
         self.guests -= 1;
     }
 
+    /// Whether no message of clients here is on its way to the home.
+    pub(super) fn has_no_uplink(&self) -> bool {
+        match &self.role {
+            Role::Home(_) => true,
+            Role::Away(side) => side.uplink.as_ref().is_none_or(|uplink| uplink.is_idle()),
+        }
+    }
+
     /// Whether nobody on this shard, and nobody elsewhere through this shard, needs the topic.
     pub(super) fn is_unused(&self) -> bool {
         self.raw.is_idle()
@@ -241,12 +249,7 @@ impl Topic {
             && self.guests == 0
             && match &self.role {
                 Role::Home(side) => side.home.is_empty() && side.held.is_empty() && side.history.is_empty(),
-                Role::Away(side) => {
-                    side.joining.is_empty()
-                        && side.key.is_some()
-                        && side.uplink.as_ref().is_none_or(|uplink| uplink.is_idle())
-                        && side.to_acknowledge.is_none()
-                }
+                Role::Away(side) => side.joining.is_empty() && side.key.is_some() && self.has_no_uplink() && side.to_acknowledge.is_none(),
             }
     }
 }

@@ -26,9 +26,18 @@ impl Placement {
         self.shards
     }
 
+    /// The hash of a name, the same for any number of shards.
+    pub fn hash(&self, name: &str) -> u64 {
+        self.hasher.hash(name.as_bytes())
+    }
+
     /// The home of the topic called `name`.
     pub fn home(&self, name: &str) -> ShardId {
-        let hash = self.hasher.hash(name.as_bytes());
+        self.home_of_hash(self.hash(name))
+    }
+
+    /// The home of the topic whose name has this hash.
+    pub fn home_of_hash(&self, hash: u64) -> ShardId {
         // The high half of a product spreads evenly without a division.
         ShardId(((u128::from(hash) * u128::from(self.shards)) >> 64) as u16)
     }

@@ -7,7 +7,9 @@ use crate::time::Time;
 /// The process's monotonic clock. Made once at start; its copies share one zero, so that times of different shards compare.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock {
-    zero: Instant,
+    started: Instant,
+    /// What it showed then.
+    begin: Time,
 }
 
 impl Clock {
@@ -15,13 +17,18 @@ impl Clock {
     #[expect(clippy::disallowed_methods, reason = "this is the file that reads the clock")]
     #[expect(clippy::new_without_default, reason = "a second clock has a second zero; making one should be seen")]
     pub fn new() -> Self {
-        Self { zero: Instant::now() }
+        Self { started: Instant::now(), begin: Time::ZERO }
+    }
+
+    /// The same clock, gone on by so much: what was so long ago has a time on it too.
+    pub fn ahead(self, by: Duration) -> Self {
+        Self { begin: self.begin + by, ..self }
     }
 
     /// The time now.
     #[expect(clippy::disallowed_methods, reason = "this is the file that reads the clock")]
     pub fn now(self) -> Time {
-        Time::ZERO + Instant::now().saturating_duration_since(self.zero)
+        self.begin + Instant::now().saturating_duration_since(self.started)
     }
 }
 
@@ -41,5 +48,12 @@ mod tests {
         let copy = clock;
         let earlier = clock.now();
         assert!(copy.now() >= earlier);
+    }
+
+    #[test]
+    fn a_clock_that_is_ahead_has_a_time_for_what_was_before_it() {
+        let hour = Duration::from_secs(3600);
+        let now = Clock::new().ahead(hour).now();
+        assert!((now - hour).since(Time::ZERO) < hour && now.since(now - hour) == hour);
     }
 }

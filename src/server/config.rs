@@ -35,6 +35,8 @@ pub struct Config {
     pub origins: Vec<String>,
     /// How clients' addresses are found.
     pub addressing: Addressing,
+    /// What a planned restart goes on from; `None` when it begins anew.
+    pub state: Option<PathBuf>,
     /// Every bound.
     pub limits: Limits,
     /// What is logged, and how it looks.
@@ -51,6 +53,7 @@ impl Default for Config {
             driver: DriverChoice::Auto,
             origins: Vec::new(),
             addressing: Addressing::default(),
+            state: None,
             limits: Limits::default(),
             log: LogConfig { format: LogFormat::Text, filter: "info".to_owned() },
         }
@@ -355,6 +358,16 @@ const SETTINGS: &[Setting] = &[
         unit: "\"socket\", \"x-forwarded-for\", \"forwarded\" or \"proxy-protocol\"",
         apply: |config, raw| values::address_source(raw).map(|value| config.addressing.source = value),
         show: |config| values::address_source_word(config.addressing.source).into(),
+    },
+    Setting {
+        key: "state",
+        flag: "--state",
+        environment: "SHARDCAST_STATE",
+        about: "A file that carries positions, histories and idempotency keys over a planned restart: a drain that ends the process writes it, the next start reads and removes it. \
+                Another of the same name with .lock marks it as taken. \"off\" writes none: every client is told of a gap then.",
+        unit: "path or \"off\"",
+        apply: |config, raw| values::path_or_off(raw).map(|value| config.state = value),
+        show: |config| config.state.as_ref().map_or_else(|| "off".to_owned(), |path| path.display().to_string()).into(),
     },
     Setting {
         key: "log.format",

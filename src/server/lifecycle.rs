@@ -224,8 +224,8 @@ impl Lifecycle {
         Self { parts, drain: None, shards_left, watchdog }
     }
 
-    /// Does what is ordered until every shard has finished.
-    pub fn run(mut self, orders: &Receiver<Order>) {
+    /// Does what is ordered until every shard has finished. The way to systemd, for what comes then.
+    pub fn run(mut self, orders: &Receiver<Order>) -> Notifier {
         while self.shards_left > 0 {
             let order = match self.wait() {
                 None => orders.recv().ok(),
@@ -243,6 +243,7 @@ impl Lifecycle {
             self.step();
             self.watch();
         }
+        self.parts.notifier
     }
 
     fn wait(&self) -> Option<Duration> {

@@ -10,5 +10,6 @@ pub mod logging;
 pub mod metrics;
 pub mod shard;
 pub mod signals;
+pub mod state;
 pub mod supervisor;
 pub mod systemd;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crossbeam_channel::Sender;
 
-use super::clock::Clock;
+use super::clock::{Clock, unix_time};
 use crate::engine::driver::Driver;
 use crate::engine::epoll::EpollDriver;
 use crate::engine::recv_pool::RecvPool;
@@ -14,7 +14,7 @@ use crate::engine::sys::{self, Listener};
 use crate::engine::uring::{RingKernel, RingSize, UringDriver, build_ring};
 use crate::engine::wakers::Wakers;
 use crate::gateway::counters::Counters;
-use crate::gateway::{Gateway, Parts, Progress};
+use crate::gateway::{Chunk, Gateway, Parts, Progress, Snapshot};
 use crate::limits::Limits;
 
 /// Which driver every shard of the process runs on.
@@ -48,16 +48,20 @@ pub struct Seat {
     pub wakers: Arc<Wakers>,
     /// The process's clock.
     pub clock: Clock,
+    /// What it begins with.
+    pub snapshot: Snapshot,
+    /// Where what it has at the end goes, if it goes on in another process.
+    pub state: Option<Sender<Chunk>>,
 }
 
 /// What a shard says when it has begun to serve, or why it cannot.
 pub type Started = Result<(), String>;
 
-/// The body of a shard's thread: returns when the shard is drained.
+/// The body of a shard's thread: says `finished` when the shard is drained, gives out what goes on in another process, and returns.
 ///
 /// # Errors
 /// What means that the shard cannot go on. An error before it serves goes to `started` instead.
-pub fn run(seat: Seat, parts: Parts, started: &Sender<Started>) -> io::Result<()> {
+pub fn run(seat: Seat, parts: Parts, started: &Sender<Started>, finished: impl FnOnce()) -> io::Result<()> {
     if let Some(cpu) = seat.cpu
         && let Err(error) = sys::pin_to_cpu(cpu)
     {
@@ -67,11 +71,12 @@ pub fn run(seat: Seat, parts: Parts, started: &Sender<Started>) -> io::Result<()
     }
     let limits = Arc::clone(&parts.limits);
     let pool = RecvPool::new(limits.recv_buffers as usize, limits.recv_buffer_bytes as usize);
+    let ends = Ends { clock: seat.clock, snapshot: seat.snapshot, state: seat.state };
     match seat.driver {
         DriverKind::Uring(size) => match uring(size, &seat.wakers, pool, &parts, seat.listener) {
             Ok(driver) => {
                 let _ = started.send(Ok(()));
-                serve(driver, parts, seat.clock)
+                serve(driver, parts, ends, finished)
             }
             Err(error) => {
                 let _ = started.send(Err(format!(
@@ -85,7 +90,7 @@ pub fn run(seat: Seat, parts: Parts, started: &Sender<Started>) -> io::Result<()
         DriverKind::Epoll => match EpollDriver::new(parts.shard, seat.listener, seat.wakers, pool, limits.accepts_per_turn as usize) {
             Ok(driver) => {
                 let _ = started.send(Ok(()));
-                serve(driver, parts, seat.clock)
+                serve(driver, parts, ends, finished)
             }
             Err(error) => {
                 let _ = started.send(Err(format!("shard {} cannot make its epoll instance: {error}", parts.shard)));
@@ -111,16 +116,30 @@ pub fn ring_size(limits: &Limits) -> RingSize {
     RingSize { submissions: limits.ring_submissions as u32, completions: limits.ring_completions as u32 }
 }
 
+/// What a shard begins and ends with.
+struct Ends {
+    clock: Clock,
+    snapshot: Snapshot,
+    state: Option<Sender<Chunk>>,
+}
+
 /// The loop.
-fn serve<D: Driver>(driver: D, parts: Parts, clock: Clock) -> io::Result<()> {
+fn serve<D: Driver>(driver: D, parts: Parts, ends: Ends, finished: impl FnOnce()) -> io::Result<()> {
+    let Ends { clock, snapshot, state } = ends;
     let counters: Arc<Counters> = Arc::clone(&parts.counters);
     let mut gateway = Gateway::new(driver, parts, clock.now());
+    gateway.import(snapshot);
     loop {
         gateway.wait()?;
         let now = clock.now();
         let progress = gateway.step(now);
         counters.loop_seconds.record(clock.now().since(now));
         if progress == Progress::Finished {
+            finished();
+            if let Some(state) = state {
+                // Who writes the file and cannot go on hears no more of it.
+                gateway.export(unix_time().as_millis() as u64, |chunk| drop(state.send(chunk)));
+            }
             return Ok(());
         }
     }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use crossbeam_channel::{Sender, bounded};
+use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::admin::{Admin, AdminError};
 use super::clock::{Clock, unix_time};
@@ -16,6 +16,7 @@ use super::config::{Config, Cpus, DriverChoice};
 use super::lifecycle::{Lifecycle, Order, Phase, Readiness};
 use super::metrics::{Metrics, ProcessFacts};
 use super::shard::{DriverKind, Seat, Started, ring_size, run};
+use super::state::{StateFile, StateFileError, Written};
 use super::systemd::Notifier;
 use super::{host, lifecycle, signals, systemd};
 use crate::engine::mailbox::mesh;
@@ -23,7 +24,7 @@ use crate::engine::sys::{self, ListenOptions, Listener};
 use crate::engine::uring::probe::{Blocked, probe};
 use crate::engine::wakers::Wakers;
 use crate::gateway::counters::Counters;
-use crate::gateway::{Command, Pages, Parts, Shared};
+use crate::gateway::{Chunk, Command, Pages, Parts, Shared, Snapshot};
 use crate::hub::Placement;
 use crate::ids::ShardId;
 use crate::limits::Limits;
@@ -59,6 +60,17 @@ pub enum ServeError {
     /// Sockets were passed that cannot be used.
     #[error("{0}")]
     Passed(String),
+    /// The state file.
+    #[error(transparent)]
+    State(#[from] StateFileError),
+    /// At the end the state could not be written.
+    #[error("{file} could not be written: {error}; who comes back will be told of a gap")]
+    StateLost {
+        /// The file.
+        file: String,
+        /// Why.
+        error: io::Error,
+    },
     /// Something that hardly ever fails.
     #[error("cannot {what}: {error}")]
     System {
@@ -78,7 +90,7 @@ fn system(what: &'static str) -> impl FnOnce(io::Error) -> ServeError {
 /// # Errors
 /// What kept it from serving; nothing was served then.
 pub fn serve(config: Config) -> Result<(), ServeError> {
-    let clock = Clock::new();
+    let mut clock = Clock::new();
     end_process_on_panic();
     sys::disable_huge_pages();
     let nofile = sys::raise_nofile().map_err(system("raise the limit of file descriptors"))?;
@@ -88,6 +100,11 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
     let limits = Arc::new(config.limits.clone());
     let driver = choose_driver(config.driver, &limits, shards)?;
     let shutdown = signals::register().map_err(system("catch signals"))?;
+    let state = config.state.as_deref().map(StateFile::open).transpose()?;
+    if state.is_some() {
+        // Histories and keys of before have times of before.
+        clock = clock.ahead(Duration::from_millis(limits.history_age_ms.max(limits.idempotency_ms)));
+    }
     let passed = systemd::passed_sockets().map_err(ServeError::Passed)?;
     let place = match passed.clients {
         Some((fd, address)) => {
@@ -129,8 +146,28 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
     }
 
     let wakers = Wakers::new(shards).map_err(system("make eventfds"))?;
-    let plan = Plan { config: &config, limits, driver, cpus, clock, shared, counters, wakers, orders };
-    let (commands, threads): (Vec<_>, Vec<_>) = plan.start(listening)?.into_iter().unzip();
+    // From here on clients are served: the file must be gone by then.
+    let bytes_max = shared.history_bytes_max.saturating_mul(2).saturating_add(STATE_BYTES_BESIDE);
+    let restored = state.as_ref().map(|state| state.take(unix_time().as_millis() as u64, bytes_max)).transpose()?.flatten();
+    let (epoch, hash_key) =
+        restored.as_ref().map_or_else(|| (new_epoch(), (random(), random())), |restored| (restored.epoch, restored.hash_key));
+    let placement = Placement::new(shards, hash_key);
+    let snapshots = restored.map_or_else(Vec::new, |restored| restored.split(&placement));
+    let plan = Plan {
+        config: &config,
+        limits,
+        driver,
+        cpus,
+        clock,
+        shared,
+        counters,
+        wakers,
+        orders,
+        epoch,
+        placement,
+        keeps_state: state.is_some(),
+    };
+    let Crew { commands, threads, states } = plan.start(listening, snapshots)?;
     shutdown.report(plan.orders.clone()).map_err(system("watch for signals"))?;
     readiness.set(Phase::Serving);
     let admin_text = admin_address.map_or_else(|| "admin off".to_owned(), |address| format!("admin http://{address}"));
@@ -155,13 +192,40 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
         serving: format!("serving on {address}, {shards} shards, {} driver", driver.name()),
         listen_again: Box::new(listen_again),
     };
-    Lifecycle::new(parts).run(&ordered);
+    let notifier = Lifecycle::new(parts).run(&ordered);
+    let written = state.map(|state| write_state(&state, epoch, hash_key, states, clock, &notifier));
     for thread in threads {
         // A shard that panicked has ended the process.
         let _ = thread.join();
     }
     tracing::info!("shut down");
-    Ok(())
+    written.unwrap_or(Ok(()))
+}
+
+/// Writes what the shards give, and asks for time meanwhile.
+fn write_state(
+    state: &StateFile,
+    epoch: Epoch,
+    hash_key: (u64, u64),
+    shards: Vec<Receiver<Chunk>>,
+    clock: Clock,
+    notifier: &Notifier,
+) -> Result<(), ServeError> {
+    let mut next_line = clock.now() + STATE_LINE;
+    let written = state.write(epoch, hash_key, shards, |bytes| {
+        if clock.now() >= next_line {
+            next_line = clock.now() + STATE_LINE;
+            notifier.still_stopping(&format!("writing the state: {bytes} bytes so far"));
+        }
+    });
+    let file = state.path().display();
+    match written {
+        Ok(Written { bytes, counts: [topics, messages, keys] }) => {
+            tracing::info!(%file, bytes, topics, messages, keys, "the state is written: the next process goes on from there");
+            Ok(())
+        }
+        Err(error) => Err(ServeError::StateLost { file: file.to_string(), error }),
+    }
 }
 
 /// A panic in one shard must never pass silently, and must not unwind: that would free buffers that the kernel still uses.
@@ -221,6 +285,12 @@ fn choose_driver(choice: DriverChoice, limits: &Limits, shards: u16) -> Result<D
 
 /// What may wait for the main thread; the admin listener has fewer clients at once.
 const ORDERS_MAX: usize = 64;
+/// What a state file may have besides its histories, which may take as much again as they do in memory.
+const STATE_BYTES_BESIDE: u64 = 1 << 30;
+/// Chunks of a shard's state that wait to be written.
+const STATE_CHUNKS: usize = 4;
+/// How often it is told how much of the state is written.
+const STATE_LINE: Duration = Duration::from_secs(1);
 const ADDRESS_TRIES: u32 = 10;
 const ADDRESS_WAIT: Duration = Duration::from_millis(50);
 
@@ -306,54 +376,78 @@ struct Plan<'a> {
     counters: Vec<Arc<Counters>>,
     wakers: Arc<Wakers>,
     orders: Sender<Order>,
+    epoch: Epoch,
+    placement: Placement,
+    /// Shards give out at the end what goes on in another process.
+    keeps_state: bool,
 }
 
-type Crew = Vec<(Sender<Command>, JoinHandle<()>)>;
+/// The shards' threads, and the ways to and from them.
+#[derive(Default)]
+struct Crew {
+    commands: Vec<Sender<Command>>,
+    threads: Vec<JoinHandle<()>>,
+    states: Vec<Receiver<Chunk>>,
+}
 
 impl Plan<'_> {
-    /// Starts every shard and waits until all of them serve.
-    fn start(&self, listeners: Vec<Listener>) -> Result<Crew, ServeError> {
+    /// Starts every shard, with what it goes on from, and waits until all of them serve.
+    fn start(&self, listeners: Vec<Listener>, snapshots: Vec<Snapshot>) -> Result<Crew, ServeError> {
         let shards = listeners.len();
-        let placement = Placement::new(shards as u16, (random(), random()));
+        let mut snapshots = snapshots.into_iter();
         let addressing = Arc::new(self.config.addressing.clone());
         let origins: Arc<[String]> = self.config.origins.clone().into();
-        // Never again: seconds since 1970 and 20 random bits.
-        let epoch = Epoch(unix_time().as_secs() * (1 << 20) + random() % (1 << 20));
         let (started, starts) = bounded::<Started>(shards);
-        let mut crew = Vec::with_capacity(shards);
+        let mut crew = Crew::default();
         for (index, (listener, mailbox)) in listeners.into_iter().zip(mesh(shards, self.limits.mailbox_messages as usize)).enumerate() {
             let shard = ShardId(index as u16);
             let (commands, commands_in) = bounded(16);
             let parts = Parts {
                 shard,
-                epoch,
+                epoch: self.epoch,
                 shared: Arc::clone(&self.shared),
                 counters: Arc::clone(&self.counters[index]),
                 limits: Arc::clone(&self.limits),
                 origins: Arc::clone(&origins),
                 addressing: Arc::clone(&addressing),
                 pages: Pages { index: web::INDEX },
-                placement,
+                placement: self.placement,
                 mailbox,
                 commands: commands_in,
                 seed: random(),
             };
-            let seat = Seat { cpu: self.cpus[index], driver: self.driver, listener, wakers: Arc::clone(&self.wakers), clock: self.clock };
+            let (state, states) = self.keeps_state.then(|| bounded(STATE_CHUNKS)).unzip();
+            let seat = Seat {
+                cpu: self.cpus[index],
+                driver: self.driver,
+                listener,
+                wakers: Arc::clone(&self.wakers),
+                clock: self.clock,
+                snapshot: snapshots.next().unwrap_or_default(),
+                state,
+            };
             let (started, orders) = (started.clone(), self.orders.clone());
             let thread = thread::Builder::new().name(format!("shard-{index}")).spawn(move || {
-                if let Err(error) = run(seat, parts, &started) {
+                let finished = || drop(orders.send(Order::ShardEnded(shard)));
+                if let Err(error) = run(seat, parts, &started, finished) {
                     eprintln!("shardcast: shard {shard} cannot go on: {error}; the process ends");
                     sys::exit_now(1);
                 }
-                let _ = orders.send(Order::ShardEnded(shard));
             });
-            crew.push((commands, thread.map_err(system("start a thread"))?));
+            crew.commands.push(commands);
+            crew.threads.push(thread.map_err(system("start a thread"))?);
+            crew.states.extend(states);
         }
         for _ in 0..shards {
             starts.recv().expect("every shard says how its start went").map_err(ServeError::Shard)?;
         }
         Ok(crew)
     }
+}
+
+/// A life of offsets that never was and never will be again: seconds since 1970 and 20 random bits.
+fn new_epoch() -> Epoch {
+    Epoch(unix_time().as_secs() * (1 << 20) + random() % (1 << 20))
 }
 
 /// A number that nobody outside can guess: the standard library's hash keys come from the operating system.

@@ -1,6 +1,7 @@
 //! Words into values: addresses, CPU lists, origins, bytes and times with suffixes. Each error is the rest of a sentence that begins with the key.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use super::{Cpus, DriverChoice, LogFormat};
 use crate::gateway::AddressSource;
@@ -55,6 +56,15 @@ pub(super) fn address_or_off(raw: &Raw) -> Result<Option<SocketAddr>, String> {
     match raw {
         Raw::Text(text) if text == "off" => Ok(None),
         _ => address(raw).map(Some).map_err(|error| format!("{error}, or off")),
+    }
+}
+
+/// A file, or `off`.
+pub(super) fn path_or_off(raw: &Raw) -> Result<Option<PathBuf>, String> {
+    match raw {
+        Raw::Text(text) if text == "off" => Ok(None),
+        Raw::Text(text) if !text.is_empty() && !text.ends_with('/') => Ok(Some(PathBuf::from(text))),
+        _ => Err(format!("is {}; write the path of a file, for example \"/var/lib/shardcast/state\", or off", raw.describe())),
     }
 }
 
@@ -347,6 +357,15 @@ mod tests {
     fn an_amount_beyond_any_integer_is_refused() {
         assert!(limit_of("message_bytes_max", text(&"9".repeat(60))).is_err());
         assert!(limit_of("message_bytes_max", text("170141183460469231731687303715884105727TiB")).is_err());
+    }
+
+    #[test]
+    fn a_state_file_is_a_path_or_none() {
+        assert_eq!(path_or_off(&text("off")), Ok(None));
+        assert_eq!(path_or_off(&text("./off")), Ok(Some("./off".into())));
+        for wrong in [text(""), text("/var/lib/"), Raw::Integer(1)] {
+            assert!(path_or_off(&wrong).expect_err("no file").contains("write the path of a file"), "{wrong:?}");
+        }
     }
 
     #[test]
