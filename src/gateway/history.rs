@@ -8,6 +8,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
 use super::Gateway;
+use super::rate::Said;
 use super::topic::Role;
 use crate::engine::driver::Driver;
 use crate::engine::log::{Frame, Log, Pin};
@@ -135,13 +136,22 @@ impl History {
     }
 }
 
+/// What is known of a topic that is gone.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Gone {
+    /// The offset of its newest message.
+    pub(super) offset: u64,
+    /// What counts against its rates.
+    pub(super) said: Said,
+}
+
 /// Where the offsets of topics that are gone have ended, so that a topic that comes back goes on from there, and nobody who was up to date is told of a gap.
 pub(super) struct Past {
     /// No topic that was forgotten has had an offset above this. A topic that nobody has published to is not remembered at all: as long as none was
     /// forgotten it begins with 0 again, where its readers were.
     floor: u64,
     /// By the hash of their names.
-    offsets: HashMap<u64, u64>,
+    gone: HashMap<u64, Gone>,
     /// The order in which they are forgotten.
     order: VecDeque<(u64, u64)>,
     max: usize,
@@ -151,24 +161,25 @@ pub(super) struct Past {
 impl Past {
     /// Remembers at most so many topics.
     pub(super) fn new(max: usize) -> Self {
-        Self { floor: 0, offsets: HashMap::new(), order: VecDeque::new(), max, hasher: RandomState::new() }
+        Self { floor: 0, gone: HashMap::new(), order: VecDeque::new(), max, hasher: RandomState::new() }
     }
 
-    /// The offset that a topic that comes to be goes on from.
-    pub(super) fn base_of(&mut self, name: &str) -> u64 {
-        self.offsets.remove(&self.hasher.hash_one(name)).unwrap_or(self.floor)
+    /// What a topic that comes to be goes on from.
+    pub(super) fn recall(&mut self, name: &str) -> Gone {
+        let unknown = Gone { offset: self.floor, said: Said::default() };
+        self.gone.remove(&self.hasher.hash_one(name)).unwrap_or(unknown)
     }
 
-    /// A topic goes whose newest message had this offset.
-    pub(super) fn remember(&mut self, name: &str, offset: u64) {
+    /// A topic goes.
+    pub(super) fn remember(&mut self, name: &str, gone: Gone) {
         let hash = self.hasher.hash_one(name);
-        self.offsets.insert(hash, offset);
-        self.order.push_back((hash, offset));
+        self.gone.insert(hash, gone);
+        self.order.push_back((hash, gone.offset));
         while self.order.len() > self.max {
             if let Some((hash, offset)) = self.order.pop_front()
-                && self.offsets.get(&hash) == Some(&offset)
+                && self.gone.get(&hash).is_some_and(|gone| gone.offset == offset)
             {
-                self.offsets.remove(&hash);
+                self.gone.remove(&hash);
                 self.floor = self.floor.max(offset);
             }
         }
@@ -227,26 +238,47 @@ impl<D: Driver> Gateway<D> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gateway::rate::Scope;
+
+    fn gone(offset: u64) -> Gone {
+        Gone { offset, said: Said::default() }
+    }
 
     #[test]
     fn a_topic_that_comes_back_goes_on_where_it_was_and_one_that_had_no_message_at_none() {
         let mut past = Past::new(2);
-        past.remember("a", 5);
-        assert_eq!((past.base_of("b"), past.base_of("a")), (0, 5));
-        past.remember("a", 7);
-        past.remember("b", 3);
-        assert_eq!(past.base_of("c"), 0, "nothing was forgotten");
+        past.remember("a", gone(5));
+        assert_eq!((past.recall("b"), past.recall("a")), (gone(0), gone(5)));
+        past.remember("a", gone(7));
+        past.remember("b", gone(3));
+        assert_eq!(past.recall("c"), gone(0), "nothing was forgotten");
+    }
+
+    #[test]
+    fn a_topic_that_comes_back_has_used_up_its_rates_still() {
+        let limits = Limits { messages_per_second_per_topic: 1, ..Limits::default() };
+        let now = Time::from_millis(5_000);
+        let mut said = Said::default();
+        assert_eq!(said.take(Scope::Topic, now, 1, 1, &limits), Ok(()));
+        let mut past = Past::new(1);
+        past.remember("a", Gone { offset: 1, said });
+        let mut back = past.recall("a");
+        assert!(back.said.take(Scope::Topic, now, 1, 1, &limits).is_err());
+        let mut small = Past::new(1);
+        small.remember("a", Gone { offset: 1, said });
+        small.remember("b", gone(1));
+        assert_eq!(small.recall("a"), gone(1), "beyond `topics_remembered` its rates are forgotten as its offset is");
     }
 
     #[test]
     fn a_topic_that_was_forgotten_begins_above_every_offset_that_it_can_have_had() {
         let mut past = Past::new(2);
         for (name, offset) in [("a", 5), ("b", 9), ("c", 4)] {
-            past.remember(name, offset);
+            past.remember(name, gone(offset));
         }
-        assert_eq!((past.base_of("a"), past.base_of("d"), past.base_of("b")), (5, 5, 9));
+        assert_eq!((past.recall("a"), past.recall("d"), past.recall("b")), (gone(5), gone(5), gone(9)));
         let mut none = Past::new(0);
-        none.remember("a", 5);
-        assert_eq!(none.base_of("b"), 5);
+        none.remember("a", gone(5));
+        assert_eq!(none.recall("b"), gone(5));
     }
 }
