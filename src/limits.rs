@@ -92,7 +92,7 @@ const GIB: u64 = 1024 * MIB;
 limits! {
     /// Clients at once in the process; 0 takes what the file descriptor limit allows. Beyond it a client is told 4503 or 503 with a time to come back.
     connections_max: Count = 0, 0 => 16_000_000;
-    /// Connections over `connections_max` that a shard holds just to tell them so; beyond it those already accepted are dropped and the next ones wait in the kernel's backlog.
+    /// Connections over `connections_max` or `connections_per_address` that a shard holds just to tell them so; beyond it those already accepted are dropped, and the next ones wait in the kernel's backlog while nobody can be served.
     refusals_max: Count = 256, 1 => 65_536;
     /// Connections that wait in the kernel for each shard's listener (also bounded by net.core.somaxconn).
     backlog: Count = 4096, 1 => 65_535;
@@ -132,6 +132,8 @@ limits! {
     echo_bytes_max: Bytes = 64 * KIB, KIB => 64 * MIB;
     /// Topics in the process. Who asks for a new one beyond it is closed with 4503.
     topics_max: Count = 1_000_000, 1 => 1_000_000_000;
+    /// Members of one topic over all shards, those included who are still given what was before they came; 0 sets no bound. Who asks for a full one is told 4503 or 503 with a time to come back.
+    topic_subscribers_max: Count = 0, 0 => 16_000_000;
     /// Topics in one answer of `/v1/topics`; 0 lists none, and who knows no name learns none.
     topics_listed: Count = 1000, 0 => 100_000;
     /// Newest messages of a topic that are kept for those who come back, an eighth more at times; 0 keeps none.
@@ -140,7 +142,7 @@ limits! {
     history_age_ms: Millis = 300_000, 1_000 => 604_800_000;
     /// Bytes of the histories of all topics, beside `queued_bytes_max`; 0 takes an eighth of the memory that the cgroup or the machine allows. Beyond it the topics looked at longest ago lose the older half of theirs.
     history_bytes_max: Bytes = 0, 0 => 1024 * GIB;
-    /// Topics that are gone and whose last offset a shard remembers, so that who comes back to one is not told of a gap that there is not.
+    /// Topics that are gone and whose last offset a shard remembers, so that who comes back to one is not told of a gap that there is not; and how much of its rates a topic had used.
     topics_remembered: Count = 65_536, 0 => 16_777_216;
     /// A stream of events that was sent nothing for this long is sent a comment.
     sse_heartbeat_ms: Millis = 15_000, 100 => 3_600_000;
@@ -194,6 +196,14 @@ limits! {
     messages_per_second: PerSecond = 0, 0 => 1_000_000_000;
     /// The same for the bytes of their payloads.
     message_bytes_per_second: PerSecond = 0, 0 => 1_000_000_000_000;
+    /// Messages that all connections of one address (of IPv6 of one /64) may publish per second; 0 sets no bound. Beyond it as for one connection.
+    messages_per_second_per_address: PerSecond = 0, 0 => 1_000_000_000;
+    /// The same for the bytes of their payloads.
+    message_bytes_per_second_per_address: PerSecond = 0, 0 => 1_000_000_000_000;
+    /// Messages that one topic takes per second, whoever publishes them; 0 sets no bound. Judged by the topic's home shard. Beyond it as for one connection.
+    messages_per_second_per_topic: PerSecond = 0, 0 => 1_000_000_000;
+    /// The same for the bytes of their payloads.
+    message_bytes_per_second_per_topic: PerSecond = 0, 0 => 1_000_000_000_000;
     /// WebSockets and streams that the process opens per second; 0 sets no bound. Beyond it clients are told 4503 or 503 with a time to come back, before anything is done for them.
     handshakes_per_second: PerSecond = 0, 0 => 10_000_000;
     /// How much of a rate may be used at once after a quiet time: what it allows in so long.

@@ -152,3 +152,45 @@ fn a_source_that_nobody_is_trusted_for_is_a_mistake() {
     assert_eq!(code, Some(2), "{log}");
     assert!(log.contains("client_address is \"forwarded\" and no proxy is trusted to say it"), "{log}");
 }
+
+/// One socket for both families; who comes over IPv4 has its IPv4 address, for limits, proxies and logs.
+#[test]
+fn a_listener_of_both_families_knows_clients_by_their_own_address() {
+    if std::net::UdpSocket::bind("[::1]:0").is_err() {
+        let (code, log) = gateway().listen("[::]:0").run();
+        assert_eq!(code, Some(1), "{log}");
+        return assert!(log.contains("this host has no IPv6") && log.contains("--listen 0.0.0.0:0"), "{log}");
+    }
+    let gateway = gateway().listen("[::]:0").shards(3).limit("connections_per_address", 1).limit("messages_per_second", 1).start();
+    let mut first = open(&gateway, b"", "").expect("the first over IPv4");
+    is_limited(open(&gateway, b"", ""));
+    let mut other = Raw::over(std::net::TcpStream::connect(("::1", gateway.port)).expect("connects over IPv6"));
+    other.write(raw::upgrade("/ws?room=a", "").as_bytes());
+    other.expect_upgraded();
+    first.send_text("hello");
+    other.expect_text("hello");
+    (0..5).for_each(|_| first.send_text("too much"));
+    (0..5).for_each(|_| other.send_text("too much"));
+    gateway.wait_for_closes("rate_limited", 2);
+    eventually(SOON, || match gateway.log() {
+        log if log.contains("peer=127.0.0.1:") && log.contains("peer=[::1]:") && !log.contains("::ffff:") => Ok(()),
+        log => Err(log),
+    });
+}
+
+#[test]
+fn a_proxy_that_comes_over_ipv4_to_a_listener_of_both_families_is_trusted_by_its_ipv4_address() {
+    if std::net::UdpSocket::bind("[::1]:0").is_err() {
+        return;
+    }
+    let gateway = gateway()
+        .listen("[::]:0")
+        .limit("connections_per_address", 1)
+        .env("SHARDCAST_TRUSTED_PROXIES", "127.0.0.0/8")
+        .env("SHARDCAST_CLIENT_ADDRESS", "x-forwarded-for")
+        .start();
+    let of = |address: &str| open(&gateway, b"", &format!("X-Forwarded-For: {address}\r\n"));
+    let _first = of("203.0.113.7").expect("the first of its address");
+    let _second = of("203.0.113.8").expect("the first of its address");
+    is_limited(of("::ffff:203.0.113.7"));
+}

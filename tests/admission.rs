@@ -290,3 +290,72 @@ fn more_handshakes_than_may_be_are_told_when_to_come_back() {
     sleep_ms(1100);
     drop(raw::ws(&gateway, "/ws?room=a"));
 }
+
+/// Asks to be in a topic, by one of the ways.
+fn ask_for(gateway: &Gateway, path: &str) -> Raw {
+    let mut raw = Raw::connect(gateway.port);
+    match path.starts_with("/ws") {
+        true => raw.write(raw::upgrade(path, "").as_bytes()),
+        false => raw.write(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").as_bytes()),
+    }
+    raw
+}
+
+#[test]
+fn a_full_topic_takes_nobody_else_on_any_shard_and_says_when_to_come_back() {
+    for shards in [1, 3] {
+        let gateway = gateway().shards(shards).limit("topic_subscribers_max", 5).start();
+        let mut members: Vec<Raw> = (0..4).map(|_| raw::ws(&gateway, "/ws?room=a")).collect();
+        let stream = common::events::open(gateway.port, "/events?topic=a&topic=b");
+        for round in 0..3 {
+            for path in ["/ws?room=a", "/ws?room=a&last=5"] {
+                let mut raw = ask_for(&gateway, path);
+                raw.expect_upgraded();
+                let reason = raw.expect_close(4503);
+                assert!(reason.contains("limits.topic_subscribers_max is 5"), "{reason}");
+                retry_ms(&reason);
+            }
+            let refused = ask_for(&gateway, "/poll?topic=a&wait=1").response();
+            assert_eq!(refused.status, 503, "{refused:?}");
+            assert!(refused.header("retry-after").is_some() && refused.text().contains("limits.topic_subscribers_max is 5"), "{refused:?}");
+            // One full topic is enough; of the other one nothing is left taken.
+            let source = raw::http(gateway.port, b"GET /events?topic=b&topic=a HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+            assert!(source.status == 200 && source.text().contains("\"code\":4503"), "{source:?}");
+            gateway.wait_for_closes("topic_full", 4 * (round + 1));
+            // A place that becomes free is given away again, to whoever comes.
+            members.pop().expect("four of them").close(1000);
+            gateway.wait_for_connections(3);
+            members.push(raw::ws(&gateway, "/ws?room=a"));
+        }
+        let mut others: Vec<Raw> = (0..4).map(|_| raw::ws(&gateway, "/ws?room=b")).collect();
+        others[0].send_text("unharmed");
+        others.iter_mut().for_each(|other| other.expect_text("unharmed"));
+        members[0].send_text("all of us");
+        members.iter_mut().for_each(|member| member.expect_text("all of us"));
+        drop(stream);
+    }
+}
+
+/// Shards give places out by themselves: all at once, and many times as many clients as places.
+#[test]
+fn a_crowd_for_one_topic_gets_exactly_its_places() {
+    let gateway = gateway().shards(3).limit("topic_subscribers_max", 10).start();
+    let burst = gateway.stopped(|| {
+        let mut burst: Vec<Raw> = (0..60).map(|_| Raw::connect(gateway.port)).collect();
+        burst.iter_mut().for_each(|raw| raw.write(raw::upgrade("/ws?room=lobby", "").as_bytes()));
+        burst
+    });
+    let mut inside = Vec::new();
+    for mut raw in burst {
+        raw.expect_upgraded();
+        inside.push(raw);
+    }
+    gateway.wait_for_closes("topic_full", 50);
+    inside.retain_mut(|raw| !raw.answered_within(Duration::from_millis(5)));
+    assert_eq!(inside.len(), 10);
+    inside.drain(..).for_each(|raw| raw.close(1000));
+    gateway.wait_for_connections(0);
+    let again: Vec<Raw> = (0..10).map(|_| raw::ws(&gateway, "/ws?room=lobby")).collect();
+    gateway.wait_for_connections(10);
+    assert_eq!((gateway.closes("topic_full"), again.len()), (50, 10));
+}

@@ -87,6 +87,37 @@ pub struct Parcel {
     pub frames: u64,
 }
 
+impl Parcel {
+    /// Adds one frame at the end.
+    pub fn push(&mut self, bytes: Range, frame: &Frame) {
+        let len = bytes.len() as u32;
+        self.bytes += u64::from(len);
+        self.frames += 1;
+        if let Some((range, frames)) = self.parts.last_mut() {
+            let before = range.len() as u32;
+            if range.try_join(&bytes) {
+                frames.push(Frame { end: before + len, ..frame.clone() });
+                return;
+            }
+        }
+        self.parts.push((bytes, vec![Frame { end: len, ..frame.clone() }]));
+    }
+
+    /// Keeps, in order, the frames that `keep` says yes to.
+    pub fn retain(&mut self, mut keep: impl FnMut(&Frame, &[u8]) -> bool) {
+        for (range, frames) in std::mem::take(self).parts {
+            let mut from = 0;
+            for frame in frames {
+                let bytes = range.slice(from as usize, (frame.end - from) as usize);
+                from = frame.end;
+                if keep(&frame, bytes.as_slice()) {
+                    self.push(bytes, &frame);
+                }
+            }
+        }
+    }
+}
+
 /// An append-only sequence of frames.
 pub struct Log {
     tail: Option<Rc<Chunk>>,
@@ -580,5 +611,28 @@ mod tests {
         let there = text(&begin.gather(1000, Some(sender(3))).expect("frames"));
         assert_eq!(here, there);
         assert!(here.contains("#2#4"));
+    }
+
+    #[test]
+    fn a_parcel_keeps_what_it_is_told_to_in_order() {
+        let (mut here, memory) = log();
+        let start = here.pin();
+        for n in 0..20 {
+            here.append(sender(n), b"#", n.to_string().as_bytes());
+        }
+        let parcel = || start.parcel(1000).expect("frames").0;
+        let mut all = parcel();
+        all.retain(|_, _| true);
+        assert_eq!((all.bytes, all.frames, all.parts.len()), (here.end(), 20, parcel().parts.len()));
+        let mut some = parcel();
+        some.retain(|frame, bytes| frame.sender != sender(3) && !bytes.starts_with(b"#1"));
+        assert_eq!((some.bytes, some.frames), (2 * 8, 8));
+        let mut there = Log::new(8, 16, &memory);
+        let begin = there.pin();
+        there.append_parcel(some);
+        assert_eq!(text(&begin.gather(1000, None).expect("frames")), "#0#2#4#5#6#7#8#9");
+        let mut none = parcel();
+        none.retain(|_, _| false);
+        assert_eq!((none.bytes, none.frames, none.parts.len()), (0, 0, 0));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::mem::{size_of, zeroed};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 
 use libc::{c_int, c_void, socklen_t};
@@ -32,13 +32,17 @@ impl Socket {
         unsafe { libc::shutdown(self.0, libc::SHUT_WR) };
     }
 
-    /// The peer's address, while connected.
+    /// The peer's address, while connected; of a client who came to an IPv6 socket over IPv4, the IPv4 one (RFC 4291 section 2.5.5.2).
     pub fn peer_addr(self) -> Option<SocketAddr> {
-        address_of(|address, len| {
+        let address = address_of(|address, len| {
             // SAFETY: `address` points to `*len` writable bytes.
             unsafe { libc::getpeername(self.0, address, len) }
         })
-        .ok()
+        .ok()?;
+        Some(match address.ip().to_canonical() {
+            IpAddr::V4(v4) => SocketAddrV4::new(v4, address.port()).into(),
+            IpAddr::V6(_) => address,
+        })
     }
 }
 
@@ -86,10 +90,10 @@ pub struct ListenOptions {
     pub shared: bool,
 }
 
-/// Binds and listens.
+/// Binds and listens. An unspecified IPv6 address takes IPv4 too, whatever net.ipv6.bindv6only says (RFC 3493 section 5.3).
 ///
 /// # Errors
-/// As bind(2) and listen(2); EADDRINUSE when another process listens there, or when it is taken without `shared`.
+/// As socket(2), bind(2) and listen(2); EAFNOSUPPORT and EADDRNOTAVAIL for an IPv6 address where there is no IPv6; EADDRINUSE when another process listens there, or when it is taken without `shared`.
 pub fn listen(address: SocketAddr, options: ListenOptions) -> io::Result<OwnedFd> {
     let family = if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
     // SAFETY: creates a descriptor; nothing is passed in but numbers.
@@ -120,6 +124,8 @@ pub fn listen(address: SocketAddr, options: ListenOptions) -> io::Result<OwnedFd
             raw.sin6_port = v6.port().to_be();
             raw.sin6_addr.s6_addr = v6.ip().octets();
             raw.sin6_scope_id = v6.scope_id();
+            let off: c_int = 0;
+            set_option(fd.as_raw_fd(), libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, &off)?;
             bind(&fd, &raw)?;
         }
     }
@@ -450,6 +456,42 @@ mod tests {
         let first = listen("127.0.0.1:0".parse().expect("address"), options).expect("listens");
         let taken = listen(local_addr(&first).expect("address"), options).expect_err("refused");
         assert_eq!(taken.kind(), io::ErrorKind::AddrInUse);
+    }
+
+    /// Whether this machine has IPv6: without it there is nothing to listen on.
+    fn has_ipv6() -> bool {
+        std::net::UdpSocket::bind("[::1]:0").is_ok()
+    }
+
+    #[test]
+    fn one_listener_takes_both_families_and_a_client_over_ipv4_has_its_ipv4_address() {
+        let options = ListenOptions { backlog: 8, notsent_bytes: 16384, defer_seconds: 0, shared: true };
+        let made = listen("[::]:0".parse().expect("address"), options);
+        if !has_ipv6() {
+            return assert!(made.is_err(), "there is no IPv6 here");
+        }
+        let listener = made.expect("listens");
+        let port = local_addr(&listener).expect("address").port();
+        for host in ["127.0.0.1", "::1"] {
+            let client = TcpStream::connect((host, port)).expect("connects");
+            let socket = accept(listener.as_raw_fd()).expect("accepts");
+            assert_eq!(socket.peer_addr(), client.local_addr().ok(), "{host}");
+            socket.close();
+        }
+    }
+
+    #[test]
+    fn a_listener_of_both_families_is_refused_where_one_of_ipv4_is_and_the_other_way_around() {
+        if !has_ipv6() {
+            return;
+        }
+        let options = ListenOptions { backlog: 8, notsent_bytes: 16384, defer_seconds: 0, shared: false };
+        for (first, second) in [("127.0.0.1", "[::]"), ("0.0.0.0", "[::]"), ("[::]", "127.0.0.1"), ("[::]", "0.0.0.0"), ("[::]", "[::1]")] {
+            let holder = listen(format!("{first}:0").parse().expect("address"), options).expect("listens");
+            let port = local_addr(&holder).expect("address").port();
+            let taken = listen(format!("{second}:{port}").parse().expect("address"), options).expect_err("refused");
+            assert_eq!(taken.kind(), io::ErrorKind::AddrInUse, "{second} beside {first}");
+        }
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Who clients are, by their address, and how much one address may have of the process: connections, and handshakes per second.
+//! Who clients are, by their address, and how much one address may have of the process: connections, handshakes per second, and messages.
 //!
 //! An address is that of the socket, unless a trusted proxy says whose connection it is: in a header of each request, or by the PROXY protocol before the
 //! first one. Nothing here is asked for, and nothing counted, while no bound is set and no proxy is trusted.
@@ -12,7 +12,7 @@ use std::sync::{MutexGuard, PoisonError};
 use super::Gateway;
 use super::close_cause::CloseCause;
 use super::endpoints::Unavailable;
-use super::rate::{Rate, burst};
+use super::rate::{OverRate, Rate, Said, Scope, burst};
 use crate::engine::driver::Driver;
 use crate::ids::ConnKey;
 use crate::limits::Limits;
@@ -46,11 +46,19 @@ pub struct Addressing {
 struct Client {
     connections: u64,
     opened: Rate,
+    said: Said,
+}
+
+impl Client {
+    /// Whether there is nothing to remember of it.
+    fn is_gone(&self, now: Time) -> bool {
+        self.connections == 0 && self.opened.is_over(now) && self.said.is_over(now)
+    }
 }
 
 #[expect(
     clippy::disallowed_types,
-    reason = "an address's connections are on all shards; taken once for each of them, and only where limits by address are set"
+    reason = "an address's connections are on all shards; taken once for each of them, or of their messages where those are bounded, and only where limits by address are set"
 )]
 type Lock<T> = std::sync::Mutex<T>;
 
@@ -89,7 +97,7 @@ impl Clients {
         if let Entry::Occupied(mut entry) = self.part(prefix).entry(prefix) {
             let client = entry.get_mut();
             client.connections -= 1;
-            if client.connections == 0 && client.opened.is_over(now) {
+            if client.is_gone(now) {
                 entry.remove();
             }
         }
@@ -99,11 +107,15 @@ impl Clients {
         take(&mut self.part(prefix).entry(prefix).or_default().opened)
     }
 
+    fn take_said(&self, prefix: Prefix, now: Time, messages: u64, bytes: u64, limits: &Limits) -> Result<(), OverRate> {
+        self.part(prefix).entry(prefix).or_default().said.take(Scope::Address, now, messages, bytes, limits)
+    }
+
     /// Forgets addresses that have nothing any more.
     pub(super) fn sweep(&self, now: Time) {
         for part in &self.parts {
             let mut part = part.lock().unwrap_or_else(PoisonError::into_inner);
-            part.retain(|_, client| client.connections > 0 || !client.opened.is_over(now));
+            part.retain(|_, client| !client.is_gone(now));
             if part.capacity() > 64 && part.len() < part.capacity() / 4 {
                 let len = part.len();
                 part.shrink_to(2 * len);
@@ -114,7 +126,7 @@ impl Clients {
 
 /// Whether anything is counted by address.
 pub(super) fn counts_addresses(limits: &Limits) -> bool {
-    limits.connections_per_address > 0 || limits.handshakes_per_address > 0
+    limits.connections_per_address > 0 || limits.handshakes_per_address > 0 || Scope::Address.is_bounded(limits)
 }
 
 fn prefix_of(address: IpAddr) -> Prefix {
@@ -195,6 +207,16 @@ impl<D: Driver> Gateway<D> {
         }
     }
 
+    /// Counts messages of a client against the rates of its address.
+    pub(super) fn take_said_for_address(&self, key: ConnKey, messages: u64, bytes: u64) -> Result<(), OverRate> {
+        match self.prefixes.get(key) {
+            Some(&prefix) if Scope::Address.is_bounded(&self.limits) => {
+                self.shared.clients.take_said(prefix, self.now, messages, bytes, &self.limits)
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Reads the PROXY protocol header that a trusted proxy's connection begins with; how many bytes it has. 0 when it is not whole.
     pub(super) fn read_preface(&mut self, key: ConnKey, bytes: &[u8]) -> usize {
         match proxy_protocol::parse(bytes) {
@@ -255,5 +277,19 @@ mod tests {
         assert!(!clients.part(prefix).is_empty());
         clients.sweep(now + second);
         assert!(clients.part(prefix).is_empty());
+    }
+
+    #[test]
+    fn connections_of_one_address_say_together_what_one_may() {
+        let clients = Clients::default();
+        let limits = Limits { messages_per_second_per_address: 10, ..Limits::default() };
+        let prefix = |text: &str| prefix_of(text.parse().expect("an address"));
+        let now = Time::from_millis(1000);
+        let taken = (0..100).filter(|n| clients.take_said(prefix(&format!("2001:db8::{n}")), now, 1, 1, &limits).is_ok()).count();
+        assert_eq!(taken, 10, "of one /64");
+        assert_eq!(clients.take_said(prefix("192.0.2.1"), now, 5, 1, &limits), Ok(()));
+        clients.sweep(now + std::time::Duration::from_millis(600));
+        assert!(!clients.part(prefix("192.0.2.1")).contains_key(&prefix("192.0.2.1")), "what does not count is forgotten");
+        assert!(clients.part(prefix("2001:db8::")).contains_key(&prefix("2001:db8::")), "what counts is not");
     }
 }

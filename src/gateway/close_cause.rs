@@ -76,7 +76,9 @@ causes! {
     ForbiddenOrigin = "forbidden_origin", Peer, Some(CloseCode::FORBIDDEN);
     /// Connections or topics are at their cap.
     OverCapacity = "over_capacity", Gateway, Some(CloseCode::OVER_CAPACITY);
-    /// The client publishes more than one connection may.
+    /// The topic has as many members as it may.
+    TopicFull = "topic_full", Gateway, Some(CloseCode::OVER_CAPACITY);
+    /// The client publishes more than its connection, its address or the topic may.
     RateLimited = "rate_limited", Peer, Some(CloseCode::RATE_LIMITED);
     /// The client's address has as many connections, or opens as many in a second, as one may.
     AddressLimited = "address_limited", Peer, Some(CloseCode::RATE_LIMITED);

@@ -33,8 +33,8 @@ pub struct Counters {
     pub drops: ByLabel<Counter, DropReason, { DropReason::COUNT }>,
     /// Times that a reader was told that messages are missing, by reason.
     pub gaps: ByLabel<Counter, GapLabel, { GapLabel::COUNT }>,
-    /// Messages that were not taken because their connection publishes more than it may.
-    pub rate_limited: Counter,
+    /// Messages that were not taken because their connection, its address, or the topic has as many as it may, by the bound.
+    pub rate_limited: ByLabel<Counter, RateLimit, { RateLimit::COUNT }>,
     /// Messages given out of a topic's history.
     pub replayed: Counter,
     /// Memory of the histories of topics whose home is this shard.
@@ -294,6 +294,22 @@ labels! {
         Other = "other",
     }
 
+    /// A bound to what is published, by its key in `[limits]`.
+    RateLimit {
+        /// Messages of one connection.
+        Messages = "messages_per_second",
+        /// Their bytes.
+        Bytes = "message_bytes_per_second",
+        /// Messages of one address.
+        MessagesOfAddress = "messages_per_second_per_address",
+        /// Their bytes.
+        BytesOfAddress = "message_bytes_per_second_per_address",
+        /// Messages of one topic.
+        MessagesOfTopic = "messages_per_second_per_topic",
+        /// Their bytes.
+        BytesOfTopic = "message_bytes_per_second_per_topic",
+    }
+
     /// Why messages are missing for a reader that comes back.
     GapLabel {
         /// They are not kept any more.
@@ -386,6 +402,7 @@ mod tests {
         check::<HandshakeResult>();
         check::<DropReason>();
         check::<GapLabel>();
+        check::<RateLimit>();
         check::<CloseCause>();
     }
 

@@ -35,9 +35,9 @@ impl<D: Driver> Gateway<D> {
                 None => {}
                 Some(Incoming::Message { kind, payload }) => {
                     self.messages_left = self.messages_left.saturating_sub(1);
-                    if let Err(over) = self.take_said(key, 1, payload.len() as u64) {
-                        self.counters.rate_limited.add(1);
-                        self.end_with(key, CloseCause::RateLimited, None, &format!("over {}", over.limit));
+                    let len = payload.len() as u64;
+                    if let Err(over) = self.take_said(key, 1, len).and_then(|()| self.take_said_in_room(key, len)) {
+                        self.end_over_rate(key, &over);
                         return bytes.len();
                     }
                     self.counters.messages_in.add(1);

@@ -7,6 +7,7 @@ use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 use super::Gateway;
+use super::rate::Said;
 use super::topic::Role;
 use crate::engine::driver::Driver;
 use crate::engine::log::{Frame, Log, Pin};
@@ -139,13 +140,29 @@ impl History {
     }
 }
 
+/// What is known of a topic that is gone.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Gone {
+    /// The offset of its newest message.
+    pub(super) offset: u64,
+    /// What counts against its rates.
+    pub(super) said: Said,
+}
+
+impl Gone {
+    /// Nothing counts against its rates.
+    pub(super) fn at(offset: u64) -> Self {
+        Self { offset, said: Said::default() }
+    }
+}
+
 /// Where the offsets of topics that are gone have ended, so that a topic that comes back goes on from there, and nobody who was up to date is told of a gap.
 pub(super) struct Past {
     /// No topic that was forgotten has had an offset above this. A topic that nobody has published to is not remembered at all: as long as none was
     /// forgotten it begins with 0 again, where its readers were.
     floor: u64,
     /// By the hash of their names (`Placement::hash`).
-    offsets: HashMap<u64, u64>,
+    gone: HashMap<u64, Gone>,
     /// The order in which they are forgotten.
     order: VecDeque<(u64, u64)>,
     max: usize,
@@ -154,23 +171,23 @@ pub(super) struct Past {
 impl Past {
     /// Remembers at most so many topics.
     pub(super) fn new(max: usize) -> Self {
-        Self { floor: 0, offsets: HashMap::new(), order: VecDeque::new(), max }
+        Self { floor: 0, gone: HashMap::new(), order: VecDeque::new(), max }
     }
 
-    /// The offset that a topic that comes to be goes on from.
-    pub(super) fn base_of(&mut self, hash: u64) -> u64 {
-        self.offsets.remove(&hash).unwrap_or(self.floor)
+    /// What a topic that comes to be goes on from.
+    pub(super) fn recall(&mut self, hash: u64) -> Gone {
+        self.gone.remove(&hash).unwrap_or(Gone::at(self.floor))
     }
 
-    /// A topic goes whose newest message had this offset.
-    pub(super) fn remember(&mut self, hash: u64, offset: u64) {
-        self.offsets.insert(hash, offset);
-        self.order.push_back((hash, offset));
+    /// A topic goes.
+    pub(super) fn remember(&mut self, hash: u64, gone: Gone) {
+        self.gone.insert(hash, gone);
+        self.order.push_back((hash, gone.offset));
         while self.order.len() > self.max {
             if let Some((hash, offset)) = self.order.pop_front()
-                && self.offsets.get(&hash) == Some(&offset)
+                && self.gone.get(&hash).is_some_and(|gone| gone.offset == offset)
             {
-                self.offsets.remove(&hash);
+                self.gone.remove(&hash);
                 self.floor = self.floor.max(offset);
             }
         }
@@ -188,7 +205,7 @@ impl Past {
 
     /// The topics that are remembered, by their hashes, from the one that is forgotten next on.
     pub(super) fn iter(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
-        self.order.iter().copied().filter(|(hash, offset)| self.offsets.get(hash) == Some(offset))
+        self.order.iter().copied().filter(|(hash, offset)| self.gone.get(hash).is_some_and(|gone| gone.offset == *offset))
     }
 }
 
@@ -244,6 +261,7 @@ impl<D: Driver> Gateway<D> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gateway::rate::Scope;
 
     const A: u64 = 11;
     const B: u64 = 12;
@@ -253,37 +271,53 @@ mod tests {
     #[test]
     fn a_topic_that_comes_back_goes_on_where_it_was_and_one_that_had_no_message_at_none() {
         let mut past = Past::new(2);
-        past.remember(A, 5);
-        assert_eq!((past.base_of(B), past.base_of(A)), (0, 5));
-        past.remember(A, 7);
-        past.remember(B, 3);
-        assert_eq!(past.base_of(C), 0, "nothing was forgotten");
+        past.remember(A, Gone::at(5));
+        assert_eq!((past.recall(B), past.recall(A)), (Gone::at(0), Gone::at(5)));
+        past.remember(A, Gone::at(7));
+        past.remember(B, Gone::at(3));
+        assert_eq!(past.recall(C), Gone::at(0), "nothing was forgotten");
+    }
+
+    #[test]
+    fn a_topic_that_comes_back_has_used_up_its_rates_still() {
+        let limits = Limits { messages_per_second_per_topic: 1, ..Limits::default() };
+        let now = Time::from_millis(5_000);
+        let mut said = Said::default();
+        assert_eq!(said.take(Scope::Topic, now, 1, 1, &limits), Ok(()));
+        let mut past = Past::new(1);
+        past.remember(A, Gone { offset: 1, said });
+        let mut back = past.recall(A);
+        assert!(back.said.take(Scope::Topic, now, 1, 1, &limits).is_err());
+        let mut small = Past::new(1);
+        small.remember(A, Gone { offset: 1, said });
+        small.remember(B, Gone::at(1));
+        assert_eq!(small.recall(A), Gone::at(1), "beyond `topics_remembered` its rates are forgotten as its offset is");
     }
 
     #[test]
     fn a_topic_that_was_forgotten_begins_above_every_offset_that_it_can_have_had() {
         let mut past = Past::new(2);
         for (hash, offset) in [(A, 5), (B, 9), (C, 4)] {
-            past.remember(hash, offset);
+            past.remember(hash, Gone::at(offset));
         }
-        assert_eq!((past.base_of(A), past.base_of(D), past.base_of(B)), (5, 5, 9));
+        assert_eq!((past.recall(A), past.recall(D), past.recall(B)), (Gone::at(5), Gone::at(5), Gone::at(9)));
         let mut none = Past::new(0);
-        none.remember(A, 5);
-        assert_eq!(none.base_of(B), 5);
+        none.remember(A, Gone::at(5));
+        assert_eq!(none.recall(B), Gone::at(5));
     }
 
     #[test]
     fn what_is_remembered_can_be_told_to_another_process() {
         let mut past = Past::new(2);
         for (hash, offset) in [(A, 5), (B, 9), (B, 12), (C, 4)] {
-            past.base_of(hash);
-            past.remember(hash, offset);
+            past.recall(hash);
+            past.remember(hash, Gone::at(offset));
         }
         let mut next = Past::new(2);
         next.raise_floor(past.floor());
-        past.iter().for_each(|(hash, offset)| next.remember(hash, offset));
+        past.iter().for_each(|(hash, offset)| next.remember(hash, Gone::at(offset)));
         for hash in [A, B, C, D] {
-            assert_eq!(past.base_of(hash), next.base_of(hash), "{hash}");
+            assert_eq!(past.recall(hash), next.recall(hash), "{hash}");
         }
     }
 }

@@ -8,7 +8,7 @@
 //! | `admission` | accepting, caps, the balance between shards |
 //! | `requests`, `endpoints` | request heads, and what is answered to them |
 //! | `frames` | WebSocket input: messages, control frames, pauses |
-//! | `rooms`, `topic` | joining, leaving, publishing |
+//! | `rooms`, `topic`, `places` | joining, leaving, publishing; who still finds room |
 //! | `fanout` | laps over a topic's members |
 //! | `peers` | messages between shards |
 //! | `egress` | what a connection is sent next, and the close sequence |
@@ -33,6 +33,7 @@ mod history;
 mod listing;
 mod log_limit;
 mod peers;
+mod places;
 mod polls;
 mod publishing;
 mod rate;
@@ -92,7 +93,9 @@ pub use clients::{AddressSource, Addressing};
 pub use endpoints::Pages;
 pub use listing::Listing;
 pub use peers::ShardMessage;
+pub use places::Places;
 pub use publishing::{Ack, Offer, Receipt, Ticket};
+pub use rate::{OverRate, Scope};
 pub use receipts::SentCounts;
 pub use replay::Replay;
 pub use seats::Guest;

@@ -8,7 +8,7 @@
 //!        ── Subscribe{name, key} ──────────────▶   makes the topic
 //!        ◀───────────── Subscribed{key, home} ──   position: here
 //!        ── Publish{home, frames} ─────────────▶   numbers them, or holds them while behind
-//!        ◀──────────────────── Published{key} ──
+//!        ◀── OverRate{conn} ──── Published{key} ──
 //!        ◀──────────────── Deliver{key, frames} ─
 //!        ── Delivered{home, upto} ─────────────▶   when every member was given them
 //!        ── Unsubscribe{home} ─────────────────▶
@@ -19,7 +19,9 @@ use super::MAILBOX_BUDGET;
 use super::close_cause::CloseCause;
 use super::feed::FeedKey;
 use super::listing::Listing;
+use super::places::Places;
 use super::publishing::{Offer, Receipt, Ticket};
+use super::rate::OverRate;
 use super::replay::Replay;
 use super::rooms::TOPICS_FULL;
 use super::seats::Guest;
@@ -65,6 +67,8 @@ pub enum ShardMessage {
         home: TopicKey,
         /// The offset of its newest message.
         offset: u64,
+        /// Its places, where there is a bound to them.
+        places: Option<Places>,
     },
     /// There are as many topics as there may be.
     Refused {
@@ -89,6 +93,16 @@ pub enum ShardMessage {
     Published {
         /// What you call the topic.
         key: TopicKey,
+    },
+    /// A message of your client was not taken: the topic is sent more than one may. What the client has said since is not taken either, as far as it comes
+    /// with a later batch.
+    OverRate {
+        /// What you call the topic.
+        key: TopicKey,
+        /// The client.
+        conn: ConnKey,
+        /// Why.
+        over: OverRate,
     },
     /// Numbered messages for your subscribers.
     Deliver {
@@ -190,11 +204,12 @@ impl<D: Driver> Gateway<D> {
         match message {
             ShardMessage::Adopt { socket, prefix } => self.adopt(socket, prefix),
             ShardMessage::Subscribe { name, key } => self.subscribe(from, name, key),
-            ShardMessage::Subscribed { key, home, offset } => self.subscribed(key, home, offset),
+            ShardMessage::Subscribed { key, home, offset, places } => self.subscribed(key, home, offset, places),
             ShardMessage::Refused { key } => self.topic_refused(key),
             ShardMessage::Unsubscribe { home } => self.unsubscribe(from, home),
             ShardMessage::Publish { home, key, parcel } => self.published_elsewhere(from, home, key, parcel),
             ShardMessage::Published { key } => self.publish_taken(key),
+            ShardMessage::OverRate { key, conn, over } => self.over_rate(key, conn, &over),
             ShardMessage::Deliver { key, after, upto, parcel } => self.deliver(key, after, upto, parcel),
             ShardMessage::Delivered { home, upto } => self.delivered(from, home, upto),
             ShardMessage::Members { home, members } => self.count_members(from, home, members),
@@ -220,13 +235,14 @@ impl<D: Driver> Gateway<D> {
         let topic = self.topics.get_mut(home).expect("found or made above");
         let Role::Home(side) = &mut topic.role else { unreachable!("subscriptions go to a topic's home, which all shards agree on") };
         side.home.subscribe(from, key, topic.raw.log.end());
-        let offset = topic.raw.offset();
-        self.mailbox.send(from, ShardMessage::Subscribed { key, home, offset });
+        let (offset, places) = (topic.raw.offset(), topic.places.clone());
+        self.mailbox.send(from, ShardMessage::Subscribed { key, home, offset, places });
     }
 
-    fn subscribed(&mut self, key: TopicKey, home: TopicKey, offset: u64) {
+    fn subscribed(&mut self, key: TopicKey, home: TopicKey, offset: u64, places: Option<Places>) {
         let Some(topic) = self.topics.get_mut(key) else { return };
         topic.raw.base = offset;
+        topic.places = places;
         let Role::Away(side) = &mut topic.role else { return };
         side.key = Some(home);
         // All of them are members or guests before the first one's input is handled: what it says may free a topic that has nobody.
@@ -235,12 +251,17 @@ impl<D: Driver> Gateway<D> {
         let mut seated = Vec::new();
         for guest in joining {
             let Some(session) = self.sessions.get(guest.conn) else { continue };
-            match session.cold.as_ref().and_then(|cold| cold.start) {
-                _ if session.stream().is_some() => self.stream_subscribed(key, guest),
-                Some(start) if session.topic == Some(key) => self.begin_replay(key, guest, start),
-                Some(_) => {}
-                None if self.take_seat(guest.conn, key) => seated.push(guest.conn),
-                None => {}
+            let start = session.cold.as_ref().and_then(|cold| cold.start);
+            if session.stream().is_some() {
+                self.stream_subscribed(key, guest);
+            } else if self.take_place(guest.conn, key) {
+                match start {
+                    Some(start) => self.begin_replay(key, guest, start),
+                    None => {
+                        self.take_seat(guest.conn, key);
+                        seated.push(guest.conn);
+                    }
+                }
             }
         }
         for conn in seated {
@@ -281,8 +302,11 @@ impl<D: Driver> Gateway<D> {
         }
     }
 
-    fn number(&mut self, from: ShardId, home: TopicKey, key: TopicKey, parcel: Parcel) {
-        self.append_at_home(home, |log| log.append_parcel(parcel));
+    fn number(&mut self, from: ShardId, home: TopicKey, key: TopicKey, mut parcel: Parcel) {
+        self.take_said_in_parcel(from, home, key, &mut parcel);
+        if parcel.frames > 0 {
+            self.append_at_home(home, |log| log.append_parcel(parcel));
+        }
         self.mailbox.send(from, ShardMessage::Published { key });
     }
 
@@ -404,10 +428,16 @@ impl<D: Driver> Gateway<D> {
                     if uplink.under_way {
                         continue;
                     }
-                    let Some((parcel, next)) = uplink.waiting.take().and_then(|from| from.parcel(BATCH_BYTES_MAX)) else { continue };
+                    let Some((mut parcel, next)) = uplink.waiting.take().and_then(|from| from.parcel(BATCH_BYTES_MAX)) else { continue };
                     uplink.under_way = true;
                     uplink.sent = next.offset();
                     uplink.waiting = (next.offset() < uplink.log.end()).then_some(next);
+                    if !uplink.ended.is_empty() {
+                        parcel.retain(|frame, _| !uplink.ended.contains(&frame.sender.key));
+                        if uplink.waiting.is_none() {
+                            uplink.ended.clear();
+                        }
+                    }
                     self.mailbox.send(side.shard, ShardMessage::Publish { home, key, parcel });
                 }
             }

@@ -145,13 +145,14 @@ impl<D: Driver> Gateway<D> {
     }
 
     /// A poll that cannot be had.
-    pub(super) fn refuse_poll(&mut self, key: ConnKey, cause: CloseCause) {
+    pub(super) fn refuse_poll(&mut self, key: ConnKey, cause: CloseCause, reason: &str) {
         let Some(stream) = self.sessions.get_mut(key).and_then(|session| session.stream_mut()) else { return };
         let poll = std::mem::take(&mut stream.poll);
         self.leave_stream(key);
-        let response = Response::error_for_now(503, "no answer is possible now; come back after Retry-After", self.retry_ms_after(cause));
+        let why = if reason.is_empty() { "no answer is possible now" } else { reason };
+        let response = Response::error_for_now(503, &format!("{why}; come back after Retry-After"), self.retry_ms_after(cause));
         self.respond(key, for_origin(response, poll.origin.as_deref()).close());
-        self.end(key, cause);
+        self.end_with(key, cause, None, reason);
     }
 
     /// Sends the answer to a request that took its time; then the connection waits for the next one, or ends.

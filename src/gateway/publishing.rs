@@ -311,10 +311,9 @@ impl<D: Driver> Gateway<D> {
         upload.receipts = receipts;
         let bytes = offers.iter().map(|offer| offer.payload.len() as u64).sum();
         if let Err(over) = self.take_said(key, offers.len() as u64, bytes) {
-            self.counters.rate_limited.add(offers.len() as u64);
-            let message = format!("this connection publishes more than one may ({}); nothing of this request was published", over.limit);
-            let wait_ms = over.wait.as_millis() as u64 + 1;
-            return self.refuse_upload(key, Receipt::refused(429, "rate_limited", message, Some(wait_ms)), true);
+            self.counters.rate_limited.of(over.limit).add(offers.len() as u64);
+            let message = format!("{}; nothing of this request was published", over.message());
+            return self.refuse_upload(key, Receipt::refused(429, "rate_limited", message, Some(over.retry_ms())), true);
         }
         self.counters.messages_in.add(offers.len() as u64);
         self.messages_left = self.messages_left.saturating_sub(offers.len() as u64);
@@ -355,10 +354,20 @@ impl<D: Driver> Gateway<D> {
         let Some(home) = known.or_else(|| self.make_home_topic(offer.topic.clone())) else {
             return Some(Receipt::refused(503, "too_many_topics", TOPICS_FULL, Some(RETRY_MS)));
         };
-        let topic = self.topics.get(home).expect("found or made above");
+        let receipt = self.number_offer(from, home, offer);
+        self.free_if_unused(home);
+        receipt
+    }
+
+    fn number_offer(&mut self, from: ShardId, home: TopicKey, offer: Offer) -> Option<Receipt> {
+        let topic = self.topics.get(home).expect("the caller has the topic");
         if !topic.takes_messages(&self.limits) {
             let message = "the topic's subscribers are behind (limits.topic_lag_bytes_max)";
             return Some(Receipt::refused(429, "topic_behind", message, Some(RETRY_MS)));
+        }
+        if let Err(over) = self.take_said_at_home(home, offer.payload.len() as u64) {
+            self.counters.rate_limited.of(over.limit).add(1);
+            return Some(Receipt::refused(429, "rate_limited", over.message(), Some(over.retry_ms())));
         }
         let receipt = match offer.ack {
             Ack::Accepted => None,
@@ -371,7 +380,7 @@ impl<D: Driver> Gateway<D> {
                 }
             },
         };
-        let topic = self.topics.get(home).expect("found or made above");
+        let topic = self.topics.get(home).expect("the caller has the topic");
         let (header, len) = server_header(offer.kind.opcode(), offer.payload.len());
         let sender = ConnId { shard: from, key: offer.ticket.conn };
         let position = Position { epoch: self.epoch, offset: topic.raw.offset() + 1 };
@@ -381,12 +390,9 @@ impl<D: Driver> Gateway<D> {
         }
         if let Some(receipt) = receipt {
             self.await_sent(receipt, home, from, offer.ticket, position);
-            self.free_if_unused(home);
             return None;
         }
-        let receipt = Receipt::Published { position, subscribers: self.subscribers(home), duplicate: false };
-        self.free_if_unused(home);
-        Some(receipt)
+        Some(Receipt::Published { position, subscribers: self.subscribers(home), duplicate: false })
     }
 
     /// Members of a topic on all shards, as far as its home knows.

@@ -22,7 +22,7 @@ use super::seats::Guest;
 use super::session::State;
 use super::topic::{Role, Topic};
 use crate::engine::driver::Driver;
-use crate::engine::log::{Frame, Parcel, Pin};
+use crate::engine::log::{Parcel, Pin};
 use crate::ids::{ConnId, ConnKey, ShardId, TopicKey};
 use crate::limits::Limits;
 use crate::proto::gap::GapReason;
@@ -61,7 +61,7 @@ pub(super) struct Asked {
 }
 
 impl<D: Driver> Gateway<D> {
-    /// Gives a guest of a topic that this shard has what it asks for.
+    /// Gives one who has a place in a topic that this shard has what it asks for, as a guest.
     pub(super) fn begin_replay(&mut self, topic_key: TopicKey, guest: Guest, start: Start) {
         let Some(topic) = self.topics.get_mut(topic_key) else { return };
         topic.guests += 1;
@@ -266,16 +266,7 @@ fn fill(parcel: &mut Parcel, pin: &Pin, end: u64, bytes_max: u64) -> u64 {
             return false;
         }
         next = number + 1;
-        parcel.bytes += len;
-        parcel.frames += 1;
-        if let Some((range, frames)) = parcel.parts.last_mut() {
-            let before = range.len() as u32;
-            if range.try_join(&bytes) {
-                frames.push(Frame { end: before + len as u32, ..frame.clone() });
-                return true;
-            }
-        }
-        parcel.parts.push((bytes, vec![Frame { end: len as u32, ..frame.clone() }]));
+        parcel.push(bytes, frame);
         true
     });
     next

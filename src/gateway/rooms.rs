@@ -1,12 +1,16 @@
 //! Joining and leaving topics, and publishing to them.
 
+use std::collections::HashSet;
+
 use super::close_cause::CloseCause;
 use super::counters::HandshakeResult;
 use super::feed::FeedKey;
+use super::history::Gone;
 use super::peers::ShardMessage;
+use super::places::{Places, full};
 use super::seats::Guest;
 use super::session::State;
-use super::topic::{AwaySide, Role, Topic, Uplink};
+use super::topic::{AwaySide, HomeSide, Role, Topic, Uplink};
 use super::{Gateway, Shared};
 use crate::engine::driver::Driver;
 use crate::engine::log::Log;
@@ -27,12 +31,8 @@ impl<D: Driver> Gateway<D> {
         let Some(topic_key) = self.topics.find(&name).or_else(|| self.make_topic(name)) else {
             return self.refuse_join(key, &upgrade, CloseCause::OverCapacity, TOPICS_FULL);
         };
-        let Some(session) = self.sessions.get_mut(key) else { return };
-        session.no_echo = no_echo;
-        session.topic = Some(topic_key);
-        session.state = State::Joining;
-        let topic = self.topics.get_mut(topic_key).expect("found or made above");
         let guest = Guest { conn: key, number: 0, turn: 0 };
+        let topic = self.topics.get_mut(topic_key).expect("found or made above");
         let answered = match &mut topic.role {
             Role::Away(side) if side.key.is_none() => {
                 side.joining.push(guest);
@@ -40,6 +40,13 @@ impl<D: Driver> Gateway<D> {
             }
             _ => true,
         };
+        if answered && !topic.take_place() {
+            return self.refuse_join(key, &upgrade, CloseCause::TopicFull, &full(&self.limits));
+        }
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        session.no_echo = no_echo;
+        session.topic = Some(topic_key);
+        session.state = State::Joining;
         if let (true, None) = (answered, start) {
             self.take_seat(key, topic_key);
             return self.enter(key, &upgrade);
@@ -52,19 +59,29 @@ impl<D: Driver> Gateway<D> {
         }
     }
 
-    /// Makes a connection that waits to join a member, at the end of what was published so far. Whether it still waited.
-    pub(super) fn take_seat(&mut self, key: ConnKey, topic_key: TopicKey) -> bool {
+    /// Gives one that waited for its room's home a place there. Whether it still waited and there is one; if there is none it is told so.
+    pub(super) fn take_place(&mut self, key: ConnKey, topic_key: TopicKey) -> bool {
         let Some(session) = self.sessions.get_mut(key) else { return false };
-        let Some(topic) = self.topics.get_mut(topic_key) else { return false };
         if session.state != State::Joining || session.topic != Some(topic_key) {
             return false;
         }
+        let has_room = self.topics.get(topic_key).is_some_and(|topic| topic.take_place());
+        if !has_room {
+            session.topic = None;
+            self.refuse_waiting(key, CloseCause::TopicFull, &full(&self.limits));
+        }
+        has_room
+    }
+
+    /// Makes a connection that joins and has a place a member, at the end of what was published so far.
+    pub(super) fn take_seat(&mut self, key: ConnKey, topic_key: TopicKey) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        let Some(topic) = self.topics.get_mut(topic_key) else { return };
         session.place = topic.raw.members.join(key.slot);
         session.cursor = topic.raw.log.end();
         session.seated = true;
         session.state = State::Room;
         self.recount(topic_key);
-        true
     }
 
     /// Lets in one that waited for the home's answer and has its seat.
@@ -116,7 +133,7 @@ impl<D: Driver> Gateway<D> {
         let Some(session) = self.sessions.get_mut(key) else { return };
         if session.state == State::Joining {
             if session.stream().is_some() {
-                return self.refuse_stream(key, cause);
+                return self.refuse_stream(key, cause, reason);
             }
             let upgrade = session.take_upgrade();
             self.refuse_join(key, &upgrade, cause, reason);
@@ -141,8 +158,10 @@ impl<D: Driver> Gateway<D> {
             return None;
         }
         let log = new_log(&self.limits, &self.shared);
-        let base = self.past.base_of(self.placement.hash(name.as_str()));
-        let key = self.topics.insert(name, Topic::new(Role::Home(Box::default()), log, base));
+        let gone = self.past.recall(self.placement.hash(name.as_str()));
+        let side = HomeSide { said: gone.said, ..HomeSide::default() };
+        let topic = Topic { places: Places::new(&self.limits), ..Topic::new(Role::Home(Box::new(side)), log, gone.offset) };
+        let key = self.topics.insert(name, topic);
         self.counters.topics.add(1);
         Some(key)
     }
@@ -163,8 +182,11 @@ impl<D: Driver> Gateway<D> {
         }
         if !was_member {
             topic.guest_leaves();
-        } else if let Some(moved) = topic.raw.members.leave(place) {
-            self.set_place(moved, place);
+        } else {
+            topic.give_place_back();
+            if let Some(moved) = topic.raw.members.leave(place) {
+                self.set_place(moved, place);
+            }
         }
         self.recount(topic_key);
         self.free_if_unused(topic_key);
@@ -179,9 +201,11 @@ impl<D: Driver> Gateway<D> {
         let name = self.topics.name(key).cloned();
         let topic = self.topics.remove(key).expect("found above");
         match topic.role {
-            Role::Home(_) => {
-                if let Some(name) = name.filter(|_| topic.raw.offset() > 0) {
-                    self.past.remember(self.placement.hash(name.as_str()), topic.raw.offset());
+            Role::Home(side) => {
+                debug_assert!(topic.places.as_ref().is_none_or(|places| places.taken() == 0), "nobody is in a topic that goes");
+                let gone = Gone { offset: topic.raw.offset(), said: side.said };
+                if let Some(name) = name.filter(|_| gone.offset > 0) {
+                    self.past.remember(self.placement.hash(name.as_str()), gone);
                 }
                 self.counters.topics.sub(1);
                 self.shared.drop_topic();
@@ -203,7 +227,8 @@ impl<D: Driver> Gateway<D> {
         let header = &header[..len];
         if let Role::Away(side) = &mut topic.role {
             let uplink = side.uplink.get_or_insert_with(|| {
-                Box::new(Uplink { log: new_log(&self.limits, &self.shared), waiting: None, taken: 0, sent: 0, under_way: false })
+                let log = new_log(&self.limits, &self.shared);
+                Box::new(Uplink { log, waiting: None, taken: 0, sent: 0, under_way: false, ended: HashSet::new() })
             });
             if uplink.waiting.is_none() {
                 uplink.waiting = Some(uplink.log.pin());

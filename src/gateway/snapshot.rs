@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Gateway;
+use super::history::Gone;
 use super::streams::message;
 use super::topic::{Role, Topic};
 use crate::engine::driver::Driver;
@@ -150,7 +151,7 @@ impl<D: Driver> Gateway<D> {
     pub fn import(&mut self, snapshot: Snapshot) {
         self.past.raise_floor(snapshot.floor);
         for (hash, offset) in snapshot.gone {
-            self.past.remember(hash, offset);
+            self.past.remember(hash, Gone::at(offset));
         }
         for topic in snapshot.topics {
             self.import_topic(topic);
@@ -164,7 +165,7 @@ impl<D: Driver> Gateway<D> {
         let hash = self.placement.hash(kept.name.as_str());
         let is_wanted = self.limits.history_messages > 0 && !kept.messages.is_empty() && self.topics.find(&kept.name).is_none();
         let Some(key) = is_wanted.then(|| self.make_home_topic(kept.name)).flatten() else {
-            return self.past.remember(hash, kept.after + kept.messages.len() as u64);
+            return self.past.remember(hash, Gone::at(kept.after + kept.messages.len() as u64));
         };
         let topic = self.topics.get_mut(key).expect("made above");
         let Role::Home(side) = &mut topic.role else { unreachable!("it was made at home") };

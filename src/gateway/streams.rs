@@ -11,9 +11,10 @@ use super::Gateway;
 use super::close_cause::CloseCause;
 use super::counters::Transport;
 use super::feed::{Feed, FeedKey, Format, LastSend};
+use super::places::full;
 use super::polls::Poll;
 use super::replay::{Missing, Replay};
-use super::rooms::new_log;
+use super::rooms::{TOPICS_FULL, new_log};
 use super::seats::{Guest, Seat};
 use super::session::{State, micros};
 use super::topic::{EventPiece, Role};
@@ -154,8 +155,13 @@ impl<D: Driver> Gateway<D> {
             let Some(stream) = self.sessions.get_mut(key).and_then(|session| session.stream_mut()) else { return };
             let (name, start) = (stream.parts[number].name.clone(), stream.parts[number].start);
             let Some(topic_key) = self.topics.find(&name).or_else(|| self.make_topic(name)) else {
-                return self.refuse_stream(key, CloseCause::OverCapacity);
+                return self.refuse_stream(key, CloseCause::OverCapacity, TOPICS_FULL);
             };
+            let topic = self.topics.get_mut(topic_key).expect("found or made above");
+            let waits = matches!(&topic.role, Role::Away(side) if side.key.is_none());
+            if !waits && !topic.take_place() {
+                return self.refuse_stream(key, CloseCause::TopicFull, &full(&self.limits));
+            }
             let Some(stream) = self.sessions.get_mut(key).and_then(|session| session.stream_mut()) else { return };
             stream.parts[number].topic = Some(topic_key);
             let guest = Guest { conn: key, number: number as u16, turn };
@@ -169,11 +175,16 @@ impl<D: Driver> Gateway<D> {
     /// The home of a topic has answered: those who waited for it are guests now.
     pub(super) fn stream_subscribed(&mut self, topic_key: TopicKey, guest: Guest) {
         let Some(stream) = self.sessions.get_mut(guest.conn).and_then(|session| session.stream_mut()) else { return };
-        let Some(part) = stream.parts.get(usize::from(guest.number)) else { return };
+        let Some(part) = stream.parts.get_mut(usize::from(guest.number)) else { return };
         let start = part.start;
-        if stream.turn == guest.turn && part.topic == Some(topic_key) {
-            self.begin_replay(topic_key, guest, start);
+        if stream.turn != guest.turn || part.topic != Some(topic_key) {
+            return;
         }
+        if self.topics.get(topic_key).is_some_and(|topic| topic.take_place()) {
+            return self.begin_replay(topic_key, guest, start);
+        }
+        part.topic = None;
+        self.refuse_stream(guest.conn, CloseCause::TopicFull, &full(&self.limits));
     }
 
     /// A piece of what was before came for one of a stream's topics.
@@ -463,6 +474,7 @@ impl<D: Driver> Gateway<D> {
             let Some(topic) = self.topics.get_mut(topic_key) else { continue };
             match part.seat {
                 Some(slot) => {
+                    topic.give_place_back();
                     let seat = self.seats.remove(slot);
                     let feed = topic.feed_mut(seat.feed.format).expect("a feed lives as long as its members");
                     if let Some(moved) = feed.members.leave(seat.place) {
@@ -524,16 +536,16 @@ impl<D: Driver> Gateway<D> {
     }
 
     /// A stream that cannot be had: an EventSource must be told so with 200 or it never comes back, so it is told in the stream.
-    pub(super) fn refuse_stream(&mut self, key: ConnKey, cause: CloseCause) {
+    pub(super) fn refuse_stream(&mut self, key: ConnKey, cause: CloseCause, reason: &str) {
         let Some(stream) = self.sessions.get_mut(key).and_then(|session| session.stream_mut()) else { return };
         let events = stream.kind == Kind::Events;
         let mut opening = std::mem::take(&mut stream.opening);
         if events {
             encode_retry(&mut opening, stream.retry_ms);
             self.becomes_stream(key, &opening);
-            self.end(key, cause);
+            self.end_with(key, cause, None, reason);
         } else {
-            self.refuse_poll(key, cause);
+            self.refuse_poll(key, cause, reason);
         }
     }
 

@@ -1,9 +1,11 @@
 //! One topic on one shard: its feeds, its history, and its tie to the other shards.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 
 use super::feed::{Feed, Format};
 use super::history::History;
+use super::places::Places;
+use super::rate::Said;
 use super::seats::Guest;
 use super::streams;
 use crate::engine::log::{Log, Parcel, Pin};
@@ -27,6 +29,8 @@ pub(super) struct HomeSide {
     pub(super) home: Home<Pin>,
     pub(super) held: VecDeque<HeldParcel>,
     pub(super) history: History,
+    /// What it was sent, where there are bounds to it.
+    pub(super) said: Said,
 }
 
 /// The part of a shard that is not the home.
@@ -63,6 +67,8 @@ pub(super) struct Uplink {
     pub(super) sent: u64,
     /// A batch was sent and not yet numbered.
     pub(super) under_way: bool,
+    /// Clients of whom the home has refused a message: what waits of theirs is left out.
+    pub(super) ended: HashSet<ConnKey>,
 }
 
 impl Uplink {
@@ -90,6 +96,8 @@ pub(super) struct Topic {
     /// There while somebody has a stream of events of this topic.
     pub(super) sse: Option<Box<Feed>>,
     pub(super) role: Role,
+    /// Who is in it, over all shards, where there is a bound to that. Of another home's topic known once it has answered.
+    pub(super) places: Option<Places>,
     /// Members-to-be that are still given what was before they came.
     pub(super) guests: u32,
     /// Events of its history that a stream of this topic alone was given last: who comes back with a crowd mostly gets the same.
@@ -111,6 +119,7 @@ impl Topic {
             raw: Feed::new(log, base),
             sse: None,
             role,
+            places: None,
             guests: 0,
             last_piece: None,
             waiters: Vec::new(),
@@ -224,6 +233,18 @@ impl Topic {
         }
     }
 
+    /// Somebody wants to be a member: whether there is room. Who got a place gives it back when it leaves.
+    pub(super) fn take_place(&self) -> bool {
+        self.places.as_ref().is_none_or(Places::take)
+    }
+
+    /// A member, or a guest, has left.
+    pub(super) fn give_place_back(&self) {
+        if let Some(places) = &self.places {
+            places.give_back();
+        }
+    }
+
     /// Somebody who was not yet a member does not want to be one any more.
     pub(super) fn guest_leaves(&mut self) {
         // Before the home has answered nobody is a guest; who asked is in `joining`.
@@ -232,6 +253,7 @@ impl Topic {
         }
         debug_assert!(self.guests > 0, "who has no seat is a guest");
         self.guests -= 1;
+        self.give_place_back();
     }
 
     /// Whether no message of clients here is on its way to the home.

@@ -285,7 +285,7 @@ const SETTINGS: &[Setting] = &[
         key: "listen",
         flag: "--listen",
         environment: "SHARDCAST_LISTEN",
-        about: "Where clients connect. Port 0 lets the kernel choose one, which the readiness line tells.",
+        about: "Where clients connect; [::]:PORT takes IPv6 and IPv4. Port 0 lets the kernel choose one, which the readiness line tells.",
         unit: "address:port",
         apply: |config, raw| values::address(raw).map(|value| config.listen = value),
         show: |config| config.listen.to_string().into(),
@@ -528,9 +528,11 @@ impl Builder {
     }
 }
 
-/// Whether the kernel would refuse the second of two listeners: an unspecified address takes the port of every other.
+/// Whether the kernel would refuse the second of two listeners: an unspecified address takes the port of every other of its family, that of IPv6 of all.
 fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
-    a.port() == b.port() && a.port() != 0 && (a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified())
+    let takes = |a: SocketAddr, b: SocketAddr| a.ip().is_unspecified() && (a.is_ipv6() || b.ip().to_canonical().is_ipv4());
+    let same = a.ip().to_canonical() == b.ip().to_canonical();
+    a.port() == b.port() && a.port() != 0 && (same || takes(a, b) || takes(b, a))
 }
 
 /// Kubernetes gives every container variables named after the services of its namespace; for a service called `shardcast` or

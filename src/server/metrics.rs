@@ -18,7 +18,7 @@ use super::lifecycle::{Phase, Readiness};
 use crate::gateway::Shared;
 use crate::gateway::close_cause::CloseCause;
 use crate::gateway::counters::{
-    AcceptResult, ByLabel, Counter, Counters, DropReason, GapLabel, Gauge, HandshakeResult, Histogram, Label, Transport,
+    AcceptResult, ByLabel, Counter, Counters, DropReason, GapLabel, Gauge, HandshakeResult, Histogram, Label, RateLimit, Transport,
 };
 
 /// What the metrics page tells besides the shards' counters.
@@ -108,9 +108,13 @@ impl Collector for Page {
         page.counters("shardcast_gaps", "Readers that were told that messages are missing.", "reason", GapLabel::VALUES, |shard| {
             &shard.gaps
         })?;
-        page.counter("shardcast_rate_limited", "Messages not taken because their connection publishes more than it may.", |shard| {
-            &shard.rate_limited
-        })?;
+        page.counters(
+            "shardcast_rate_limited",
+            "Messages not taken because their connection, its address or the topic has as many as it may.",
+            "limit",
+            RateLimit::VALUES,
+            |shard| &shard.rate_limited,
+        )?;
         page.counter("shardcast_replayed", "Messages given out of histories.", |shard| &shard.replayed)?;
         let history = self.shards.iter().map(|shard| shard.history_bytes.value()).sum::<u64>();
         page.gauge("shardcast_history_bytes", "Memory of all histories.", history)?;

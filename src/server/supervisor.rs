@@ -37,6 +37,9 @@ pub enum ServeError {
     /// The address is taken, most likely by another instance.
     #[error("{0} is in use: another process listens there, perhaps another shardcast; stop it, or choose another address with --listen")]
     AddressInUse(SocketAddr),
+    /// An IPv6 address, and no IPv6.
+    #[error("cannot listen on {0}: this host has no IPv6 ({1}); use an IPv4 address, for example --listen 0.0.0.0:{port}", port = .0.port())]
+    NoIpv6(SocketAddr, io::Error),
     /// The address cannot be listened on.
     #[error("cannot listen on {0}: {1}")]
     Listen(SocketAddr, io::Error),
@@ -346,6 +349,7 @@ fn listeners(address: SocketAddr, shards: u16, limits: &Limits) -> Result<(Socke
     let options = listen_options(limits);
     let explain = |error: io::Error| match error.kind() {
         io::ErrorKind::AddrInUse => ServeError::AddressInUse(address),
+        _ if address.is_ipv6() && error.raw_os_error() == Some(libc::EAFNOSUPPORT) => ServeError::NoIpv6(address, error),
         _ => ServeError::Listen(address, error),
     };
     let mut tries = 0;

@@ -351,6 +351,10 @@ fn draw_limits(choices: &mut Choices, harsh: bool) -> Limits {
         limits.write_stall_ms = choices.of(&[200, 10_000]);
         limits.head_timeout_ms = choices.of(&[100, 10_000]);
         limits.queued_bytes_max = choices.of(&[64 * KIB, 256 * KIB, 1 << 30]);
+        limits.topic_subscribers_max = choices.of(&[0, 0, 1, 2, 5]);
+        limits.messages_per_second_per_topic = choices.of(&[0, 0, 0, 20]);
+        limits.message_bytes_per_second_per_topic = choices.of(&[0, 0, 0, 10_000]);
+        limits.messages_per_second = choices.of(&[0, 0, 0, 10]);
     }
     limits
 }

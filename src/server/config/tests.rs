@@ -162,6 +162,22 @@ fn what_is_shown_reads_back_and_names_its_sources() {
 }
 
 #[test]
+fn an_unspecified_address_takes_the_port_of_its_family_and_that_of_ipv6_of_both() {
+    for (listen, admin, overlap) in [
+        ("[::]:9090", "127.0.0.1:9090", true),
+        ("[::]:9090", "[::1]:9090", true),
+        ("0.0.0.0:9090", "[::]:9090", true),
+        ("[::ffff:127.0.0.1]:9090", "127.0.0.1:9090", true),
+        ("0.0.0.0:9090", "[::1]:9090", false),
+        ("127.0.0.1:9090", "[::1]:9090", false),
+        ("[::]:0", "127.0.0.1:0", false),
+    ] {
+        let layers = Layers { flags: vec![("listen", listen.to_owned()), ("admin", admin.to_owned())], ..Layers::default() };
+        assert_eq!(layers.resolve().is_err(), overlap, "{listen} and {admin}");
+    }
+}
+
+#[test]
 fn keys_flags_and_variables_are_each_named_once() {
     let mut names: Vec<String> =
         Key::all().flat_map(|key| [Some(key.id().to_owned()), Some(key.environment()), key.flag().map(str::to_owned)]).flatten().collect();
