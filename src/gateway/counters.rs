@@ -35,6 +35,8 @@ pub struct Counters {
     pub gaps: ByLabel<Counter, GapLabel, { GapLabel::COUNT }>,
     /// Messages that were not taken because their connection publishes more than it may.
     pub rate_limited: Counter,
+    /// Connections that were told an announcement, once for each.
+    pub announced: Counter,
     /// Messages given out of a topic's history.
     pub replayed: Counter,
     /// Memory of the histories of topics whose home is this shard.
