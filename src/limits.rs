@@ -220,6 +220,12 @@ limits! {
     drain_pace_ms: Millis = 0, 0 => 3_600_000;
     /// Goodbyes per second and process at least: few clients do not take the whole window.
     drain_rate_min: PerSecond = 200, 1 => 1_000_000;
+    /// Places of connections and topics that a shard looks at in one turn for the operator: a question about a million of them holds nobody up.
+    inspect_slots_per_turn: Count = 2048, 1 => 1_000_000;
+    /// Topics or connections in one answer of `/debug/topics` or `/debug/connections`.
+    inspect_items_max: Count = 1000, 1 => 100_000;
+    /// Connections that have ended and that a shard remembers for `/debug/connections`; 0 remembers none.
+    closings_kept: Count = 256, 0 => 65_536;
     /// Log lines about single connections, per second and shard; the rest is counted and summed up in one line.
     log_lines_per_second: PerSecond = 20, 1 => 1_000_000;
 }

@@ -151,6 +151,9 @@ pub trait Driver {
     /// Wakes another shard that sleeps in its turn.
     fn wake(&mut self, shard: ShardId);
 
+    /// Bytes that its table of connections has allocated.
+    fn table_bytes(&self) -> u64;
+
     /// How often a connection had to wait for receive buffers, so far.
     fn recv_starved(&self) -> u64;
 

@@ -495,6 +495,10 @@ impl Driver for EpollDriver {
         self.wakers.signal(shard);
     }
 
+    fn table_bytes(&self) -> u64 {
+        self.conns.table_bytes()
+    }
+
     fn recv_starved(&self) -> u64 {
         self.starved_turns
     }

@@ -44,6 +44,11 @@ impl<T> Slab<T> {
         self.used
     }
 
+    /// Bytes that it has allocated for slots, used or not.
+    pub fn table_bytes(&self) -> u64 {
+        (self.pages.len() * PAGE * size_of::<Slot<T>>() + self.free.capacity() * size_of::<u32>()) as u64
+    }
+
     /// Puts a value in and gives its key.
     ///
     /// # Panics
@@ -144,6 +149,11 @@ impl<T> SideTable<T> {
     /// Whether nothing is in it.
     pub fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    /// Bytes that it has allocated for slots, used or not.
+    pub fn table_bytes(&self) -> u64 {
+        (self.pages.len() * PAGE * size_of::<Option<(u32, T)>>()) as u64
     }
 
     /// Puts a value beside `key`.

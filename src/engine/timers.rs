@@ -66,6 +66,11 @@ impl TimerWheel {
         self.len == 0
     }
 
+    /// Bytes that it has allocated.
+    pub fn table_bytes(&self) -> u64 {
+        (self.pages.len() * PAGE * size_of::<Node>() + BUCKETS * size_of::<u32>()) as u64
+    }
+
     /// Whether the slot has a timer.
     pub fn is_set(&self, slot: u32) -> bool {
         self.pages.get(slot as usize / PAGE).is_some_and(|page| page[slot as usize % PAGE].tick != 0)

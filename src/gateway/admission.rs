@@ -127,6 +127,7 @@ impl<D: Driver> Gateway<D> {
             session.cold.get_or_insert_default().preface = true;
         }
         self.sessions.insert(key, session);
+        self.note_opening(key);
         self.timers.set(key.slot, self.now + self.head_patience());
         key
     }
@@ -137,6 +138,7 @@ impl<D: Driver> Gateway<D> {
         self.timers.clear(key.slot);
         self.said.remove(key);
         self.uncount(key);
+        self.forget_opening(key);
         let Some(session) = self.sessions.remove(key) else { return };
         self.counters.connections.of(session.transport).sub(1);
         self.shared.drop_load(self.shard);

@@ -178,15 +178,13 @@ impl<D: Driver> Gateway<D> {
     /// Finds out from a request's head who the client is, where its proxy says so. Why it cannot be served, if its address has too much already.
     pub(super) fn address_from_head(&mut self, key: ConnKey, head: &Head<'_, '_>) -> Option<Unavailable> {
         let AddressSource::Header(header) = self.addressing.source else { return None };
-        if !counts_addresses(&self.limits) {
-            return None;
-        }
         let peer = self.driver.peer_addr(key)?.ip();
         if !self.is_trusted(peer) {
             return None;
         }
         let address = client(peer, &self.addressing.trusted, header, head.headers(header.name()));
-        (!self.count_for(key, address)).then_some(Unavailable::Address)
+        self.note_client(key, address);
+        (counts_addresses(&self.limits) && !self.count_for(key, address)).then_some(Unavailable::Address)
     }
 
     /// Whether the client's address may open one more WebSocket or stream now.
@@ -225,11 +223,12 @@ impl<D: Driver> Gateway<D> {
                 if let Some(cold) = self.sessions.get_mut(key).and_then(|session| session.cold.as_mut()) {
                     cold.preface = false;
                 }
-                if counts_addresses(&self.limits)
-                    && let Some(peer) = self.driver.peer_addr(key)
-                    && !self.count_for(key, header.client(peer).ip())
-                {
-                    self.refuse_admitted(key, Unavailable::Address);
+                if let Some(peer) = self.driver.peer_addr(key) {
+                    let address = header.client(peer).ip();
+                    self.note_client(key, address);
+                    if counts_addresses(&self.limits) && !self.count_for(key, address) {
+                        self.refuse_admitted(key, Unavailable::Address);
+                    }
                 }
                 len
             }

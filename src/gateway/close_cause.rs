@@ -49,7 +49,7 @@ macro_rules! causes {
 impl CloseCause {
     /// Whether the client should come back as it is: then the close frame says when.
     pub fn wants_retry(self) -> bool {
-        self.code().is_some_and(|code| (4500..4600).contains(&code.0) || code == CloseCode::SERVICE_RESTART)
+        self.code().is_some_and(CloseCode::wants_retry)
     }
 }
 
@@ -88,6 +88,8 @@ causes! {
     Shutdown = "shutdown", Gateway, Some(CloseCode::SERVICE_RESTART);
     /// The gateway hands some of its clients to others.
     Rebalance = "rebalance", Gateway, Some(CloseCode::SERVICE_RESTART);
+    /// The operator has ended it; the code may be another one (`POST /disconnect`).
+    Disconnected = "disconnected", Gateway, Some(CloseCode::SERVICE_RESTART);
     /// No whole request head in time.
     HeadTimeout = "head_timeout", Peer, None;
     /// A request that was answered with an error and closed.

@@ -35,6 +35,8 @@ pub struct Counters {
     pub gaps: ByLabel<Counter, GapLabel, { GapLabel::COUNT }>,
     /// Messages that were not taken because their connection, its address, or the topic has as many as it may, by the bound.
     pub rate_limited: ByLabel<Counter, RateLimit, { RateLimit::COUNT }>,
+    /// Connections that were told an announcement, once for each.
+    pub announced: Counter,
     /// Messages given out of a topic's history.
     pub replayed: Counter,
     /// Memory of the histories of topics whose home is this shard.

@@ -10,7 +10,7 @@
 use std::time::Duration;
 
 use super::close_cause::CloseCause;
-use super::session::State;
+use super::session::{Session, State};
 use super::topic::Topic;
 use super::{Gateway, Progress};
 use crate::engine::driver::{CloseHow, Driver};
@@ -82,7 +82,8 @@ impl Farewells {
         self.begun + self.window.mul_f64(slices / self.total.max(1) as f64)
     }
 
-    fn is_over(&self) -> bool {
+    /// Whether everybody who is meant was told.
+    pub(super) fn is_over(&self) -> bool {
         self.order.left == 0
     }
 }
@@ -165,8 +166,13 @@ impl<D: Driver> Gateway<D> {
         if self.drain.is_some() || self.rebalance.is_some() || total == 0 {
             return self.shared.drop_rebalancing();
         }
-        let order = SlotOrder::new(slots, &mut self.random);
-        self.rebalance = Some(Farewells::new(CloseCause::Rebalance, self.now, window, total, order, &mut self.random));
+        self.rebalance = Some(self.farewells(CloseCause::Rebalance, window, total));
+    }
+
+    /// Goodbyes that begin now, so many of them over `window`.
+    pub(super) fn farewells(&mut self, cause: CloseCause, window: Duration, total: u64) -> Farewells {
+        let order = SlotOrder::new(self.driver.slots(), &mut self.random);
+        Farewells::new(cause, self.now, window, total, order, &mut self.random)
     }
 
     fn end_rebalance(&mut self) {
@@ -212,8 +218,8 @@ impl<D: Driver> Gateway<D> {
         if self.now >= drain.settled {
             let (window, farewells) = (drain.window, drain.farewells.take());
             let mut farewells = farewells.unwrap_or_else(|| {
-                let order = SlotOrder::new(self.driver.slots(), &mut self.random);
-                Farewells::new(CloseCause::Shutdown, self.now, window, self.sessions.len() as u64, order, &mut self.random)
+                let total = self.sessions.len() as u64;
+                self.farewells(CloseCause::Shutdown, window, total)
             });
             self.say_goodbyes(&mut farewells);
             if let Some(drain) = &mut self.drain {
@@ -242,7 +248,7 @@ impl<D: Driver> Gateway<D> {
 
     /// How soon goodbyes, or the end of a drain, must be looked at.
     pub(super) fn farewell_wait(&self) -> Option<Duration> {
-        let until = |farewells: &Farewells| farewells.next_at.since(self.now).max(TOGETHER);
+        let until = |farewells: &Farewells| self.until(farewells);
         let drain = self.drain.as_ref().and_then(|drain| {
             let next = drain.farewells.as_ref().filter(|farewells| !farewells.is_over()).map(until);
             let waits = drain.exits || drain.door != Door::Closed || self.driver.connections() > 0;
@@ -251,22 +257,39 @@ impl<D: Driver> Gateway<D> {
         drain.into_iter().chain(self.rebalance.as_ref().map(until)).min()
     }
 
-    /// Says the goodbyes that are due.
+    /// How soon the next goodbye is due.
+    pub(super) fn until(&self, farewells: &Farewells) -> Duration {
+        farewells.next_at.since(self.now).max(TOGETHER)
+    }
+
+    /// Says the goodbyes of a drain or a rebalance that are due.
     fn say_goodbyes(&mut self, farewells: &mut Farewells) {
+        let (cause, drains) = (farewells.cause, self.drain.is_some());
+        self.say_goodbyes_to(farewells, |_, _, session| drains || session.state.is_open(), |gateway, key| gateway.dismiss(key, cause));
+    }
+
+    /// Says the goodbyes that are due to those who are meant.
+    pub(super) fn say_goodbyes_to(
+        &mut self,
+        farewells: &mut Farewells,
+        is_meant: impl Fn(&Self, ConnKey, &Session) -> bool,
+        mut say: impl FnMut(&mut Self, ConnKey),
+    ) {
         let mut looks = 0;
         let mut told = 0;
         while told < self.limits.closes_per_turn && looks < LOOKS_PER_TURN && self.now >= farewells.next_at {
             let Some(slot) = farewells.order.next() else { return };
             looks += 1;
-            let Some((key, session)) = self.sessions.at(slot) else { continue };
-            if session.state.is_over() || session.goodbye.is_some() || (self.drain.is_none() && !session.state.is_open()) {
+            let Some((key, _)) = self.sessions.at(slot) else { continue };
+            let Some(session) = self.sessions.get(key) else { continue };
+            if session.state.is_over() || session.goodbye.is_some() || !is_meant(self, key, session) {
                 continue;
             }
-            self.dismiss(key, farewells.cause);
+            say(self, key);
             told += 1;
             farewells.told += 1;
             farewells.next_at = farewells.time_of_next(&mut self.random);
-            if self.drain.is_none() && farewells.told >= farewells.total {
+            if farewells.cause == CloseCause::Rebalance && farewells.told >= farewells.total {
                 return;
             }
         }
@@ -290,7 +313,7 @@ impl<D: Driver> Gateway<D> {
     }
 
     /// Ends an open connection when what is queued for it now was sent, and the message that it is in the middle of sending has come.
-    fn say_goodbye(&mut self, key: ConnKey, cause: CloseCause) {
+    pub(super) fn say_goodbye(&mut self, key: ConnKey, cause: CloseCause) {
         let linger = Duration::from_millis(self.limits.linger_ms);
         let Some(session) = self.sessions.get(key) else { return };
         let until = match session.state {
@@ -342,6 +365,7 @@ impl<D: Driver> Gateway<D> {
             left += 1;
             if !session.state.is_over() {
                 self.counters.closes.of(CloseCause::ShutdownDeadline).add(1);
+                self.note_closing(key, CloseCause::ShutdownDeadline, None, 0);
                 self.leave(key);
             }
             self.take_down(key, CloseHow::Reset);

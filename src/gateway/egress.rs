@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::Gateway;
 use super::close_cause::{CloseCause, Fault};
 use super::counters::{DropReason, Transport};
-use super::session::{Stamp, State, micros};
+use super::session::{Session, Stamp, State, micros};
 use crate::engine::driver::{CloseHow, Driver};
 use crate::engine::segment::{Gather, Range, Ranges};
 use crate::ids::ConnKey;
@@ -161,14 +161,22 @@ impl<D: Driver> Gateway<D> {
     /// Ends a connection: counts and logs why, leaves its room, says so in a close frame (with `code`, or the cause's own), and begins the
     /// closing sequence. `reason` is for the peer and the log; where the client should come back, the close frame says when before it.
     pub(super) fn end_with(&mut self, key: ConnKey, cause: CloseCause, code: Option<CloseCode>, reason: &str) {
-        let Some(session) = self.sessions.get(key) else { return };
+        let Some(session) = self.sessions.get_mut(key) else { return };
         if session.state.is_over() {
             return;
         }
+        let word = session.cold.as_mut().and_then(|cold| cold.word.take()).filter(|_| cause == CloseCause::Disconnected && code.is_none());
+        let (code, reason) = word.as_ref().map_or((code, reason), |word| (Some(word.code), &*word.reason));
+        // A client's own code is answered as it is.
+        let wants_retry = match code {
+            Some(code) if cause == CloseCause::Disconnected => code.wants_retry(),
+            _ => cause.wants_retry(),
+        };
         let streams = session.state == State::Stream;
         self.counters.closes.of(cause).add(1);
         self.log_end(key, cause, reason);
-        self.count_drops(key, cause);
+        let dropped = self.count_drops(key, cause);
+        self.note_closing(key, cause, code.or(cause.code()), dropped);
         self.leave(key);
         if matches!(cause, CloseCause::SlowConsumer | CloseCause::NoPong) {
             self.staged.take_if(|(staged, _)| *staged == key);
@@ -193,7 +201,7 @@ impl<D: Driver> Gateway<D> {
         }
         if says_why {
             let code = code.or(cause.code());
-            let payload = code.map(|code| match cause.wants_retry() {
+            let payload = code.map(|code| match wants_retry {
                 true => encode_close_payload(code, format!("retry={} {reason}", self.retry_ms_after(cause)).trim_end()),
                 false => encode_close_payload(code, reason),
             });
@@ -202,7 +210,7 @@ impl<D: Driver> Gateway<D> {
             self.push_direct(key, &header[..len], payload);
         }
         if streams && cause != CloseCause::ClientClosed {
-            let retry_ms = cause.wants_retry().then(|| self.retry_ms_after(cause));
+            let retry_ms = wants_retry.then(|| self.retry_ms_after(cause));
             let mut out = Vec::new();
             encode_bye(&mut out, code.or(cause.code()).unwrap_or(CloseCode::INTERNAL_RETRY), reason, retry_ms);
             self.push_direct(key, &out, &[]);
@@ -221,24 +229,31 @@ impl<D: Driver> Gateway<D> {
         self.driver.close(key, how);
     }
 
-    fn count_drops(&self, key: ConnKey, cause: CloseCause) {
-        let Some(session) = self.sessions.get(key) else { return };
+    /// Messages of its topics that wait for a connection, besides the send in flight.
+    pub(super) fn waiting_frames(&self, session: &Session) -> u64 {
         let room = session.behind().zip(session.topic.and_then(|topic| self.topics.get(topic)));
-        let frames = match session.stream() {
+        match session.stream() {
             Some(stream) => self.stream_frames(stream),
             None => room.map_or(0, |(behind, topic)| topic.raw.log.frames() - behind.frame()),
-        };
+        }
+    }
+
+    /// Counts what waits for a connection that ends, and will never be sent; how many.
+    fn count_drops(&self, key: ConnKey, cause: CloseCause) -> u64 {
+        let Some(session) = self.sessions.get(key) else { return 0 };
+        let frames = self.waiting_frames(session);
         let reason = match cause {
             CloseCause::SlowConsumer => DropReason::SlowConsumer,
             CloseCause::Shutdown | CloseCause::ShutdownDeadline => DropReason::Shutdown,
             _ => DropReason::ConnectionClosed,
         };
         self.counters.drops.of(reason).add(frames);
+        frames
     }
 
     fn log_end(&mut self, key: ConnKey, cause: CloseCause, reason: &str) {
         let id = self.id(key);
-        if cause.fault() == Fault::Nobody || matches!(cause, CloseCause::Shutdown | CloseCause::Rebalance) {
+        if cause.fault() == Fault::Nobody || matches!(cause, CloseCause::Shutdown | CloseCause::Rebalance | CloseCause::Disconnected) {
             tracing::debug!(conn = %id, cause = cause.label(), "connection ends");
             return;
         }

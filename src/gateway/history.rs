@@ -47,6 +47,16 @@ impl History {
         if self.oldest.is_some() { self.first } else { log.frames() }
     }
 
+    /// Bytes of the messages kept, as charged to the process's history.
+    pub(super) fn bytes(&self) -> u64 {
+        self.charged
+    }
+
+    /// Bytes that it has allocated besides.
+    pub(super) fn heap_bytes(&self) -> u64 {
+        (self.marks.capacity() * size_of::<(Time, u64)>()) as u64
+    }
+
     /// The position before a frame that is kept.
     pub(super) fn seek(&self, frame: u64) -> Option<Pin> {
         self.oldest.as_ref().map(|oldest| oldest.seek_frame(frame))
@@ -169,6 +179,11 @@ pub(super) struct Past {
 }
 
 impl Past {
+    /// Bytes of its tables.
+    pub(super) fn table_bytes(&self) -> u64 {
+        (self.gone.capacity() * size_of::<(u64, Gone)>() + self.order.capacity() * size_of::<(u64, u64)>()) as u64
+    }
+
     /// Remembers at most so many topics.
     pub(super) fn new(max: usize) -> Self {
         Self { floor: 0, gone: HashMap::new(), order: VecDeque::new(), max }

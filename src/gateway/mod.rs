@@ -16,6 +16,7 @@
 //! | `clients`, `rate` | who clients are; how many may come, and how much they may say |
 //! | `snapshot` | what outlives a planned restart, out and in |
 //! | `timeouts`, `drain` | deadlines; goodbyes, in a shutdown and when clients are handed to others |
+//! | `inspect`, `dismissal` | what an operator asks, and what it has done to clients |
 #![forbid(unsafe_code)]
 
 mod admission;
@@ -23,6 +24,7 @@ mod budget;
 mod clients;
 pub mod close_cause;
 pub mod counters;
+mod dismissal;
 mod drain;
 mod egress;
 mod endpoints;
@@ -30,6 +32,7 @@ mod fanout;
 mod feed;
 mod frames;
 mod history;
+pub mod inspect;
 mod listing;
 mod log_limit;
 mod peers;
@@ -71,6 +74,7 @@ use crate::gateway::counters::Counters;
 use crate::gateway::drain::{Drain, Farewells};
 use crate::gateway::feed::FeedKey;
 use crate::gateway::history::Past;
+use crate::gateway::inspect::{Desk, Inquiry};
 use crate::gateway::log_limit::LogLimit;
 use crate::gateway::publishing::Keys;
 use crate::gateway::rate::{Rate, Said};
@@ -90,6 +94,7 @@ use crate::proto::ws::frame::server_header;
 use crate::time::Time;
 
 pub use clients::{AddressSource, Addressing};
+pub use dismissal::Word;
 pub use endpoints::Pages;
 pub use listing::Listing;
 pub use peers::ShardMessage;
@@ -109,7 +114,7 @@ fn ping(shared: &Shared) -> Rc<Gather> {
 }
 
 /// What the rest of the process tells a shard.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Debug)]
 pub enum Command {
     /// Stop accepting, say goodbye to everybody, finish by the deadline. In a drain that is under way only `exits` says something new.
     Drain {
@@ -132,6 +137,8 @@ pub enum Command {
         /// Over how long goodbyes are spread.
         window: Duration,
     },
+    /// Answer the operator, or do something to clients for it.
+    Inspect(Box<Inquiry>),
 }
 
 /// Whether a shard goes on.
@@ -303,6 +310,8 @@ pub struct Gateway<D> {
     opened: Rate,
     drain: Option<Drain>,
     rebalance: Option<Farewells>,
+    /// What the operator asks.
+    desk: Desk,
     next_sweep: Time,
     /// Connections came or went, or messages did, since the last sweep; the same for the second before it.
     busy: bool,
@@ -369,6 +378,7 @@ impl<D: Driver> Gateway<D> {
             opened: Rate::default(),
             drain: None,
             rebalance: None,
+            desk: Desk::default(),
             next_sweep: now,
             busy: false,
             was_busy: false,
@@ -468,6 +478,7 @@ impl<D: Driver> Gateway<D> {
                 Command::Drain { window, deadline, exits } => self.begin_drain(window, deadline, exits),
                 Command::CallOff { listener } => self.call_off_drain(listener),
                 Command::Rebalance { share_ppm, window } => self.begin_rebalance(share_ppm, window),
+                Command::Inspect(inquiry) => self.inquire(*inquiry),
             }
         }
         self.handle_timers();
@@ -479,6 +490,7 @@ impl<D: Driver> Gateway<D> {
         self.answer_callers();
         self.answer_polls();
         self.look_after_receipts();
+        self.answer_inquiries();
         self.tell_members();
         self.dispatch();
         self.relieve_memory();
@@ -496,17 +508,26 @@ impl<D: Driver> Gateway<D> {
 
     fn next_wait(&self) -> Wait {
         let is_at_work = !self.laps.is_empty() || !self.dispatches.is_empty() || !self.woken.is_empty();
-        if is_at_work || !self.callers.is_empty() || !self.asked.is_empty() {
+        if is_at_work || !self.callers.is_empty() || !self.asked.is_empty() || self.is_inquired() {
             return Wait::No;
         }
         let poll = (self.mailbox.overflow() > 0 || !self.memory_waiters.is_empty()).then_some(POLL);
         let receipts = (self.awaited.len() > 0 || !self.counts.is_empty()).then_some(RECEIPTS);
         let parked = (!self.parked.is_empty()).then(|| self.next_unpark.since(self.now));
         let sweep = self.needs_sweep().then(|| self.next_sweep.since(self.now));
-        let wait = [self.timers.next_wait(self.now), sweep, self.farewell_wait(), self.watch_wait(), poll, parked, receipts]
-            .into_iter()
-            .flatten()
-            .min();
+        let wait = [
+            self.timers.next_wait(self.now),
+            sweep,
+            self.farewell_wait(),
+            self.dismissal_wait(),
+            self.watch_wait(),
+            poll,
+            parked,
+            receipts,
+        ]
+        .into_iter()
+        .flatten()
+        .min();
         match wait {
             Some(wait) if wait.is_zero() => Wait::No,
             Some(wait) => Wait::For(wait),

@@ -136,6 +136,17 @@ impl<D: Driver> Gateway<D> {
         self.answer_poll(key, body);
     }
 
+    /// The operator has something to say: that is an answer.
+    pub(super) fn announce_to_poll(&mut self, key: ConnKey, text: &str) {
+        let epoch = self.epoch;
+        let Some(stream) = self.sessions.get_mut(key).and_then(|session| session.stream_mut()) else { return };
+        let mut body = Vec::new();
+        let mut answer = Answer::begin(&mut body);
+        answer.announcement(text);
+        finish(answer, epoch, stream);
+        self.answer_poll(key, body);
+    }
+
     fn answer_poll(&mut self, key: ConnKey, body: Vec<u8>) {
         let Some(stream) = self.sessions.get_mut(key).and_then(|session| session.stream_mut()) else { return };
         let poll = std::mem::take(&mut stream.poll);

@@ -163,6 +163,13 @@ impl Keys {
         self.order.len()
     }
 
+    /// Bytes of their tables, and of the keys as if each had a UUID's 36 bytes in either.
+    pub(super) fn table_bytes(&self) -> u64 {
+        let known = self.known.capacity() * size_of::<((TopicName, Box<str>), (Time, Position))>();
+        let order = self.order.capacity() * size_of::<(Time, TopicName, Box<str>)>();
+        (known + order + self.order.len() * 2 * 36) as u64
+    }
+
     fn find(&self, topic: &TopicName, id: &str, now: Time, limits: &Limits) -> Option<Position> {
         // A lookup without a copy of both would need a key type of its own; ids are short and rare.
         let &(at, position) = self.known.get(&(topic.clone(), Box::from(id)))?;

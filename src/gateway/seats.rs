@@ -66,6 +66,11 @@ impl Seats {
         }
     }
 
+    /// Bytes that their table has allocated.
+    pub(super) fn table_bytes(&self) -> u64 {
+        (self.seats.capacity() * size_of::<Option<Seat>>() + self.free.capacity() * size_of::<u32>()) as u64
+    }
+
     /// How many are taken.
     pub(super) fn len(&self) -> usize {
         self.seats.len() - self.free.len()

@@ -2,9 +2,11 @@
 
 use std::collections::VecDeque;
 use std::num::NonZeroU32;
+use std::rc::Rc;
 
 use super::close_cause::CloseCause;
 use super::counters::Transport;
+use super::dismissal::Word;
 use super::endpoints::Unavailable;
 use super::publishing::Upload;
 use super::streams::Stream;
@@ -77,6 +79,8 @@ pub(super) struct Cold {
     pub(super) upload: Option<Box<Upload>>,
     /// Where it ends in its room, or in each topic of its stream: what was queued when it was told goodbye. Empty when that was nothing.
     pub(super) until: Box<[u64]>,
+    /// What it is told when it ends, where the operator says so.
+    pub(super) word: Option<Rc<Word>>,
     /// How many such requests it has made.
     pub(super) turn: u16,
 }
@@ -235,6 +239,7 @@ impl Session {
                 && cold.stream.is_none()
                 && cold.upload.is_none()
                 && cold.until.is_empty()
+                && cold.word.is_none()
                 && cold.turn == 0
         });
     }

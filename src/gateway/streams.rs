@@ -50,6 +50,8 @@ pub(super) struct Stream {
     replays_next: bool,
     /// Parts whose home has not answered.
     unanswered: u16,
+    /// Times that it was told of missing messages.
+    pub(super) gaps: u16,
     /// What came before all had answered.
     arrived: Vec<(u16, Replay)>,
     /// The response's head.
@@ -89,6 +91,7 @@ impl Stream {
             pending: VecDeque::new(),
             replays_next: false,
             unanswered,
+            gaps: 0,
             arrived: Vec::new(),
             opening,
             retry_ms,
@@ -265,6 +268,7 @@ impl<D: Driver> Gateway<D> {
                 encode_open(&mut out, stream.parts.iter().map(|part| (part.name.as_str(), position(part))), stream.retry_ms);
                 while let Some((number, at, gap)) = gaps.next() {
                     self.counters.gaps.of(gap.0.into()).add(1);
+                    stream.gaps = stream.gaps.saturating_add(1);
                     if gaps.peek().is_none() {
                         encode_id(&mut out, epoch, stream.offsets());
                     }
@@ -300,6 +304,7 @@ impl<D: Driver> Gateway<D> {
         let Some(stream) = self.sessions.get_mut(key).and_then(|session| session.stream_mut()) else { return };
         let mut out = Vec::new();
         stream.parts[usize::from(number)].at = at;
+        stream.gaps = stream.gaps.saturating_add(1);
         encode_id(&mut out, epoch, stream.offsets());
         push_gap(&mut out, &stream.parts[usize::from(number)].name, Position { epoch, offset: at }, gap);
         self.push_direct(key, &out, &[]);

@@ -38,6 +38,13 @@ impl<N: Hash + Eq + Clone, T> Directory<N, T> {
         self.by_name.is_empty()
     }
 
+    /// Bytes that it has allocated for places and for names' entries; not what these own.
+    pub fn table_bytes(&self) -> u64 {
+        // The map has 8 places for every 7 that it may use, and a byte of its own for each.
+        let names = self.by_name.capacity() * 8 / 7 * (size_of::<(N, u32)>() + 1);
+        (names + self.pages.len() * PAGE * size_of::<Slot<N, T>>() + self.free.capacity() * size_of::<u32>()) as u64
+    }
+
     /// The key of the topic called `name`.
     pub fn find(&self, name: &N) -> Option<TopicKey> {
         self.by_name.get(name).map(|&slot| TopicKey { slot, generation: self.slot(slot).map_or(NonZeroU32::MIN, |place| place.generation) })

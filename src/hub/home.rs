@@ -37,6 +37,11 @@ impl<P> Home<P> {
         self.targets.is_empty()
     }
 
+    /// Bytes that it has allocated.
+    pub fn heap_bytes(&self) -> u64 {
+        (self.targets.capacity() * size_of::<Target<P>>()) as u64
+    }
+
     /// Adds a shard; it gets what comes after `end`, the log's present end.
     pub fn subscribe(&mut self, shard: ShardId, key: TopicKey, end: u64) {
         debug_assert!(self.targets.iter().all(|target| target.shard != shard), "a shard subscribes once");

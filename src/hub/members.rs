@@ -30,6 +30,11 @@ impl Members {
         self.len() == 0
     }
 
+    /// Bytes that it has allocated.
+    pub fn heap_bytes(&self) -> u64 {
+        ((self.slots.capacity() + self.holes.capacity()) * size_of::<u32>()) as u64
+    }
+
     /// Adds a connection; the place is for [`leave`](Self::leave).
     pub fn join(&mut self, slot: u32) -> u32 {
         debug_assert_ne!(slot, HOLE);

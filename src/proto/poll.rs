@@ -111,6 +111,14 @@ impl<'o> Answer<'o> {
         self.out.extend_from_slice(b"}}");
     }
 
+    /// Adds what the operator says to everybody: an entry without a topic.
+    pub fn announcement(&mut self, text: &str) {
+        self.separate();
+        self.out.extend_from_slice(b"{\"announcement\":");
+        push_string(self.out, text);
+        self.out.push(b'}');
+    }
+
     /// Whether nothing has been added.
     pub fn is_empty(&self) -> bool {
         self.is_empty

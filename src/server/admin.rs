@@ -14,9 +14,10 @@ use std::time::Duration;
 use crossbeam_channel::{Sender, bounded};
 
 use super::clock::Clock;
+use super::debug::Debug;
 use super::lifecycle::{Ask, Order, Phase, Readiness};
 use super::metrics::Metrics;
-use crate::proto::http::{Head, HeadStorage, Response, head_end, parse_head, query_pairs};
+use crate::proto::http::{Body, Head, HeadStorage, Response, head_end, parse_head, query_pairs};
 use crate::time::Time;
 
 /// Why the admin listener cannot be started.
@@ -79,8 +80,8 @@ impl Admin {
     ///
     /// # Errors
     /// When its thread cannot be started.
-    pub fn start(self, clock: Clock, metrics: Metrics, readiness: Arc<Readiness>, orders: Sender<Order>) -> Result<(), AdminError> {
-        let pages = Arc::new(Pages { metrics, readiness, orders });
+    pub fn start(self, clock: Clock, metrics: Metrics, debug: Debug, orders: Sender<Order>) -> Result<(), AdminError> {
+        let pages = Arc::new(Pages { metrics, readiness: Arc::clone(&debug.readiness), debug, orders });
         let run = move || accept_forever(&self.listener, clock, &pages);
         thread::Builder::new().name("admin".to_owned()).spawn(run).map_err(AdminError::Thread)?;
         Ok(())
@@ -171,6 +172,13 @@ fn serve_client(stream: &TcpStream, clock: Clock, pages: &Pages) -> io::Result<(
             continue;
         }
         match parse_head(&mut HeadStorage::new(), &head, HEAD_BYTES_MAX) {
+            Ok(Some(request)) if Debug::knows(request.path) => match read_body(&mut link, &request, &head[request.len..], &pages.debug)? {
+                Ok(body) => {
+                    let response = pages.debug.answer(&request, &body);
+                    break if request.method == "HEAD" { response.head_only() } else { response };
+                }
+                Err(refusal) => break refusal,
+            },
             Ok(Some(request)) => break pages.answer(&request),
             Ok(None) => {}
             Err(error) => break Response::error(error.status(), &error.to_string()),
@@ -191,6 +199,33 @@ fn serve_client(stream: &TcpStream, clock: Clock, pages: &Pages) -> io::Result<(
         }
     }
     Ok(())
+}
+
+/// Reads the body of a request that may have one, as far as it is allowed; why not, if it is not.
+fn read_body(link: &mut Deadlined<'_>, request: &Head<'_, '_>, read: &[u8], debug: &Debug) -> io::Result<Result<Vec<u8>, Response>> {
+    let Some(max) = debug.body_bytes_max(request.path) else { return Ok(Ok(Vec::new())) };
+    let bytes = match request.body() {
+        Ok(Body::None) => 0,
+        Ok(Body::Length(bytes)) if bytes <= max => bytes as usize,
+        Ok(Body::Length(bytes)) => {
+            return Ok(Err(Response::error(413, &format!("the body has {bytes} bytes, limit {max} (limits.message_bytes_max)"))));
+        }
+        Ok(Body::Chunked) => return Ok(Err(Response::error(411, "the body needs a Content-Length"))),
+        Err(error) => return Ok(Err(Response::error(error.status(), &error.to_string()))),
+    };
+    let mut body = read.to_vec();
+    while body.len() < bytes {
+        match link.read_some(&mut body) {
+            Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::TimedOut => {
+                return Ok(Err(Response::error(408, &format!("no whole body within {} s", PATIENCE.as_secs()))));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    body.truncate(bytes);
+    Ok(Ok(body))
 }
 
 /// A stream whose reads and writes together end by a deadline; a timeout for each would let a client drip bytes for hours.
@@ -235,6 +270,7 @@ fn timed_out(error: io::Error) -> io::Error {
 struct Pages {
     metrics: Metrics,
     readiness: Arc<Readiness>,
+    debug: Debug,
     orders: Sender<Order>,
 }
 
@@ -255,7 +291,10 @@ impl Pages {
                 Phase::Draining => text(503, "draining: shutting down, clients are asked to reconnect elsewhere\n"),
             },
             "/drain" | "/rebalance" => self.change(request),
-            _ => Response::error(404, "nothing here; there are /metrics, /healthz, /readyz, /drain and /rebalance"),
+            _ => Response::error(
+                404,
+                "nothing here; there are /metrics, /healthz, /readyz, /drain, /rebalance, /debug/topics, /debug/connections, /debug/memory, /disconnect, /topics/NAME/disconnect, /connections/ID/disconnect and /announce",
+            ),
         };
         if request.method == "HEAD" { response.head_only() } else { response }
     }
@@ -332,7 +371,14 @@ mod tests {
         let readiness = Readiness::new();
         let admin = Admin::bind(SocketAddr::from(([127, 0, 0, 1], 0))).expect("loopback has a free port");
         let address = admin.address();
-        admin.start(Clock::new(), metrics, Arc::clone(&readiness), orders).expect("a thread can be started");
+        let debug = Debug {
+            clock: Clock::new(),
+            limits: Arc::default(),
+            shared: Shared::new(1, 1, 1, 1, 1),
+            readiness: Arc::clone(&readiness),
+            doors: Arc::default(),
+        };
+        admin.start(Clock::new(), metrics, debug, orders).expect("a thread can be started");
         (address, readiness)
     }
 
@@ -435,6 +481,37 @@ mod tests {
         }
         let answer = ask(address, "POST /drain HTTP/1.1\r\nHost: admin\r\nOrigin: http://page.example\r\n\r\n");
         assert!(answer.starts_with("HTTP/1.1 403 "), "{answer}");
+    }
+
+    #[test]
+    fn what_makes_no_sense_for_the_operators_pages_is_refused_and_shards_that_start_are_told_of() {
+        let (address, _) = start();
+        let cases = [
+            ("GET /debug/topics?sort=size", "400", "subscribers"),
+            ("GET /debug/connections?limit=0", "400", "inspect_items_max"),
+            ("GET /debug/connections?limit=1001", "400", "from 1 to 1000"),
+            ("POST /debug/memory", "405", "GET"),
+            ("GET /disconnect?all=1", "405", "POST"),
+            ("POST /disconnect", "400", "?all=1"),
+            ("POST /disconnect?all=1&code=1000", "400", "code=4420"),
+            ("POST /disconnect?all=1&reason=a%0Ab", "400", "control"),
+            ("POST /connections/1-2/disconnect", "400", "SHARD-SLOT-GENERATION"),
+            ("POST /topics/%00/disconnect", "400", "control"),
+            ("POST /topics/%ff/disconnect", "400", "UTF-8"),
+            ("POST /announce", "400", "empty"),
+            ("GET /debug/topics", "503", "starting"),
+            ("POST /topics/a/disconnect", "503", "starting"),
+        ];
+        for (line, status, word) in cases {
+            let answer = ask(address, &format!("{line} HTTP/1.1\r\nHost: admin\r\n\r\n"));
+            assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")) && answer.contains(word), "{line}: {answer}");
+        }
+        let answer = ask(address, "POST /disconnect?all=1 HTTP/1.1\r\nHost: admin\r\nOrigin: http://page.example\r\n\r\n");
+        assert!(answer.starts_with("HTTP/1.1 403 "), "{answer}");
+        let answer = ask(address, "POST /announce HTTP/1.1\r\nHost: admin\r\nContent-Length: 65537\r\n\r\n");
+        assert!(answer.starts_with("HTTP/1.1 413 ") && answer.contains("limit 65536"), "{answer}");
+        let answer = ask(address, "POST /announce HTTP/1.1\r\nHost: admin\r\nContent-Length: 1\r\n\r\n\u{1}");
+        assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
     }
 
     #[test]

@@ -4,6 +4,7 @@
 pub mod admin;
 pub mod clock;
 pub mod config;
+pub mod debug;
 pub mod host;
 pub mod lifecycle;
 pub mod logging;

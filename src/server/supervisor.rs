@@ -4,7 +4,7 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use super::admin::{Admin, AdminError};
 use super::clock::{Clock, unix_time};
 use super::config::{Config, Cpus, DriverChoice};
+use super::debug::{Debug, Doors};
 use super::lifecycle::{Lifecycle, Order, Phase, Readiness};
 use super::metrics::{Metrics, ProcessFacts};
 use super::shard::{DriverKind, Seat, Started, ring_size, run};
@@ -135,6 +136,7 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
     let counters: Vec<Arc<Counters>> = (0..shards).map(|_| Arc::default()).collect();
     let readiness = Readiness::new();
     let (orders, ordered) = bounded(ORDERS_MAX);
+    let doors = Arc::new(OnceLock::new());
     if let Some(admin) = admin {
         let facts = ProcessFacts {
             driver: driver.name(),
@@ -145,7 +147,14 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
             shared: Arc::clone(&shared),
             readiness: Arc::clone(&readiness),
         };
-        admin.start(clock, Metrics::new(counters.clone(), facts), Arc::clone(&readiness), orders.clone())?;
+        let debug = Debug {
+            clock,
+            limits: Arc::clone(&limits),
+            shared: Arc::clone(&shared),
+            readiness: Arc::clone(&readiness),
+            doors: Arc::clone(&doors),
+        };
+        admin.start(clock, Metrics::new(counters.clone(), facts), debug, orders.clone())?;
     }
 
     let wakers = Wakers::new(shards).map_err(system("make eventfds"))?;
@@ -171,6 +180,7 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
         keeps_state: state.is_some(),
     };
     let Crew { commands, threads, states } = plan.start(listening, snapshots)?;
+    doors.get_or_init(|| Doors { commands: commands.clone(), wakers: Arc::clone(&plan.wakers) });
     shutdown.report(plan.orders.clone()).map_err(system("watch for signals"))?;
     readiness.set(Phase::Serving);
     let admin_text = admin_address.map_or_else(|| "admin off".to_owned(), |address| format!("admin http://{address}"));

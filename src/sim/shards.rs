@@ -213,7 +213,7 @@ impl<K: Kernel> Shards<K> {
 
     fn command(&mut self, command: Command) {
         for (index, seat) in self.seats.iter().enumerate() {
-            seat.commands.send(command).expect("a shard that is asked for something has not finished");
+            seat.commands.send(command.clone()).expect("a shard that is asked for something has not finished");
             self.world.borrow_mut().signal(ShardId(index as u16));
         }
     }

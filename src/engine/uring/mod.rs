@@ -427,6 +427,10 @@ impl<K: Kernel> Driver for UringDriver<K> {
         self.kernel.submit(Token::plain(Kind::WakePeer, u32::from(shard.0)), Op::WakePeer(shard));
     }
 
+    fn table_bytes(&self) -> u64 {
+        self.conns.table_bytes()
+    }
+
     fn recv_starved(&self) -> u64 {
         self.starved_total
     }

@@ -114,6 +114,23 @@ pub fn encode_bye(out: &mut Vec<u8>, code: CloseCode, reason: &str, retry_ms: Op
     });
 }
 
+/// Appends `shardcast:announcement`: `{"text":"…"}`, what the operator says to everybody.
+pub fn encode_announcement(out: &mut Vec<u8>, text: &str) {
+    push_control(out, "announcement", |out| {
+        out.extend_from_slice(b"{\"text\":");
+        push_string(out, text);
+        out.push(b'}');
+    });
+}
+
+/// The same for a WebSocket in raw mode, which has no names for messages: `{"shardcast:announcement":{"text":"…"}}`.
+pub fn raw_announcement(text: &str) -> Vec<u8> {
+    let mut out = b"{\"shardcast:announcement\":{\"text\":".to_vec();
+    push_string(&mut out, text);
+    out.extend_from_slice(b"}}");
+    out
+}
+
 /// An event of ours. Its data is JSON that we write, in which line ends are escaped.
 fn push_control(out: &mut Vec<u8>, name: &str, data: impl FnOnce(&mut Vec<u8>)) {
     out.extend_from_slice(b"event: ");

@@ -16,5 +16,7 @@ pub mod encoder;
 pub mod event_name;
 
 pub use decoder::{Decoder, Event};
-pub use encoder::{HEARTBEAT, encode_bye, encode_event, encode_gap, encode_id, encode_open, encode_retry};
+pub use encoder::{
+    HEARTBEAT, encode_announcement, encode_bye, encode_event, encode_gap, encode_id, encode_open, encode_retry, raw_announcement,
+};
 pub use event_name::{EventName, EventNameError};

@@ -73,6 +73,11 @@ impl CloseCode {
     pub const fn is_valid_on_wire(self) -> bool {
         matches!(self.0, 1000..=1003 | 1007..=1014 | 3000..=4999)
     }
+
+    /// Whether the client should come back as it is (docs/protocol.md, Close codes): then it is told when.
+    pub const fn wants_retry(self) -> bool {
+        matches!(self.0, 1012 | 4500..=4599)
+    }
 }
 
 impl fmt::Display for CloseCode {
