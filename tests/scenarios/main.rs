@@ -6,6 +6,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod floods;
 mod idle;
 mod reconnect_storm;
 mod slow_readers;
