@@ -180,8 +180,10 @@ limits! {
     ring_completions: Count = 8192, 128 => 65_536;
     /// Sends that fan-out starts in one turn of a shard's loop, over all topics, before completions are looked at again.
     fanout_sends_per_turn: Count = 256, 1 => 65_536;
-    /// Connections that a shard accepts in one turn of the epoll driver; on the ring the completions of a turn bound them, at 512.
+    /// Connections that a shard accepts in one turn of the epoll driver; on the ring the completions of a turn bound them, at 512 (docs/decisions/0019).
     accepts_per_turn: Count = 256, 1 => 65_536;
+    /// Connections whose peers have gone that a shard takes down in one turn: a crowd that is gone at once does not hold up who is still there.
+    teardowns_per_turn: Count = 64, 1 => 65_536;
     /// Connections that a shard says goodbye to in one turn, in a drain or a rebalance that has fallen behind its pace.
     closes_per_turn: Count = 256, 1 => 65_536;
     /// Messages that wait in the queue of one ordered pair of shards; more waits with the sender, bounded by its topics and connections.

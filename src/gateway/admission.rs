@@ -85,7 +85,8 @@ impl<D: Driver> Gateway<D> {
         }
     }
 
-    /// Somebody who cannot be served is taken up just to be told so; beyond the bound of those too, it is dropped, and the next ones wait in the backlog.
+    /// Somebody who cannot be served is taken up just to be told so; beyond the bound of those too, it is dropped. Where nobody can be served the next ones
+    /// wait in the backlog; what one address has too much of is no reason to keep others waiting.
     fn accepted_to_refuse(&mut self, socket: Socket, why: Unavailable) {
         if self.admission.refusing < self.limits.refusals_max {
             self.admission.refusing += 1;
@@ -99,7 +100,7 @@ impl<D: Driver> Gateway<D> {
             self.counters.accepts.of(AcceptResult::Dropped).add(1);
             self.driver.discard(socket);
         }
-        if self.admission.refusing >= self.limits.refusals_max && !self.admission.full {
+        if why == Unavailable::OverCapacity && self.admission.refusing >= self.limits.refusals_max && !self.admission.full {
             self.admission.full = true;
             self.driver.pause_accept();
         }

@@ -197,7 +197,7 @@ pub struct Holdings {
     pub guests: usize,
     /// Receipts that wait until a message was sent to everyone.
     pub receipts: usize,
-    /// Requests and pieces of histories that wait for their turn.
+    /// Requests, pieces of histories, and connections whose peer has gone, that wait for their turn.
     pub queued: usize,
     /// Polls that have something to be answered with.
     pub ready_polls: usize,
@@ -247,6 +247,8 @@ pub struct Gateway<D> {
     handled: usize,
     /// Messages of clients that this step may still take.
     messages_left: u64,
+    /// Connections that it may still take down.
+    teardowns_left: u64,
     /// Request heads that it may still answer, and bytes of histories that it may give out.
     requests_left: u64,
     replay_bytes_left: u64,
@@ -283,6 +285,8 @@ pub struct Gateway<D> {
     counts: VecDeque<Counting>,
     /// Topics whose members were joined or left.
     recounts: Vec<TopicKey>,
+    /// Connections whose peer has gone, with an error or without, and that wait for their turn.
+    leavers: VecDeque<(ConnKey, Option<io::Error>)>,
     /// Connections whose request waits for its turn.
     callers: VecDeque<ConnKey>,
     /// The one whose turn it is.
@@ -339,6 +343,7 @@ impl<D: Driver> Gateway<D> {
             events: Vec::new(),
             handled: 0,
             messages_left: 0,
+            teardowns_left: 0,
             requests_left: 0,
             replay_bytes_left: 0,
             sessions: SideTable::default(),
@@ -361,6 +366,7 @@ impl<D: Driver> Gateway<D> {
             awaited: AwaitedReceipts::default(),
             counts: VecDeque::new(),
             recounts: Vec::new(),
+            leavers: VecDeque::new(),
             callers: VecDeque::new(),
             called: None,
             asked: VecDeque::new(),
@@ -446,7 +452,7 @@ impl<D: Driver> Gateway<D> {
             seats: self.seats.len(),
             guests,
             receipts: self.awaited.len() + self.counts.len(),
-            queued: self.callers.len() + self.asked.len(),
+            queued: self.leavers.len() + self.callers.len() + self.asked.len(),
             ready_polls: self.ready_polls.len(),
             histories: self.histories.len(),
             keys: self.keys.len(),
@@ -470,6 +476,7 @@ impl<D: Driver> Gateway<D> {
     pub fn step(&mut self, now: Time) -> Progress {
         self.now = now;
         self.requests_left = self.limits.requests_per_turn;
+        self.teardowns_left = self.limits.teardowns_per_turn;
         self.replay_bytes_left = self.limits.replay_bytes_per_turn;
         self.receive_messages();
         self.handle_events();
@@ -486,6 +493,7 @@ impl<D: Driver> Gateway<D> {
         self.watch_sends();
         self.unpark_laps();
         self.run_laps();
+        self.see_leavers_off();
         self.go_on_with_replays();
         self.answer_callers();
         self.answer_polls();
@@ -508,7 +516,8 @@ impl<D: Driver> Gateway<D> {
 
     fn next_wait(&self) -> Wait {
         let is_at_work = !self.laps.is_empty() || !self.dispatches.is_empty() || !self.woken.is_empty();
-        if is_at_work || !self.callers.is_empty() || !self.asked.is_empty() || self.is_inquired() {
+        let is_asked = !self.callers.is_empty() || !self.asked.is_empty() || self.is_inquired();
+        if is_at_work || is_asked || !self.leavers.is_empty() {
             return Wait::No;
         }
         let poll = (self.mailbox.overflow() > 0 || !self.memory_waiters.is_empty()).then_some(POLL);
@@ -546,8 +555,8 @@ impl<D: Driver> Gateway<D> {
                 Event::Accepted(socket) => self.accepted(socket),
                 Event::AcceptPaused(error) => self.accept_paused(&error),
                 Event::Received(key, bytes) => self.received(key, bytes),
-                Event::PeerClosed(key) => self.peer_closed(key),
-                Event::Failed(key, error) => self.failed(key, &error),
+                Event::PeerClosed(key) => self.leaves(key, None),
+                Event::Failed(key, error) => self.leaves(key, Some(error)),
                 Event::Sent(key) => self.sent(key),
                 Event::Closed(key) => self.closed(key),
                 Event::Woken => {}
@@ -647,6 +656,32 @@ impl<D: Driver> Gateway<D> {
             if self.sessions.get(key).is_some_and(|session| !session.paused) {
                 self.driver.resume_recv(key);
             }
+        }
+    }
+
+    /// A connection's peer has gone: seen to now, unless others wait or this step has seen to enough.
+    fn leaves(&mut self, key: ConnKey, error: Option<io::Error>) {
+        if self.leavers.is_empty() && self.teardowns_left > 0 {
+            self.see_off(key, error);
+        } else {
+            self.leavers.push_back((key, error));
+        }
+    }
+
+    fn see_off(&mut self, key: ConnKey, error: Option<io::Error>) {
+        self.teardowns_left -= 1;
+        match error {
+            None => self.peer_closed(key),
+            Some(error) => self.failed(key, &error),
+        }
+    }
+
+    /// Sees to those who wait for that, as far as this step goes.
+    fn see_leavers_off(&mut self) {
+        while self.teardowns_left > 0
+            && let Some((key, error)) = self.leavers.pop_front()
+        {
+            self.see_off(key, error);
         }
     }
 

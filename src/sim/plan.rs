@@ -332,6 +332,7 @@ fn draw_limits(choices: &mut Choices, harsh: bool) -> Limits {
         messages_per_turn: choices.of(&[1, 3, 1024]),
         fanout_sends_per_turn: choices.of(&[1, 3, 256]),
         closes_per_turn: choices.of(&[1, 256]),
+        teardowns_per_turn: choices.of(&[1, 64]),
         mailbox_messages: choices.of(&[1, 2, 16, 256]),
         history_messages: choices.of(&[0, 1, 3, 100]),
         history_age_ms: choices.of(&[1_000, 5_000, 60_000]),

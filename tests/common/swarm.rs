@@ -96,9 +96,15 @@ pub struct Swarm {
     pub recv_buffer_bytes: i32,
     /// Send buffer of clients that connect from now on; 0 leaves it to the kernel.
     pub send_buffer_bytes: i32,
+    /// The one address that clients come from, from now on.
+    pub source: Option<u32>,
+    /// Clients that connect from now on are reset when they are dropped, or with their process.
+    pub resets: bool,
 }
 
 const SCRATCH_BYTES: usize = 512 * 1024;
+/// Where clients come from: so many addresses from this one on.
+const SOURCE: [u8; 4] = [127, 0, 0, 2];
 const SOURCES: u32 = 8;
 
 impl Swarm {
@@ -113,19 +119,24 @@ impl Swarm {
             scratch: vec![0; SCRATCH_BYTES],
             recv_buffer_bytes: 0,
             send_buffer_bytes: 0,
+            source: None,
+            resets: false,
         }
     }
 
-    /// Begins to open a WebSocket and returns the client's number.
+    /// Begins to open a WebSocket and returns the client's number. Without a path it connects and says nothing.
     pub fn connect(&mut self, path: &str) -> usize {
         let id = self.clients.len();
-        let source = u32::from_be_bytes([127, 0, 0, 2]) + id as u32 % SOURCES;
+        let source = self.source.unwrap_or(u32::from_be_bytes(SOURCE) + id as u32 % SOURCES);
         let socket = tcp_socket(true);
         if self.recv_buffer_bytes > 0 {
             set_option(&socket, libc::SOL_SOCKET, libc::SO_RCVBUF, self.recv_buffer_bytes);
         }
         if self.send_buffer_bytes > 0 {
             set_option(&socket, libc::SOL_SOCKET, libc::SO_SNDBUF, self.send_buffer_bytes);
+        }
+        if self.resets {
+            linger_not(&socket);
         }
         set_option(&socket, libc::IPPROTO_TCP, libc::TCP_NODELAY, 1);
         set_option(&socket, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1);
@@ -137,7 +148,7 @@ impl Swarm {
             end: None,
             close_code: None,
             input: Vec::new(),
-            output: raw::upgrade(path, "").into_bytes(),
+            output: if path.is_empty() { Vec::new() } else { raw::upgrade(path, "").into_bytes() },
             reading: true,
             watched: 0,
             pings: 0,
@@ -411,6 +422,10 @@ pub fn set_send_buffer(stream: &TcpStream, bytes: i32) {
 
 /// Closing this socket sends RST.
 pub fn reset_on_close(stream: &TcpStream) {
+    linger_not(stream);
+}
+
+fn linger_not(stream: &impl AsRawFd) {
     let linger = libc::linger { l_onoff: 1, l_linger: 0 };
     // SAFETY: the socket is open; `linger` is live and of the size given.
     let done = unsafe {

@@ -6,6 +6,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod floods;
 mod idle;
 mod paced_drain;
 mod reconnect_storm;
