@@ -18,7 +18,7 @@ use super::lifecycle::{Lifecycle, Order, Phase, Readiness};
 use super::metrics::{Metrics, ProcessFacts};
 use super::shard::{DriverKind, Seat, Started, ring_size, run};
 use super::systemd::Notifier;
-use super::{host, lifecycle, signals, systemd};
+use super::{admin, debug, host, lifecycle, signals, systemd};
 use crate::engine::mailbox::mesh;
 use crate::engine::sys::{self, ListenOptions, Listener};
 use crate::engine::uring::probe::{Blocked, probe};
@@ -141,6 +141,8 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
     let plan = Plan { config: &config, limits, driver, cpus, clock, shared, counters, wakers, orders };
     let (commands, threads): (Vec<Sender<Command>>, Vec<_>) = plan.start(listening)?.into_iter().unzip();
     doors.get_or_init(|| Doors { commands: commands.clone(), wakers: Arc::clone(&plan.wakers) });
+    // What the probe and the configuration have taken, and nobody needs any more.
+    sys::release_freed_memory();
     shutdown.report(plan.orders.clone()).map_err(system("watch for signals"))?;
     readiness.set(Phase::Serving);
     let admin_text = admin_address.map_or_else(|| "admin off".to_owned(), |address| format!("admin http://{address}"));
@@ -231,6 +233,8 @@ fn choose_driver(choice: DriverChoice, limits: &Limits, shards: u16) -> Result<D
 
 /// What may wait for the main thread; the admin listener has fewer clients at once.
 const ORDERS_MAX: usize = 64;
+/// Commands that may wait for a shard: those of a drain, behind questions of the admin listener, each client of which may be about to send one.
+const COMMANDS_MAX: usize = 16 + debug::WAITING_MAX + admin::CLIENTS_MAX;
 const ADDRESS_TRIES: u32 = 10;
 const ADDRESS_WAIT: Duration = Duration::from_millis(50);
 
@@ -333,7 +337,7 @@ impl Plan<'_> {
         let mut crew = Vec::with_capacity(shards);
         for (index, (listener, mailbox)) in listeners.into_iter().zip(mesh(shards, self.limits.mailbox_messages as usize)).enumerate() {
             let shard = ShardId(index as u16);
-            let (commands, commands_in) = bounded(16);
+            let (commands, commands_in) = bounded(COMMANDS_MAX);
             let parts = Parts {
                 shard,
                 epoch,
