@@ -141,8 +141,6 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
     let plan = Plan { config: &config, limits, driver, cpus, clock, shared, counters, wakers, orders };
     let (commands, threads): (Vec<Sender<Command>>, Vec<_>) = plan.start(listening)?.into_iter().unzip();
     doors.get_or_init(|| Doors { commands: commands.clone(), wakers: Arc::clone(&plan.wakers) });
-    // What the probe and the configuration have taken, and nobody needs any more.
-    sys::release_freed_memory();
     shutdown.report(plan.orders.clone()).map_err(system("watch for signals"))?;
     readiness.set(Phase::Serving);
     let admin_text = admin_address.map_or_else(|| "admin off".to_owned(), |address| format!("admin http://{address}"));
