@@ -224,6 +224,25 @@ fn a_shard_that_does_not_answer_is_named() {
     ok(&gateway, "GET /debug/topics");
 }
 
+/// However often the operator asks in vain: what has to be done later finds room, and is done.
+#[test]
+fn questions_that_wait_for_a_stuck_shard_leave_room_for_a_drain() {
+    let mut gateway = gateway().start();
+    let mut clients: Vec<foreign::Client> = (0..10).map(|_| foreign::connect(&gateway, "/ws")).collect();
+    let frozen = Frozen::stop(gateway.shard_thread(1));
+    for _ in 0..2 {
+        std::thread::scope(|scope| (0..15).for_each(|_| drop(scope.spawn(|| refused(&gateway, "GET /debug/topics", 503, "shard 1")))));
+    }
+    let begun = now();
+    refused(&gateway, "GET /debug/topics", 503, "shard 1");
+    assert!(begun.elapsed() < Duration::from_secs(1), "there was still room after {:?}", begun.elapsed());
+    ok(&gateway, "POST /drain?exit=1");
+    drop(frozen);
+    clients.iter_mut().for_each(|client| assert_eq!(client.close_code(), 1012));
+    drop(clients);
+    assert_eq!(gateway.exit_within(SOON).code(), Some(0));
+}
+
 fn memory(gateway: &Gateway) -> (u64, i64, Value) {
     let page = ok(gateway, "GET /debug/memory");
     let owners = page["owners"].as_object().expect("owners");
@@ -318,6 +337,7 @@ fn everybody_is_ended_at_the_pace_of_a_drain_and_may_come_back() {
     assert!(bye["code"] == 1012 && bye["retry_ms"].is_u64(), "{bye}");
     let response = waiting.response();
     assert!(response.status == 503 && response.header("retry-after").is_some(), "{response:?}");
+    refused(&gateway, "POST /disconnect?all=0", 400, "?all=1");
     assert_eq!(raw::http(gateway.admin, b"GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n").status, 200);
     // Who comes back while it is under way has done what was asked.
     let mut back = foreign::connect(&gateway, "/ws?room=lobby");

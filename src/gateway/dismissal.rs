@@ -104,6 +104,8 @@ impl<D: Driver> Gateway<D> {
             // It tells everybody.
             self.desk.dismissals.clear();
         }
+        // Few may be meant of many: who they are is found out in slices.
+        let mut looks = self.limits.inspect_slots_per_turn as u32;
         let mut dismissals = std::mem::take(&mut self.desk.dismissals);
         for Dismissal { farewells, topic, since, word } in &mut dismissals {
             let is_meant = |gateway: &Self, key: ConnKey, session: &Session| {
@@ -111,7 +113,7 @@ impl<D: Driver> Gateway<D> {
                     && topic.is_none_or(|topic| has_topic(session, topic))
                     && gateway.since(key).is_none_or(|came| came <= *since)
             };
-            self.say_goodbyes_to(farewells, is_meant, |gateway, key| gateway.dismiss_in_turn(key, word));
+            self.say_goodbyes_to(farewells, &mut looks, is_meant, |gateway, key| gateway.dismiss_in_turn(key, word));
         }
         dismissals.retain(|dismissal| !dismissal.farewells.is_over());
         self.desk.dismissals = dismissals;

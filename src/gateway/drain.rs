@@ -265,21 +265,27 @@ impl<D: Driver> Gateway<D> {
     /// Says the goodbyes of a drain or a rebalance that are due.
     fn say_goodbyes(&mut self, farewells: &mut Farewells) {
         let (cause, drains) = (farewells.cause, self.drain.is_some());
-        self.say_goodbyes_to(farewells, |_, _, session| drains || session.state.is_open(), |gateway, key| gateway.dismiss(key, cause));
+        let mut looks = LOOKS_PER_TURN;
+        self.say_goodbyes_to(
+            farewells,
+            &mut looks,
+            |_, _, session| drains || session.state.is_open(),
+            |gateway, key| gateway.dismiss(key, cause),
+        );
     }
 
-    /// Says the goodbyes that are due to those who are meant.
+    /// Says the goodbyes that are due to those who are meant, as far as looking for them goes in this turn.
     pub(super) fn say_goodbyes_to(
         &mut self,
         farewells: &mut Farewells,
+        looks: &mut u32,
         is_meant: impl Fn(&Self, ConnKey, &Session) -> bool,
         mut say: impl FnMut(&mut Self, ConnKey),
     ) {
-        let mut looks = 0;
         let mut told = 0;
-        while told < self.limits.closes_per_turn && looks < LOOKS_PER_TURN && self.now >= farewells.next_at {
+        while told < self.limits.closes_per_turn && *looks > 0 && self.now >= farewells.next_at {
             let Some(slot) = farewells.order.next() else { return };
-            looks += 1;
+            *looks -= 1;
             let Some((key, _)) = self.sessions.at(slot) else { continue };
             let Some(session) = self.sessions.get(key) else { continue };
             if session.state.is_over() || session.goodbye.is_some() || !is_meant(self, key, session) {

@@ -89,7 +89,7 @@ impl Admin {
 }
 
 /// Clients at once; the rest is told to come back.
-const CLIENTS_MAX: usize = 16;
+pub(super) const CLIENTS_MAX: usize = 16;
 /// From the accept to the last byte of the head, and again from there to the last byte of the answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 const HEAD_BYTES_MAX: usize = 16 * 1024;

@@ -23,6 +23,8 @@ use crate::proto::ws::CloseCode;
 
 /// How long shards may take to answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(3);
+/// Questions that may wait for a shard that does not answer: a drain must find room behind them.
+pub(super) const WAITING_MAX: usize = 16;
 /// Items of an answer, unless asked for more or fewer.
 const ITEMS: usize = 20;
 /// The longest reason of a disconnect: with the hint before it, it fits a close frame.
@@ -156,7 +158,7 @@ impl Debug {
             ));
         };
         if let Some(file) = process.file {
-            add(&mut owners, "code", file);
+            add(&mut owners, "mapped", file);
         }
         // What no owner accounts for; below zero where memory was allocated and never touched.
         owners.insert("other".to_owned(), (process.total as i64 - sum as i64).into());
@@ -170,6 +172,7 @@ impl Debug {
 
     fn disconnect(&self, path: &str, request: &Head<'_, '_>) -> Answered<Value> {
         let word = self.word(request)?;
+        tracing::info!(path, code = word.code.0, reason = word.reason, "disconnect: asked by the admin listener");
         let subject = |prefix: &str| path.strip_prefix(prefix).and_then(|rest| rest.strip_suffix("/disconnect"));
         let whom = if let Some(id) = subject("/connections/") {
             let Some(id) = conn_id(id) else {
@@ -199,7 +202,6 @@ impl Debug {
         if self.readiness.phase() == Phase::Draining {
             return Err(Response::error(409, "a drain is under way: every client is told to come back elsewhere"));
         }
-        tracing::info!(?whom, code = word.code.0, reason = word.reason, "disconnect: asked by the admin listener");
         let leaving = self.told(&Question::Disconnect(whom, word))?;
         let shards = self.doors.get().map_or(1, |doors| doors.commands.len() as u16);
         Ok(json!({ "leaving": leaving, "window_ms": self.limits.drain_window_ms(leaving, shards) }))
@@ -283,7 +285,8 @@ impl Debug {
         let mut silent = Vec::new();
         for &shard in shards {
             let inquiry = Inquiry { question: question.clone(), reply: reply.clone() };
-            if doors.commands[shard.index()].try_send(Command::Inspect(Box::new(inquiry))).is_err() {
+            let commands = &doors.commands[shard.index()];
+            if commands.len() >= WAITING_MAX || commands.try_send(Command::Inspect(Box::new(inquiry))).is_err() {
                 silent.push(shard);
             }
             doors.wakers.signal(shard);
@@ -319,7 +322,7 @@ impl Debug {
 struct Process {
     total: u64,
     measure: &'static str,
-    /// Pages of files: the program itself.
+    /// Pages that are mapped and not the process's own: the program, its libraries, the rings.
     file: Option<u64>,
 }
 

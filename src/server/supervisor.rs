@@ -19,7 +19,7 @@ use super::metrics::{Metrics, ProcessFacts};
 use super::shard::{DriverKind, Seat, Started, ring_size, run};
 use super::state::{StateFile, StateFileError, Written};
 use super::systemd::Notifier;
-use super::{host, lifecycle, signals, systemd};
+use super::{admin, debug, host, lifecycle, signals, systemd};
 use crate::engine::mailbox::mesh;
 use crate::engine::sys::{self, ListenOptions, Listener};
 use crate::engine::uring::probe::{Blocked, probe};
@@ -304,6 +304,8 @@ const STATE_BYTES_BESIDE: u64 = 1 << 30;
 const STATE_CHUNKS: usize = 4;
 /// How often it is told how much of the state is written.
 const STATE_LINE: Duration = Duration::from_secs(1);
+/// Commands that may wait for a shard: those of a drain, behind questions of the admin listener, each client of which may be about to send one.
+const COMMANDS_MAX: usize = 16 + debug::WAITING_MAX + admin::CLIENTS_MAX;
 const ADDRESS_TRIES: u32 = 10;
 const ADDRESS_WAIT: Duration = Duration::from_millis(50);
 
@@ -415,7 +417,7 @@ impl Plan<'_> {
         let mut crew = Crew::default();
         for (index, (listener, mailbox)) in listeners.into_iter().zip(mesh(shards, self.limits.mailbox_messages as usize)).enumerate() {
             let shard = ShardId(index as u16);
-            let (commands, commands_in) = bounded(16);
+            let (commands, commands_in) = bounded(COMMANDS_MAX);
             let parts = Parts {
                 shard,
                 epoch: self.epoch,

@@ -124,6 +124,15 @@ pub fn encode_announcement(out: &mut Vec<u8>, text: &str) {
 }
 
 /// The same for a WebSocket in raw mode, which has no names for messages: `{"shardcast:announcement":{"text":"…"}}`.
+///
+/// ```
+/// use shardcast::proto::sse::{encode_announcement, raw_announcement};
+///
+/// let mut event = Vec::new();
+/// encode_announcement(&mut event, "a\nid: 7");
+/// assert_eq!(event, b"event: shardcast:announcement\ndata: {\"text\":\"a\\nid: 7\"}\n\n");
+/// assert_eq!(raw_announcement("a\nid: 7"), br#"{"shardcast:announcement":{"text":"a\nid: 7"}}"#);
+/// ```
 pub fn raw_announcement(text: &str) -> Vec<u8> {
     let mut out = b"{\"shardcast:announcement\":{\"text\":".to_vec();
     push_string(&mut out, text);
