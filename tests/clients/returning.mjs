@@ -22,4 +22,5 @@ setInterval(() => {
   if (line !== told) process.stdout.write(`${line}\n`);
   told = line;
 }, 50);
+process.stdout.on("error", () => process.exit(0)); // nobody listens any more
 process.stdin.resume().on("end", () => process.exit(0));
