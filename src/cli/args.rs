@@ -30,6 +30,7 @@ Examples:
 
   curl -X POST 127.0.0.1:9090/drain              send clients elsewhere; -X DELETE serves again
   kill -TERM PID                                 the same, and then it ends; twice ends it at once
+  kill -USR2 PID                                 the same, and then it begins again with the binary that is there by then
 
 Under systemd: NOTIFY_SOCKET, WATCHDOG_USEC and LISTEN_FDS are understood (dist/systemd has units).
 Flags win over SHARDCAST_… environment variables, those over the file, that over the defaults.

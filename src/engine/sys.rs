@@ -4,6 +4,8 @@ use std::io;
 use std::mem::{size_of, zeroed};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 
 use libc::{c_int, c_void, socklen_t};
 
@@ -163,6 +165,28 @@ pub fn passed_listener(fd: RawFd) -> Result<(OwnedFd, SocketAddr), String> {
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
     let address = local_addr(&fd).map_err(|error| format!("has no address ({error})"))?;
     Ok((fd, address))
+}
+
+/// Becomes another program, which is passed these descriptors from [`FIRST_PASSED`] on, in order. Returns only when that fails; the process can only end then,
+/// because whatever had those numbers is lost: only threads that the new program ends anyhow may still use them.
+pub fn exec_with(command: &mut Command, descriptors: Vec<OwnedFd>) -> io::Error {
+    // First out of each other's way: above every number that is to be taken.
+    let above = FIRST_PASSED + descriptors.len() as RawFd;
+    let mut moved = Vec::with_capacity(descriptors.len());
+    for descriptor in descriptors {
+        // SAFETY: duplicates a descriptor that we own; nothing is passed in but numbers.
+        match check(unsafe { libc::fcntl(descriptor.as_raw_fd(), libc::F_DUPFD_CLOEXEC, above) }) {
+            Ok(fd) => moved.push(fd),
+            Err(error) => return error,
+        }
+    }
+    for (number, fd) in (FIRST_PASSED..).zip(moved) {
+        // SAFETY: as above. What had the number is closed; by the caller's promise it is nobody's who needs it.
+        if let Err(error) = check(unsafe { libc::dup2(fd, number) }) {
+            return error;
+        }
+    }
+    command.exec()
 }
 
 /// Gives a listener that was made elsewhere the options of ours that accepted sockets inherit. What cannot be set stays as it is.

@@ -76,6 +76,14 @@ impl Admin {
         self.address
     }
 
+    /// Another handle on the socket, for the program that comes after this one.
+    ///
+    /// # Errors
+    /// When there are no more descriptors.
+    pub fn keep(&self) -> io::Result<OwnedFd> {
+        self.listener.try_clone().map(OwnedFd::from)
+    }
+
     /// Answers from now on until the process ends.
     ///
     /// # Errors

@@ -6,6 +6,8 @@
 //!      └────────────── DELETE /drain, unless the process is to end ─────────────────┴────────────┘
 //! ```
 //!
+//! SIGUSR2 is a drain whose end is another beginning (`server::restart`).
+//!
 //! It is the main thread's loop, apart from every shard: a shard that is stuck delays nobody's answer but its own.
 
 use std::sync::Arc;
@@ -15,6 +17,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, Sender};
 
 use super::clock::Clock;
+use super::restart::Kept;
 use super::systemd::Notifier;
 use crate::engine::sys::{self, Listener};
 use crate::engine::wakers::Wakers;
@@ -66,6 +69,8 @@ impl Readiness {
 pub enum Order {
     /// The first signal that ends the process, by name.
     Signal(&'static str),
+    /// The process is to become the program that is at its path now.
+    Restart,
     /// A request of the admin listener, and where its answer goes.
     Ask(Ask, Sender<Reply>),
     /// A shard has finished.
@@ -138,6 +143,18 @@ pub struct Parts {
     pub serving: String,
     /// Makes listeners anew, one for each shard.
     pub listen_again: Box<dyn Fn() -> Result<Vec<Listener>, String>>,
+    /// Looks whether a restart would succeed.
+    pub try_restart: Box<dyn Fn() -> Result<(), String>>,
+    /// The sockets that stay open over a restart, where whoever comes waits from now on.
+    pub keep: Box<dyn Fn() -> Result<Kept, String>>,
+}
+
+/// What is left when every shard has finished.
+pub struct End {
+    /// The way to systemd.
+    pub notifier: Notifier,
+    /// The sockets of the program that this process becomes, if it does.
+    pub restart: Option<Kept>,
 }
 
 /// The main thread's part of serving.
@@ -188,6 +205,9 @@ struct Drain {
     deadline: Time,
     /// The process ends with it.
     exits: bool,
+    /// It becomes another program then, with these sockets.
+    restarts: bool,
+    restart: Option<Kept>,
     stage: Stage,
     next_line: Time,
     /// Somebody waits for it to be called off, until then.
@@ -224,8 +244,8 @@ impl Lifecycle {
         Self { parts, drain: None, shards_left, watchdog }
     }
 
-    /// Does what is ordered until every shard has finished. The way to systemd, for what comes then.
-    pub fn run(mut self, orders: &Receiver<Order>) -> Notifier {
+    /// Does what is ordered until every shard has finished.
+    pub fn run(mut self, orders: &Receiver<Order>) -> End {
         while self.shards_left > 0 {
             let order = match self.wait() {
                 None => orders.recv().ok(),
@@ -238,12 +258,13 @@ impl Lifecycle {
                     self.watchdog.forget(shard);
                 }
                 Some(Order::Signal(name)) => self.signalled(name),
+                Some(Order::Restart) => self.restart(),
                 Some(Order::Ask(ask, reply)) => self.asked(ask, reply),
             }
             self.step();
             self.watch();
         }
-        self.parts.notifier
+        End { notifier: self.parts.notifier, restart: self.drain.and_then(|drain| drain.restart) }
     }
 
     fn wait(&self) -> Option<Duration> {
@@ -273,6 +294,24 @@ impl Lifecycle {
         let limits = &self.parts.limits;
         tracing::info!(signal = name, connections, wait_ms = limits.drain_wait_ms, deadline_ms = limits.drain_ms, "shutting down");
         self.begin_drain(true);
+        if let Some(drain) = &mut self.drain {
+            // Who waited for the next program is reset: it does not come.
+            drain.restarts = false;
+            drain.restart = None;
+        }
+    }
+
+    /// Begins the drain of a restart, if it would lead to one.
+    fn restart(&mut self) {
+        if self.drain.is_some() {
+            return tracing::warn!("SIGUSR2 during a drain: no restart; ask again when it is called off");
+        }
+        if let Err(error) = (self.parts.try_restart)() {
+            return tracing::error!("no restart: {error}. Serving goes on");
+        }
+        let connections = self.parts.shared.connections();
+        tracing::info!(connections, wait_ms = self.parts.limits.drain_wait_ms, "restarting in place: drains first");
+        self.begin_drain_for(true, true);
     }
 
     fn asked(&mut self, ask: Ask, reply: Sender<Reply>) {
@@ -304,8 +343,12 @@ impl Lifecycle {
         let _ = reply.send(answer);
     }
 
-    /// Begins a drain, or has the one that is under way end the process.
     fn begin_drain(&mut self, exits: bool) {
+        self.begin_drain_for(exits, false);
+    }
+
+    /// Begins a drain, or has the one that is under way end the process.
+    fn begin_drain_for(&mut self, exits: bool, restarts: bool) {
         let now = self.parts.clock.now();
         self.parts.readiness.set(Phase::Draining);
         let limits = &self.parts.limits;
@@ -315,6 +358,8 @@ impl Lifecycle {
             starts,
             deadline: starts + Duration::from_millis(limits.drain_ms),
             exits: false,
+            restarts,
+            restart: None,
             stage: Stage::Waiting,
             next_line: now + TELL,
             calling_off: None,
@@ -323,7 +368,9 @@ impl Lifecycle {
             if let Some((reply, _)) = drain.calling_off.take() {
                 let _ = reply.send(conflict("the process was told to end meanwhile"));
             }
-            self.parts.notifier.stopping("draining");
+            if !restarts {
+                self.parts.notifier.stopping("draining");
+            }
             // Shards that are about to listen again are told when they do.
             if !matches!(drain.stage, Stage::Waiting | Stage::Reopening) {
                 let deadline = drain.deadline;
@@ -365,6 +412,12 @@ impl Lifecycle {
         }
         if drain.stage == Stage::Waiting && now >= drain.starts {
             drain.stage = Stage::Draining;
+            if drain.restarts {
+                match (self.parts.keep)() {
+                    Ok(kept) => drain.restart = Some(kept),
+                    Err(error) => tracing::error!("{error}: the process ends after this drain, and does not begin again by itself"),
+                }
+            }
             let window = Duration::from_millis(self.parts.limits.drain_window_ms(connections as u64, self.parts.shards.len() as u16));
             let (deadline, exits) = (drain.deadline, drain.exits);
             tracing::info!(connections, window_ms = window.as_millis() as u64, "stops accepting and says goodbye");
@@ -382,7 +435,7 @@ impl Lifecycle {
             let seconds_left = drain.deadline.since(now).as_secs();
             tracing::info!(state = drain.state(), left = connections, gone, seconds_left, "drain");
             let status = format!("{}: {connections} connections left, {seconds_left} s", drain.state());
-            match drain.exits {
+            match drain.exits && !drain.restarts {
                 true => self.parts.notifier.still_stopping(&status),
                 false => self.parts.notifier.status(&status),
             }

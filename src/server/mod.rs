@@ -9,6 +9,7 @@ pub mod host;
 pub mod lifecycle;
 pub mod logging;
 pub mod metrics;
+pub mod restart;
 pub mod shard;
 pub mod signals;
 pub mod state;

@@ -1,10 +1,10 @@
-//! SIGTERM and SIGINT: the first begins the drain, the second ends the process at once.
+//! SIGTERM and SIGINT: the first begins the drain, the second ends the process at once. SIGUSR2: a restart in place.
 
 use std::io;
 use std::thread;
 
 use crossbeam_channel::Sender;
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR2};
 use signal_hook::iterator::Signals;
 
 use super::lifecycle::Order;
@@ -15,28 +15,31 @@ pub struct ShutdownSignals {
     signals: Signals,
 }
 
-/// Catches SIGTERM and SIGINT from here on. Call it before clients can connect, so that none of them is lost to a signal in between.
+/// Catches SIGTERM, SIGINT and SIGUSR2 from here on. Call it before clients can connect, so that none of them is lost to a signal in between.
 ///
 /// # Errors
 /// When the kernel refuses the handlers or the pipe behind them.
 pub fn register() -> io::Result<ShutdownSignals> {
-    Ok(ShutdownSignals { signals: Signals::new([SIGTERM, SIGINT])? })
+    Ok(ShutdownSignals { signals: Signals::new([SIGTERM, SIGINT, SIGUSR2])? })
 }
 
 impl ShutdownSignals {
-    /// Reports the first signal from a thread of its own. A second one ends the process with exit code 1 whatever the drain is doing.
+    /// Reports signals from a thread of its own. The second one that ends the process does so at once, with exit code 1, whatever the drain is doing.
     ///
     /// # Errors
     /// When that thread cannot be started.
     pub fn report(mut self, orders: Sender<Order>) -> io::Result<()> {
         thread::Builder::new().name("signals".to_owned()).spawn(move || {
-            let mut signals = self.signals.forever();
-            if let Some(first) = signals.next() {
-                let _ = orders.send(Order::Signal(name(first)));
-            }
-            if let Some(second) = signals.next() {
-                eprintln!("shardcast: {} during the shutdown: ending at once, clients still connected are reset", name(second));
-                sys::exit_now(1);
+            let mut ending = false;
+            for signal in self.signals.forever() {
+                if signal == SIGUSR2 {
+                    let _ = orders.send(Order::Restart);
+                } else if std::mem::replace(&mut ending, true) {
+                    eprintln!("shardcast: {} during the shutdown: ending at once, clients still connected are reset", name(signal));
+                    sys::exit_now(1);
+                } else {
+                    let _ = orders.send(Order::Signal(name(signal)));
+                }
             }
         })?;
         Ok(())
@@ -64,5 +67,7 @@ mod tests {
         let (orders, ordered) = unbounded();
         signals.report(orders).expect("a thread can be started");
         assert!(matches!(ordered.recv(), Ok(Order::Signal("SIGTERM"))));
+        signal_hook::low_level::raise(SIGUSR2).expect("a process may signal itself");
+        assert!(matches!(ordered.recv(), Ok(Order::Restart)));
     }
 }

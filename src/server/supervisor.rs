@@ -1,9 +1,10 @@
-//! From a configuration to a serving process, and back: listeners, shards, signals, shutdown.
+//! From a configuration to a serving process, and back: listeners, shards, signals, shutdown, restart.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::rc::Rc;
 use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -14,8 +15,9 @@ use super::admin::{Admin, AdminError};
 use super::clock::{Clock, unix_time};
 use super::config::{Config, Cpus, DriverChoice};
 use super::debug::{Debug, Doors};
-use super::lifecycle::{Lifecycle, Order, Phase, Readiness};
+use super::lifecycle::{End, Lifecycle, Order, Phase, Readiness};
 use super::metrics::{Metrics, ProcessFacts};
+use super::restart::{Kept, Program};
 use super::shard::{DriverKind, Seat, Started, ring_size, run};
 use super::state::{StateFile, StateFileError, Written};
 use super::systemd::Notifier;
@@ -75,6 +77,12 @@ pub enum ServeError {
         /// Why.
         error: io::Error,
     },
+    /// It was to begin again as another program.
+    #[error("the restart failed: {error}; start shardcast again")]
+    Restart {
+        /// Why.
+        error: io::Error,
+    },
     /// Something that hardly ever fails.
     #[error("cannot {what}: {error}")]
     System {
@@ -97,6 +105,7 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
     let mut clock = Clock::new();
     end_process_on_panic();
     sys::disable_huge_pages();
+    let program = Program::of_this_process().map_err(system("find this program"))?;
     let nofile = sys::raise_nofile().map_err(system("raise the limit of file descriptors"))?;
     let allowed = sys::allowed_cpus();
     let shards = config.shards.unwrap_or_else(|| host::shards_by_default(&allowed));
@@ -125,6 +134,7 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
         None => config.admin.map(Admin::bind).transpose()?,
     };
     let admin_address = admin.as_ref().map(Admin::address);
+    let admin_kept = admin.as_ref().map(Admin::keep).transpose().map_err(system("keep the admin listener"))?;
 
     let shared = Shared::new(
         shards,
@@ -191,8 +201,16 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
         driver.name()
     );
 
+    let place = Rc::new(place);
+    let (limits, here) = (Arc::clone(&plan.limits), Rc::clone(&place));
+    let listen_again = move || here.listen_again(shards, &limits).map_err(|error| error.to_string());
     let limits = Arc::clone(&plan.limits);
-    let listen_again = move || place.listen_again(shards, &limits).map_err(|error| error.to_string());
+    let keep = move || {
+        let clients = place.keep(&limits).map_err(|error| error.to_string())?;
+        let admin = admin_kept.as_ref().map(OwnedFd::try_clone).transpose();
+        Ok(Kept { clients, admin: admin.map_err(|error| format!("the admin listener cannot be kept: {error}"))? })
+    };
+    let trial = program.clone();
     let parts = lifecycle::Parts {
         clock,
         limits: plan.limits,
@@ -204,15 +222,26 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
         notifier: Notifier::from_environment(),
         serving: format!("serving on {address}, {shards} shards, {} driver", driver.name()),
         listen_again: Box::new(listen_again),
+        try_restart: Box::new(move || trial.try_out(clock)),
+        keep: Box::new(keep),
     };
-    let notifier = Lifecycle::new(parts).run(&ordered);
+    let End { notifier, restart } = Lifecycle::new(parts).run(&ordered);
     let written = state.map(|state| write_state(&state, epoch, hash_key, states, clock, &notifier));
     for thread in threads {
         // A shard that panicked has ended the process.
         let _ = thread.join();
     }
-    tracing::info!("shut down");
-    written.unwrap_or(Ok(()))
+    written.transpose()?;
+    // Who has told it to end meanwhile is obeyed.
+    let is_over = ordered.try_iter().any(|order| matches!(order, Order::Signal(_)));
+    match restart.filter(|_| !is_over) {
+        None => tracing::info!("shut down"),
+        Some(kept) => {
+            tracing::info!("begins again");
+            return Err(ServeError::Restart { error: program.begin_again(kept) });
+        }
+    }
+    Ok(())
 }
 
 /// Writes what the shards give, and asks for time meanwhile.
@@ -228,6 +257,7 @@ fn write_state(
     let written = state.write(epoch, hash_key, shards, |bytes| {
         if clock.now() >= next_line {
             next_line = clock.now() + STATE_LINE;
+            notifier.keep_alive();
             notifier.still_stopping(&format!("writing the state: {bytes} bytes so far"));
         }
     });
@@ -345,6 +375,14 @@ impl Place {
                 let dup = |_| fd.try_clone().map(Listener::lent);
                 (0..shards).map(dup).collect::<io::Result<_>>().map_err(system("share the socket that was passed"))
             }
+        }
+    }
+
+    /// A listener from which nobody accepts: whoever comes waits in its queue.
+    fn keep(&self, limits: &Limits) -> Result<OwnedFd, ServeError> {
+        match self {
+            Self::Own(address) => sys::listen(*address, listen_options(limits)).map_err(|error| ServeError::Listen(*address, error)),
+            Self::Passed(fd, _) => fd.try_clone().map_err(system("keep the socket that was passed")),
         }
     }
 
