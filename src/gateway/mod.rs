@@ -45,6 +45,7 @@ mod replay;
 mod requests;
 mod rooms;
 mod seats;
+mod seldom;
 mod session;
 mod shared;
 mod snapshot;

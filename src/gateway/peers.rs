@@ -246,7 +246,7 @@ impl<D: Driver> Gateway<D> {
         let Role::Away(side) = &mut topic.role else { return };
         side.key = Some(home);
         // All of them are members or guests before the first one's input is handled: what it says may free a topic that has nobody.
-        let joining = std::mem::take(&mut side.joining);
+        let joining = side.joining.take();
         topic.guests += 1;
         let mut seated = Vec::new();
         for guest in joining {
@@ -275,8 +275,8 @@ impl<D: Driver> Gateway<D> {
 
     fn topic_refused(&mut self, key: TopicKey) {
         let Some(topic) = self.topics.remove(key) else { return };
-        if let Role::Away(side) = topic.role {
-            for guest in side.joining {
+        if let Role::Away(mut side) = topic.role {
+            for guest in side.joining.take() {
                 self.refuse_waiting(guest.conn, CloseCause::OverCapacity, TOPICS_FULL);
             }
         }
@@ -298,7 +298,7 @@ impl<D: Driver> Gateway<D> {
         if takes {
             self.number(from, home, key, parcel);
         } else {
-            side.held.push_back(HeldParcel { from, key, parcel });
+            side.held.get_or_insert_default().push_back(HeldParcel { from, key, parcel });
         }
     }
 
@@ -319,7 +319,7 @@ impl<D: Driver> Gateway<D> {
             if !open {
                 return;
             }
-            let Some(held) = side.held.pop_front() else { break };
+            let Some(held) = side.take_held() else { break };
             self.number(held.from, home, held.key, held.parcel);
         }
         self.wake_publishers(home);

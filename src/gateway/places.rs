@@ -10,32 +10,35 @@ use crate::limits::Limits;
 
 /// A handle on the count of one topic.
 #[derive(Clone, Debug)]
-pub struct Places {
-    taken: Arc<AtomicU64>,
+pub struct Places(Arc<Count>);
+
+#[derive(Debug)]
+struct Count {
+    taken: AtomicU64,
     max: u64,
 }
 
 impl Places {
     /// Of a topic in which nobody is; none without a bound.
     pub(super) fn new(limits: &Limits) -> Option<Self> {
-        (limits.topic_subscribers_max > 0).then(|| Self { taken: Arc::default(), max: limits.topic_subscribers_max })
+        (limits.topic_subscribers_max > 0).then(|| Self(Arc::new(Count { taken: AtomicU64::new(0), max: limits.topic_subscribers_max })))
     }
 
     /// Takes one, if one is left.
     pub(super) fn take(&self) -> bool {
-        let one_more = |taken| (taken < self.max).then_some(taken + 1);
-        self.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).is_ok()
+        let one_more = |taken| (taken < self.0.max).then_some(taken + 1);
+        self.0.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).is_ok()
     }
 
     /// Gives one back.
     pub(super) fn give_back(&self) {
-        let before = self.taken.fetch_sub(1, Ordering::Relaxed);
+        let before = self.0.taken.fetch_sub(1, Ordering::Relaxed);
         debug_assert!(before > 0, "who gives a place back has had one");
     }
 
     /// How many are taken.
     pub(super) fn taken(&self) -> u64 {
-        self.taken.load(Ordering::Relaxed)
+        self.0.taken.load(Ordering::Relaxed)
     }
 }
 

@@ -224,8 +224,8 @@ impl<D: Driver> Gateway<D> {
         if side.latecomers.is_empty() {
             return;
         }
-        let (due, waiting): (Vec<_>, Vec<_>) = side.latecomers.drain(..).partition(|&(_, after)| after <= offset);
-        side.latecomers = waiting;
+        let (due, waiting): (Vec<_>, Vec<_>) = side.latecomers.take().into_iter().partition(|&(_, after)| after <= offset);
+        waiting.into_iter().for_each(|late| side.latecomers.push(late));
         for (guest, after) in due {
             // What this shard has since been sent of the topic beyond that, the home tells.
             self.go_on_replaying(topic_key, guest, Start::After(Position { epoch: self.epoch, offset: after }));

@@ -9,6 +9,7 @@ use super::history::Gone;
 use super::peers::ShardMessage;
 use super::places::{Places, full};
 use super::seats::Guest;
+use super::seldom::Seldom;
 use super::session::State;
 use super::topic::{AwaySide, HomeSide, Role, Topic, Uplink};
 use super::{Gateway, Shared};
@@ -146,7 +147,14 @@ impl<D: Driver> Gateway<D> {
         if home == self.shard {
             return self.make_home_topic(name);
         }
-        let side = AwaySide { shard: home, key: None, uplink: None, to_acknowledge: None, latecomers: Vec::new(), joining: Vec::new() };
+        let side = AwaySide {
+            shard: home,
+            key: None,
+            uplink: None,
+            to_acknowledge: None,
+            latecomers: Seldom::default(),
+            joining: Seldom::default(),
+        };
         let log = new_log(&self.limits, &self.shared);
         let key = self.topics.insert(name.clone(), Topic::new(Role::Away(Box::new(side)), log, 0));
         self.mailbox.send(home, ShardMessage::Subscribe { name, key });
@@ -302,7 +310,7 @@ impl<D: Driver> Gateway<D> {
     pub(super) fn wake_publishers(&mut self, topic_key: TopicKey) {
         let Some(topic) = self.topics.get_mut(topic_key) else { return };
         if !topic.waiters.is_empty() && topic.has_recovered(&self.limits) {
-            self.woken.append(&mut topic.waiters);
+            self.woken.extend(topic.waiters.take());
         }
     }
 
