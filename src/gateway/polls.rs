@@ -90,7 +90,8 @@ impl<D: Driver> Gateway<D> {
             } else {
                 self.ready_polls.push(key);
             }
-            return;
+            // It may have gone while its topics were asked.
+            return self.end_if_gone(key);
         }
         finish(answer, epoch, stream);
         self.answer_poll(key, body);
