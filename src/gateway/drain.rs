@@ -335,7 +335,7 @@ impl<D: Driver> Gateway<D> {
         if !until.is_empty() {
             session.cold.get_or_insert_default().until = until.into_boxed_slice();
         }
-        if !session.decoder.is_idle() {
+        if !session.is_between_messages() {
             self.timers.set(key.slot, self.now + linger);
         }
         self.pump(key);
@@ -347,8 +347,8 @@ impl<D: Driver> Gateway<D> {
         let cause = session.goodbye?;
         let until = session.cold.as_ref().map_or(&[][..], |cold| &cold.until);
         let served = match session.state {
-            State::Room => session.seated && session.decoder.is_idle() && until.first().is_none_or(|&until| session.cursor >= until),
-            State::Echo => session.decoder.is_idle(),
+            State::Room => session.seated && session.is_between_messages() && until.first().is_none_or(|&until| session.cursor >= until),
+            State::Echo => session.is_between_messages(),
             State::Stream => session.stream().is_none_or(|stream| self.stream_is_past(stream, until)),
             _ => false,
         };

@@ -15,7 +15,7 @@ use crate::engine::segment::{Gather, Range, Ranges};
 use crate::ids::ConnKey;
 use crate::proto::sse::encode_bye;
 use crate::proto::ws::frame::server_header;
-use crate::proto::ws::{CloseCode, Decoder, OpCode, encode_close_payload};
+use crate::proto::ws::{CloseCode, OpCode, encode_close_payload};
 
 impl<D: Driver> Gateway<D> {
     /// Queues bytes ahead of the topic's frames; [`pump`](Self::pump) sends them. Until it does, the bytes of one connection are staged beside the
@@ -183,7 +183,6 @@ impl<D: Driver> Gateway<D> {
         }
         let Some(session) = self.sessions.get_mut(key) else { return };
         session.cold = None;
-        session.decoder = Decoder::new();
         session.state = State::Finishing;
         if cause == CloseCause::NetworkError {
             session.direct = None;

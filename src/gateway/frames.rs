@@ -15,7 +15,7 @@ impl<D: Driver> Gateway<D> {
     /// Handles frames; how many bytes of them. Fewer than all when reading has to pause.
     pub(super) fn read_frames(&mut self, key: ConnKey, bytes: &mut [u8]) -> usize {
         let Some(session) = self.sessions.get_mut(key) else { return bytes.len() };
-        let mut decoder = std::mem::take(&mut session.decoder);
+        let mut decoder = session.take_decoder();
         let limits = DecoderLimits { message_bytes_max: self.limits.message_bytes_max };
         let mut used = 0;
         while used < bytes.len() {
@@ -56,7 +56,7 @@ impl<D: Driver> Gateway<D> {
         if let Some(session) = self.sessions.get_mut(key)
             && !session.state.is_over()
         {
-            session.decoder = decoder;
+            session.keep_decoder(decoder);
             self.pump(key);
         }
         used

@@ -568,10 +568,16 @@ fn session_bytes(session: &Session) -> u64 {
             size_of::<Stream>() + stream.parts.capacity() * size_of::<Part>() + stream.pending.capacity() * size_of::<u16>()
         });
         let upload = cold.upload.as_ref().map_or(0, |upload| size_of_val(&**upload) + upload.body.capacity());
-        size_of::<Cold>() + cold.input.capacity() + cold.upgrade.capacity() + size_of_val(&*cold.until) + stream + upload
+        size_of::<Cold>()
+            + cold.decoder.held_bytes()
+            + cold.input.capacity()
+            + cold.upgrade.capacity()
+            + size_of_val(&*cold.until)
+            + stream
+            + upload
     });
     let direct = session.direct.as_ref().map_or(0, |queue| size_of_val(&**queue) + queue.capacity() * size_of::<Range>());
-    (cold + direct + session.decoder.held_bytes()) as u64
+    (cold + direct) as u64
 }
 
 #[cfg(test)]

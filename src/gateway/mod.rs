@@ -224,7 +224,7 @@ const RECEIPTS: Duration = Duration::from_millis(10);
 const SWEEP_MS: u64 = 1000;
 /// Segments of the direct arena: responses, pongs, echoes.
 const DIRECT_SEGMENT_MIN: u32 = 4096;
-const DIRECT_SEGMENT_MAX: u32 = 64 * 1024;
+const DIRECT_SEGMENT_MAX: u32 = 16 * 1024;
 
 /// One shard's clients, topics and duties.
 pub struct Gateway<D> {

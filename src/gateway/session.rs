@@ -59,6 +59,8 @@ impl State {
 /// What only a connection in the middle of something needs.
 #[derive(Default)]
 pub(super) struct Cold {
+    /// A WebSocket frame or message that is half here.
+    pub(super) decoder: Decoder,
     /// Bytes that could not be handled yet: half a request head, or everything behind a pause.
     pub(super) input: Vec<u8>,
     /// How far the end of the head was looked for.
@@ -148,7 +150,6 @@ pub(super) struct Session {
     /// Bytes that go before any frame of the topic: responses, pongs, echoes, the close frame.
     #[expect(clippy::box_collection, reason = "8 bytes in every session instead of 32; hardly any has a queue")]
     pub(super) direct: Option<Box<VecDeque<Range>>>,
-    pub(super) decoder: Decoder,
     pub(super) cold: Option<Box<Cold>>,
 }
 
@@ -177,7 +178,6 @@ impl Session {
             cursor: 0,
             behind: None,
             direct: None,
-            decoder: Decoder::new(),
             cold: None,
         }
     }
@@ -219,6 +219,25 @@ impl Session {
         held
     }
 
+    /// Takes what is half here of a frame or message.
+    pub(super) fn take_decoder(&mut self) -> Decoder {
+        self.cold.as_mut().map(|cold| std::mem::take(&mut cold.decoder)).unwrap_or_default()
+    }
+
+    /// Keeps what is half here of a frame or message.
+    pub(super) fn keep_decoder(&mut self, decoder: Decoder) {
+        if decoder.is_idle() {
+            self.drop_idle_cold();
+        } else {
+            self.cold.get_or_insert_default().decoder = decoder;
+        }
+    }
+
+    /// Whether it is between two messages.
+    pub(super) fn is_between_messages(&self) -> bool {
+        self.cold.as_ref().is_none_or(|cold| cold.decoder.is_idle())
+    }
+
     /// The answer to its upgrade, which is about to be sent.
     pub(super) fn take_upgrade(&mut self) -> Vec<u8> {
         let Some(cold) = &mut self.cold else { return Vec::new() };
@@ -229,7 +248,8 @@ impl Session {
     /// Frees what a connection in the middle of something needed, once it is in the middle of nothing.
     pub(super) fn drop_idle_cold(&mut self) {
         self.cold.take_if(|cold| {
-            cold.input.is_empty()
+            cold.decoder.is_idle()
+                && cold.input.is_empty()
                 && cold.scanned == 0
                 && !cold.queued
                 && !cold.preface
@@ -281,7 +301,7 @@ mod tests {
 
     #[test]
     fn a_session_is_small() {
-        assert!(size_of::<Session>() <= 88, "{} bytes", size_of::<Session>());
+        assert!(size_of::<Session>() <= 80, "{} bytes", size_of::<Session>());
     }
 
     #[test]

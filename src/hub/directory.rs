@@ -1,8 +1,9 @@
 //! Topics of one shard, by name and by key. The table grows in pages: a million topics are never copied.
 
-use std::collections::HashMap;
-use std::hash::Hash;
+use std::hash::{BuildHasher, Hash, RandomState};
 use std::num::NonZeroU32;
+
+use hashbrown::HashTable;
 
 use crate::ids::TopicKey;
 
@@ -13,9 +14,11 @@ struct Slot<N, T> {
 
 const PAGE: usize = 64;
 
-/// A table of topics: names of type `N` (cheap to clone), values of type `T`.
+/// A table of topics: names of type `N`, values of type `T`.
 pub struct Directory<N, T> {
-    by_name: HashMap<N, u32>,
+    /// Slots, found by their names' hashes: a name is in its slot alone.
+    by_name: HashTable<u32>,
+    hasher: RandomState,
     pages: Vec<Box<[Slot<N, T>]>>,
     used: u32,
     free: Vec<u32>,
@@ -23,11 +26,11 @@ pub struct Directory<N, T> {
 
 impl<N, T> Default for Directory<N, T> {
     fn default() -> Self {
-        Self { by_name: HashMap::new(), pages: Vec::new(), used: 0, free: Vec::new() }
+        Self { by_name: HashTable::new(), hasher: RandomState::new(), pages: Vec::new(), used: 0, free: Vec::new() }
     }
 }
 
-impl<N: Hash + Eq + Clone, T> Directory<N, T> {
+impl<N: Hash + Eq, T> Directory<N, T> {
     /// How many topics there are.
     pub fn len(&self) -> usize {
         self.by_name.len()
@@ -40,14 +43,14 @@ impl<N: Hash + Eq + Clone, T> Directory<N, T> {
 
     /// Bytes that it has allocated for places and for names' entries; not what these own.
     pub fn table_bytes(&self) -> u64 {
-        // The map has 8 places for every 7 that it may use, and a byte of its own for each.
-        let names = self.by_name.capacity() * 8 / 7 * (size_of::<(N, u32)>() + 1);
-        (names + self.pages.len() * PAGE * size_of::<Slot<N, T>>() + self.free.capacity() * size_of::<u32>()) as u64
+        (self.by_name.allocation_size() + self.pages.len() * PAGE * size_of::<Slot<N, T>>() + self.free.capacity() * size_of::<u32>())
+            as u64
     }
 
     /// The key of the topic called `name`.
     pub fn find(&self, name: &N) -> Option<TopicKey> {
-        self.by_name.get(name).map(|&slot| TopicKey { slot, generation: self.slot(slot).map_or(NonZeroU32::MIN, |place| place.generation) })
+        let &slot = self.by_name.find(self.hasher.hash_one(name), |&slot| is_called(&self.pages, slot, name))?;
+        Some(TopicKey { slot, generation: self.slot(slot)?.generation })
     }
 
     /// Adds a topic.
@@ -55,6 +58,7 @@ impl<N: Hash + Eq + Clone, T> Directory<N, T> {
     /// # Panics
     /// If the name is taken.
     pub fn insert(&mut self, name: N, value: T) -> TopicKey {
+        assert!(self.find(&name).is_none(), "a topic is inserted once");
         let slot = self.free.pop().unwrap_or_else(|| {
             let slot = self.used;
             self.used = slot.checked_add(1).expect("fewer than 2^32 topics: limits.topics_max is below");
@@ -63,8 +67,8 @@ impl<N: Hash + Eq + Clone, T> Directory<N, T> {
             }
             slot
         });
-        let taken = self.by_name.insert(name.clone(), slot);
-        assert!(taken.is_none(), "a topic is inserted once");
+        let (pages, hasher) = (&self.pages, &self.hasher);
+        self.by_name.insert_unique(hasher.hash_one(&name), slot, |&slot| hash_of(pages, hasher, slot));
         let place = self.slot_mut(slot).expect("a slot that was given out");
         place.entry = Some((name, value));
         TopicKey { slot, generation: place.generation }
@@ -72,14 +76,17 @@ impl<N: Hash + Eq + Clone, T> Directory<N, T> {
 
     /// Removes a topic; its key finds nothing from now on.
     pub fn remove(&mut self, key: TopicKey) -> Option<T> {
-        self.get(key)?;
+        let hash = self.hasher.hash_one(self.name(key)?);
+        if let Ok(entry) = self.by_name.find_entry(hash, |&slot| slot == key.slot) {
+            entry.remove();
+        }
         let place = self.slot_mut(key.slot)?;
         place.generation = place.generation.checked_add(1).unwrap_or(NonZeroU32::MIN);
-        let (name, value) = place.entry.take()?;
-        self.by_name.remove(&name);
+        let (_, value) = place.entry.take()?;
         self.free.push(key.slot);
         if self.by_name.is_empty() && self.used > 1024 {
-            self.by_name.shrink_to(1024);
+            let (pages, hasher) = (&self.pages, &self.hasher);
+            self.by_name.shrink_to(1024, |&slot| hash_of(pages, hasher, slot));
         }
         Some(value)
     }
@@ -124,6 +131,21 @@ impl<N: Hash + Eq + Clone, T> Directory<N, T> {
     fn slot_mut(&mut self, slot: u32) -> Option<&mut Slot<N, T>> {
         Some(&mut self.pages.get_mut(slot as usize / PAGE)?[slot as usize % PAGE])
     }
+}
+
+type Pages<N, T> = [Box<[Slot<N, T>]>];
+
+fn name_in<N, T>(pages: &Pages<N, T>, slot: u32) -> Option<&N> {
+    pages[slot as usize / PAGE][slot as usize % PAGE].entry.as_ref().map(|(name, _)| name)
+}
+
+fn is_called<N: Eq, T>(pages: &Pages<N, T>, slot: u32, name: &N) -> bool {
+    name_in(pages, slot) == Some(name)
+}
+
+/// The hash of the name in a slot that the table of names has.
+fn hash_of<N: Hash, T>(pages: &Pages<N, T>, hasher: &RandomState, slot: u32) -> u64 {
+    hasher.hash_one(name_in(pages, slot).expect("what is found by its name has one"))
 }
 
 #[cfg(test)]
