@@ -6,33 +6,23 @@ use std::io::ErrorKind;
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::events::{self, expect_all, offset, publish, publish_all};
 use common::raw::{self, Raw};
-use common::{Gateway, SOON, Setup, eventually, foreign, gateway, sleep_ms};
+use common::{Gateway, SOON, Scratch, Setup, eventually, foreign, gateway, sleep_ms};
 
-/// A directory for one test, gone with it.
-struct Place(PathBuf);
+/// Where one test's state file is, and programs that are restarted.
+struct Place(Scratch);
 
 impl Place {
     fn new() -> Self {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let name = format!("shardcast-restart-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let directory = std::env::temp_dir().join(name);
-        std::fs::create_dir(&directory).expect("a fresh name in the temporary directory");
-        Self(directory)
+        Self(Scratch::new())
     }
 
     fn setup(&self) -> Setup {
         gateway().arg("--state").arg(self.0.join("state").to_str().expect("a plain path"))
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
     }
 }
 

@@ -4,24 +4,19 @@
 mod common;
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use common::events::{self, Reader, SHARDS, expect_all, expect_gap, offset, publish, publish_all, shards};
 use common::frame::{BINARY, CLOSE, FIN, TEXT};
 use common::raw::{self, End, Raw};
-use common::{Gateway, SOON, Setup, eventually, gateway, sleep_ms};
+use common::{Gateway, SOON, Scratch, Setup, eventually, gateway, sleep_ms};
 use serde_json::Value;
 
-/// A directory for one test's state file, gone with it.
-struct Place(PathBuf);
+/// Where one test's state file is.
+struct Place(Scratch);
 
 impl Place {
     fn new() -> Self {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let name = format!("shardcast-state-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let directory = std::env::temp_dir().join(name);
-        std::fs::create_dir(&directory).expect("a fresh name in the temporary directory");
-        Self(directory)
+        Self(Scratch::new())
     }
 
     fn file(&self) -> PathBuf {
@@ -34,12 +29,6 @@ impl Place {
 
     fn give(&self, setup: Setup) -> Setup {
         setup.arg("--state").arg(self.file().to_str().expect("a plain path"))
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
     }
 }
 
@@ -396,7 +385,7 @@ fn a_file_that_another_process_has_or_that_cannot_be_made_is_a_failed_start() {
     assert!(code == Some(1) && said.contains("is in use by another process"), "{code:?}: {said}");
     let (code, said) = gateway().arg("--state").arg(place.0.join("nowhere/state").to_str().expect("a plain path")).run();
     assert!(code == Some(1) && said.contains("cannot make") && said.contains("--state"), "{code:?}: {said}");
-    let (code, said) = gateway().arg("--state").arg(place.0.to_str().expect("a plain path")).run();
+    let (code, said) = gateway().arg("--state").arg(place.0.path().to_str().expect("a plain path")).run();
     assert!(code == Some(1) && said.contains("no file"), "{code:?}: {said}");
     // Nobody who was refused has touched it.
     end(first, &place.file());

@@ -49,7 +49,7 @@ impl<N: Hash + Eq, T> Directory<N, T> {
 
     /// The key of the topic called `name`.
     pub fn find(&self, name: &N) -> Option<TopicKey> {
-        let &slot = self.by_name.find(self.hasher.hash_one(name), |&slot| is_called(&self.pages, slot, name))?;
+        let &slot = self.by_name.find(self.hasher.hash_one(name), |&slot| name_in(&self.pages, slot) == name)?;
         Some(TopicKey { slot, generation: self.slot(slot)?.generation })
     }
 
@@ -68,7 +68,7 @@ impl<N: Hash + Eq, T> Directory<N, T> {
             slot
         });
         let (pages, hasher) = (&self.pages, &self.hasher);
-        self.by_name.insert_unique(hasher.hash_one(&name), slot, |&slot| hash_of(pages, hasher, slot));
+        self.by_name.insert_unique(hasher.hash_one(&name), slot, |&slot| hasher.hash_one(name_in(pages, slot)));
         let place = self.slot_mut(slot).expect("a slot that was given out");
         place.entry = Some((name, value));
         TopicKey { slot, generation: place.generation }
@@ -86,7 +86,7 @@ impl<N: Hash + Eq, T> Directory<N, T> {
         self.free.push(key.slot);
         if self.by_name.is_empty() && self.used > 1024 {
             let (pages, hasher) = (&self.pages, &self.hasher);
-            self.by_name.shrink_to(1024, |&slot| hash_of(pages, hasher, slot));
+            self.by_name.shrink_to(1024, |&slot| hasher.hash_one(name_in(pages, slot)));
         }
         Some(value)
     }
@@ -125,7 +125,7 @@ impl<N: Hash + Eq, T> Directory<N, T> {
     }
 
     fn slot(&self, slot: u32) -> Option<&Slot<N, T>> {
-        Some(&self.pages.get(slot as usize / PAGE)?[slot as usize % PAGE])
+        slot_in(&self.pages, slot)
     }
 
     fn slot_mut(&mut self, slot: u32) -> Option<&mut Slot<N, T>> {
@@ -135,17 +135,14 @@ impl<N: Hash + Eq, T> Directory<N, T> {
 
 type Pages<N, T> = [Box<[Slot<N, T>]>];
 
-fn name_in<N, T>(pages: &Pages<N, T>, slot: u32) -> Option<&N> {
-    pages[slot as usize / PAGE][slot as usize % PAGE].entry.as_ref().map(|(name, _)| name)
+fn slot_in<N, T>(pages: &Pages<N, T>, slot: u32) -> Option<&Slot<N, T>> {
+    Some(&pages.get(slot as usize / PAGE)?[slot as usize % PAGE])
 }
 
-fn is_called<N: Eq, T>(pages: &Pages<N, T>, slot: u32, name: &N) -> bool {
-    name_in(pages, slot) == Some(name)
-}
-
-/// The hash of the name in a slot that the table of names has.
-fn hash_of<N: Hash, T>(pages: &Pages<N, T>, hasher: &RandomState, slot: u32) -> u64 {
-    hasher.hash_one(name_in(pages, slot).expect("what is found by its name has one"))
+/// The name in a slot that the table of names has.
+fn name_in<N, T>(pages: &Pages<N, T>, slot: u32) -> &N {
+    let entry = slot_in(pages, slot).and_then(|place| place.entry.as_ref());
+    &entry.expect("what is found by its name has one").0
 }
 
 #[cfg(test)]

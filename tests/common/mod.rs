@@ -17,7 +17,7 @@ pub mod swarm;
 use std::io::{BufRead, BufReader};
 use std::os::fd::RawFd;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
@@ -226,30 +226,48 @@ fn binary() -> PathBuf {
     std::env::var_os("SHARDCAST_TEST_BINARY").map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_shardcast")), PathBuf::from)
 }
 
-/// The binary where any user can execute it: the checkout may be closed to others.
-struct BinaryCopy(PathBuf);
+/// A directory for one test, gone with it.
+pub struct Scratch(PathBuf);
 
-impl BinaryCopy {
-    fn new() -> Self {
-        use std::os::unix::fs::PermissionsExt;
+impl Scratch {
+    pub fn new() -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let name = format!("shardcast-test-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let directory = std::env::temp_dir().join(name);
         std::fs::create_dir(&directory).expect("a fresh name in the temporary directory");
-        std::fs::set_permissions(&directory, PermissionsExt::from_mode(0o755)).expect("our directory");
-        std::fs::copy(binary(), directory.join("shardcast")).expect("the binary can be read");
-        std::fs::set_permissions(directory.join("shardcast"), PermissionsExt::from_mode(0o755)).expect("our file");
         Self(directory)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    pub fn join(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// The binary where any user can execute it: the checkout may be closed to others.
+struct BinaryCopy(Scratch);
+
+impl BinaryCopy {
+    fn new() -> Self {
+        use std::os::unix::fs::PermissionsExt;
+        let copy = Self(Scratch::new());
+        std::fs::set_permissions(copy.0.path(), PermissionsExt::from_mode(0o755)).expect("our directory");
+        std::fs::copy(binary(), copy.path()).expect("the binary can be read");
+        std::fs::set_permissions(copy.path(), PermissionsExt::from_mode(0o755)).expect("our file");
+        copy
     }
 
     fn path(&self) -> PathBuf {
         self.0.join("shardcast")
-    }
-}
-
-impl Drop for BinaryCopy {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
     }
 }
 
