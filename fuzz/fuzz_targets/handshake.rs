@@ -51,11 +51,15 @@ fn is_stricter(theirs: &Result<(), Error>, head: &Head<'_, '_>) -> bool {
     }
 }
 
-/// What tungstenite takes and we do not: a version or a key twice, a body, and words in Connection that no comma parts.
+/// What tungstenite takes and we do not: a version or a key twice, a key of several pieces of base64 that are padded each, a body, and words in
+/// Connection that no comma parts.
 fn is_laxer(error: &HandshakeError, head: &Head<'_, '_>) -> bool {
     match error {
         HandshakeError::Version => head.headers("sec-websocket-version").count() > 1,
         HandshakeError::KeyRepeated | HandshakeError::Body => true,
+        HandshakeError::KeyMalformed => {
+            head.header("sec-websocket-key").is_some_and(|key| key.iter().rev().skip(2).any(|&byte| byte == b'='))
+        }
         HandshakeError::NoConnectionUpgrade => head.header("connection").is_some_and(|value| value.contains(&b' ')),
         _ => false,
     }

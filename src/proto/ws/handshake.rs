@@ -288,6 +288,7 @@ mod tests {
             ("dGhlIHNhbXBsZSBub25jZQ==", "dGhlIHNhbXBsZSBub25jZWE=", KeyMalformed, 400),
             ("dGhlIHNhbXBsZSBub25jZQ==", "dGhlIHNhbXBsZSBub25jZWFi", KeyMalformed, 400),
             ("dGhlIHNhbXBsZSBub25jZQ==", "dGhl!HNhbXBsZSBub25jZQ==", KeyMalformed, 400),
+            ("dGhlIHNhbXBsZSBub25jZQ==", "dGhlIHNhbXBsZSBub44=ZjQ=", KeyMalformed, 400),
             ("dGhlIHNhbXBsZSBub25jZQ==", &"dGhlIHNhbXBsZSBub25jZQ==".repeat(50), KeyMalformed, 400),
             ("Origin: ", "Content-Length: 5\r\nOrigin: ", Body, 400),
             ("Origin: ", "Transfer-Encoding: chunked\r\nOrigin: ", Body, 400),
