@@ -9,18 +9,24 @@ use shardcast::proto::position::{Epoch, Position};
 use shardcast::proto::publish::{BodyError, PublishBody, PublishLimits};
 use shardcast::proto::ws::MessageKind;
 
+/// With this field first serde_json's tree takes an object for a value in its own notation; to us it is a field like any other.
+const RESERVED: &[u8] = b"$serde_json::private::RawValue";
+
 const LIMITS: PublishLimits = PublishLimits { items_max: 16, message_bytes_max: 256 };
 
 fuzz_target!(|data: &[u8]| {
     let tree = serde_json::from_slice::<Value>(data);
+    let is_reserved = data.windows(RESERVED.len()).any(|window| window == RESERVED);
     let body = match PublishBody::parse(data, &LIMITS) {
         Ok(body) => body,
+        Err(_) if is_reserved => return,
         Err(BodyError::Shape { .. }) => return assert!(!matches!(tree, Ok(Value::Object(_) | Value::Array(_)))),
         Err(BodyError::TooManyItems { max }) => return assert!(!matches!(tree, Ok(Value::Array(items)) if items.len() <= max)),
         Err(BodyError::Empty | BodyError::NotUtf8 { .. } | BodyError::NotJson { .. }) => return assert!(tree.is_err()),
     };
     // The tree has bounds of its own: numbers beyond floats, 128 levels, and half surrogate pairs in fields that nobody reads.
     let tree = match tree {
+        _ if is_reserved => vec![None; body.items.len()],
         Ok(Value::Array(items)) => items.into_iter().map(Some).collect(),
         Ok(item) => vec![Some(item)],
         Err(error) => {

@@ -458,6 +458,7 @@ mod tests {
             (r#"{"topics":["a","b","a"],"data":1}"#, &["a", "b", "a"], true),
             (r#"{"rooms":["a"],"topic":null,"data":1}"#, &["a"], true),
             (r#"{"other":{"topic":"x"},"data":1,"topi\u0063":"a"}"#, &["a"], false),
+            (r#"{"$serde_json::private::RawValue":"x","topic":"a","data":1}"#, &["a"], false),
         ] {
             let item = one(body).expect(body);
             assert_eq!((names(&item), item.has_topic_list), (expect.iter().map(|name| (*name).to_owned()).collect(), list));
