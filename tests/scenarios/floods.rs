@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::common::swarm::{Event, State, Swarm};
-use crate::common::{Gateway, Setup, eventually, gateway, now, raise_nofile, sleep_ms};
+use crate::common::{Gateway, Setup, eventually, gateway, now, raise_nofile};
 use crate::{full, kib};
 
 const WORKING: usize = 1000;
@@ -197,12 +197,7 @@ fn a_thousand_talk_on_while_one_address_floods() {
     let with = talk.during(time);
     report("while it floods", with);
     let grown = gateway.pss_bytes().saturating_sub(memory);
-    // Whoever was accepted a moment ago and is about to be dropped has a descriptor too: the fewest of some looks are those that are kept.
-    let looks = (0..10).map(|_| {
-        sleep_ms(15);
-        gateway.descriptors()
-    });
-    let held = looks.min().unwrap_or_default().saturating_sub(descriptors);
+    let held = gateway.kept_descriptors().saturating_sub(descriptors);
     let counted = gateway.metrics();
     let results = ["ok", "address_limited", "dropped"].map(|result| counted.sum("shardcast_accepts_total", &[("result", result)]));
     println!("  {} KiB of Pss and {held} descriptors more; accepts (ok, address_limited, dropped) {results:?}", kib(grown));
