@@ -9,6 +9,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -59,7 +60,22 @@ pub enum Event {
     Woken,
 }
 
+/// A connection of a frozen driver, as another process may go on with it.
+#[derive(PartialEq, Eq, Debug)]
+pub struct Frozen {
+    /// Its socket, which stays this driver's own.
+    pub socket: Socket,
+    /// Bytes that its peer is owed.
+    pub rest: Vec<u8>,
+    /// Our side is to be shut behind them.
+    pub ends: bool,
+}
+
 /// The sockets of one shard.
+///
+/// A driver can be frozen: then it takes nothing in and gives nothing out, and a socket is nobody's but the kernel's. Bytes that it had taken in before still
+/// come as events. What it is asked to send is kept, and told to be sent; an ordinary close, and a shut side, wait behind it. Once it is
+/// [still](Self::is_still), another process may go on with its connections; or it is thawed, and goes on itself.
 pub trait Driver {
     /// Hands over what was asked for since the last turn, waits as told, and appends what happened to `events`.
     ///
@@ -150,6 +166,27 @@ pub trait Driver {
 
     /// Wakes another shard that sleeps in its turn.
     fn wake(&mut self, shard: ShardId);
+
+    /// Takes nothing in and gives nothing out from now on.
+    fn freeze(&mut self);
+
+    /// Goes on, with what it owes first: until a connection's peer was given that, a send is in flight, and [`Event::Sent`] follows.
+    fn thaw(&mut self);
+
+    /// Whether it is frozen, and everything that it had begun has been told.
+    fn is_still(&self) -> bool;
+
+    /// A connection as another process may go on with it. None if it has ended, and while something of it is in flight.
+    fn frozen(&self, conn: ConnKey) -> Option<Frozen>;
+
+    /// Takes a connection of another process's driver in, while this one is frozen: its peer is owed `rest`.
+    fn inherit(&mut self, socket: Socket, rest: Option<Rc<Gather>>) -> ConnKey;
+
+    /// The listener, for another process to listen on too. None when there is none.
+    ///
+    /// # Errors
+    /// As dup(2).
+    fn share_listener(&self) -> io::Result<Option<OwnedFd>>;
 
     /// Bytes that its table of connections has allocated.
     fn table_bytes(&self) -> u64;

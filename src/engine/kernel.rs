@@ -6,6 +6,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 use super::driver::{CloseHow, Wait};
@@ -127,6 +128,12 @@ pub trait Kernel {
 
     /// Accepts who waits in the backlog, as far as descriptors suffice, and closes the listener.
     fn close_listener(&mut self) -> Vec<Socket>;
+
+    /// See [`Driver::share_listener`](super::driver::Driver::share_listener).
+    ///
+    /// # Errors
+    /// As dup(2).
+    fn share_listener(&self) -> io::Result<Option<OwnedFd>>;
 
     /// Takes over another listener.
     fn open_listener(&mut self, listener: Listener);

@@ -14,6 +14,7 @@ pub mod kernel;
 pub mod log;
 pub mod mailbox;
 pub mod recv_pool;
+mod rest;
 pub mod segment;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;

@@ -108,6 +108,12 @@ impl<T> Slab<T> {
         entry.value.as_mut().map(|value| (key, value))
     }
 
+    /// All values and their keys.
+    pub fn iter(&self) -> impl Iterator<Item = (ConnKey, &T)> {
+        let slots = self.pages.iter().flat_map(|page| page.iter()).take(self.used as usize).zip(0..);
+        slots.filter_map(|(entry, slot)| Some((ConnKey { slot, generation: entry.generation }, entry.value.as_ref()?)))
+    }
+
     fn entry_mut(&mut self, slot: u32) -> &mut Slot<T> {
         &mut self.pages[slot as usize / PAGE][slot as usize % PAGE]
     }

@@ -320,6 +320,10 @@ impl OpenListener {
         self.fd.as_raw_fd()
     }
 
+    pub(super) fn share(&self) -> io::Result<OwnedFd> {
+        self.fd.try_clone()
+    }
+
     /// Has the kernel drop what would begin a connection (socket(7), SO_ATTACH_FILTER), and hand over at once whoever completes one. What closing a listener
     /// resets is its backlog, which can be accepted first, and connections that are being made, which cannot: with no new ones among them, a moment later
     /// hardly any are left. A socket that others listen on stays as it is: closing our descriptor of it resets nothing.

@@ -87,7 +87,7 @@ pub fn run(seat: Seat, parts: Parts, started: &Sender<Started>, finished: impl F
                 Ok(())
             }
         },
-        DriverKind::Epoll => match EpollDriver::new(parts.shard, seat.listener, seat.wakers, pool, limits.accepts_per_turn as usize) {
+        DriverKind::Epoll => match EpollDriver::new(parts.shard, Some(seat.listener), seat.wakers, pool, limits.accepts_per_turn as usize) {
             Ok(driver) => {
                 let _ = started.send(Ok(()));
                 serve(driver, parts, ends, finished)

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 
 use crate::engine::driver::{CloseHow, Wait};
 use crate::engine::kernel::{Completion, Kernel, Op, Token};
@@ -65,6 +66,11 @@ impl<B: Border> Kernel for Bordered<B> {
 
     fn close_listener(&mut self) -> Vec<Socket> {
         self.cross(SimKernel::close_listener)
+    }
+
+    /// There is no process to share it with.
+    fn share_listener(&self) -> io::Result<Option<OwnedFd>> {
+        Ok(None)
     }
 
     fn open_listener(&mut self, listener: Listener) {

@@ -2,7 +2,7 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -55,6 +55,11 @@ pub(crate) trait Setting {
     /// One turn, of [`TURN`] at most.
     fn turn(&self, driver: &mut Self::Driver, address: &Self::Address, events: &mut Vec<Event>);
 
+    /// A connection as another process has it: the same socket, under a descriptor of its own.
+    fn passed(&self, socket: Socket) -> Socket {
+        socket
+    }
+
     /// Whether wake-ups come that nobody has sent.
     fn wakes_for_nothing(&self) -> bool {
         false
@@ -103,6 +108,12 @@ impl<D: Driver> Setting for Loopback<D> {
         let client = TcpStream::connect(address)?;
         client.set_nonblocking(true)?;
         Ok(client)
+    }
+
+    fn passed(&self, socket: Socket) -> Socket {
+        // SAFETY: the driver that has the socket holds it open meanwhile.
+        let descriptor = unsafe { BorrowedFd::borrow_raw(socket.0) };
+        Socket(descriptor.try_clone_to_owned().expect("a descriptor is free").into_raw_fd())
     }
 
     fn turn(&self, driver: &mut D, _: &SocketAddr, events: &mut Vec<Event>) {
@@ -215,6 +226,12 @@ impl<'a, S: Setting> Bench<'a, S> {
         }
         assert_eq!(all.len(), count, "more came than was sent");
         all
+    }
+
+    /// Freezes the driver and has turns until it is still.
+    pub(crate) fn freeze(&mut self) {
+        self.driver.freeze();
+        self.turn_until("stillness", |bench| bench.driver.is_still().then_some(()));
     }
 
     /// All bytes of a connection until the peer's end.

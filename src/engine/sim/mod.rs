@@ -19,6 +19,7 @@ mod world;
 use std::cell::RefCell;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 pub use chaos::Chaos;
@@ -75,6 +76,11 @@ impl Kernel for SimKernel {
 
     fn close_listener(&mut self) -> Vec<Socket> {
         self.world.borrow_mut().close_listener(self.shard)
+    }
+
+    /// There is no process to share it with.
+    fn share_listener(&self) -> io::Result<Option<OwnedFd>> {
+        Ok(None)
     }
 
     fn open_listener(&mut self, _: Listener) {

@@ -9,12 +9,14 @@ mod ring;
 use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 pub use ring::{RingKernel, RingSize, build_ring};
 
-use super::driver::{CloseHow, Driver, Event, Wait};
+use super::driver::{CloseHow, Driver, Event, Frozen, Wait};
 use super::kernel::{Completion, Kernel, Kind, Op, Token};
+use super::rest::Rests;
 use super::segment::Gather;
 use super::slab::Slab;
 use super::sys::{Listener, Socket};
@@ -65,6 +67,8 @@ pub struct UringDriver<K> {
     listening: bool,
     accept_in_flight: bool,
     accept_failures: u32,
+    frozen: bool,
+    rests: Rests,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -77,6 +81,17 @@ enum Accepting {
 impl<K: Kernel> UringDriver<K> {
     /// Starts accepting and listening for wake-ups on `kernel`.
     pub fn new(kernel: K) -> Self {
+        let mut driver = Self::born(kernel, false);
+        driver.arm_accept();
+        driver
+    }
+
+    /// One that is frozen, and whose kernel has no listener yet. It listens for wake-ups.
+    pub fn frozen(kernel: K) -> Self {
+        Self::born(kernel, true)
+    }
+
+    fn born(kernel: K, frozen: bool) -> Self {
         let mut driver = Self {
             kernel,
             conns: Slab::default(),
@@ -86,24 +101,32 @@ impl<K: Kernel> UringDriver<K> {
             reported: Vec::new(),
             completions: Vec::new(),
             accepting: Accepting::On,
-            listening: true,
+            listening: !frozen,
             accept_in_flight: false,
             accept_failures: 0,
+            frozen,
+            rests: Rests::default(),
         };
         driver.kernel.submit(Token::plain(Kind::WatchWake, 0), Op::WatchWake);
-        driver.arm_accept();
         driver
     }
 
     fn arm_accept(&mut self) {
-        if self.accepting == Accepting::On && !self.accept_in_flight {
+        if self.accepting == Accepting::On && self.listening && !self.accept_in_flight && !self.frozen {
             self.accept_in_flight = true;
             self.kernel.submit(Token::plain(Kind::Accept, 0), Op::Accept);
         }
     }
 
+    fn cancel_accept(&mut self) {
+        if self.accept_in_flight {
+            self.kernel.submit(Token::plain(Kind::Cancel, 0), Op::Cancel(Token::plain(Kind::Accept, 0)));
+        }
+    }
+
     fn arm_recv(&mut self, key: ConnKey) {
-        let Some(conn) = self.conns.get_mut(key) else { return };
+        let frozen = self.frozen;
+        let Some(conn) = self.conns.get_mut(key).filter(|_| !frozen) else { return };
         if conn.recv == Recv::Idle && conn.reading && !conn.peer_closed && !conn.failed && conn.closing.is_none() {
             conn.recv = Recv::Armed;
             conn.in_flight += 1;
@@ -235,20 +258,40 @@ impl<K: Kernel> UringDriver<K> {
         match completion.result {
             Ok(sent) if (sent as usize) < data.len() => {
                 let rest = if sent == 0 { data } else { Rc::new(data.rest(sent as usize)) };
-                self.submit_send(key, rest);
+                self.go_on_sending(key, rest);
             }
             Ok(_) => {
                 conn.unsent = 0;
-                events.push(Event::Sent(key));
+                match self.rests.next(key) {
+                    Ok(piece) => self.go_on_sending(key, piece),
+                    Err(behind) if behind.closes => self.close(key, CloseHow::Close),
+                    Err(behind) => {
+                        if behind.shut {
+                            self.shut_write(key);
+                        }
+                        events.push(Event::Sent(key));
+                    }
+                }
             }
-            Err(libc::EINTR | libc::EAGAIN) => self.submit_send(key, data),
+            // Cancelled: by a freeze, which may be over already.
+            Err(libc::EINTR | libc::EAGAIN | libc::ECANCELED) => self.go_on_sending(key, data),
             Err(errno) => {
                 conn.unsent = 0;
+                self.rests.forget(key);
                 if !conn.failed {
                     conn.failed = true;
                     events.push(Event::Failed(key, io::Error::from_raw_os_error(errno)));
                 }
             }
+        }
+    }
+
+    fn go_on_sending(&mut self, key: ConnKey, data: Rc<Gather>) {
+        if self.frozen {
+            self.conns[key].unsent = 0;
+            self.rests.push_front(key, data);
+        } else {
+            self.submit_send(key, data);
         }
     }
 
@@ -277,7 +320,7 @@ impl<K: Kernel> Driver for UringDriver<K> {
             self.conns.remove(key);
         }
         self.feed_starved();
-        let wait = if self.closed.is_empty() { wait } else { Wait::No };
+        let wait = if self.closed.is_empty() && !self.rests.is_due() { wait } else { Wait::No };
         self.kernel.enter(wait)
     }
 
@@ -292,6 +335,7 @@ impl<K: Kernel> Driver for UringDriver<K> {
             self.complete(completion, events);
         }
         self.completions = completions;
+        events.extend(self.rests.tell().map(Event::Sent));
         self.finish_stop(events);
         std::mem::swap(&mut self.reported, &mut self.closed);
         events.extend(self.reported.iter().map(|&key| Event::Closed(key)));
@@ -319,13 +363,16 @@ impl<K: Kernel> Driver for UringDriver<K> {
     fn send(&mut self, conn: ConnKey, data: Rc<Gather>) {
         let Some(state) = self.conns.get(conn) else { return };
         if state.closing.is_none() && !state.failed {
-            assert!(state.unsent == 0, "one send per connection: {} bytes are in flight", state.unsent);
-            self.submit_send(conn, data);
+            assert!(self.unsent(conn) == 0, "one send per connection: {} bytes are in flight", self.unsent(conn));
+            match self.frozen {
+                true => self.rests.push(conn, data),
+                false => self.submit_send(conn, data),
+            }
         }
     }
 
     fn unsent(&self, conn: ConnKey) -> usize {
-        self.conns.get(conn).map_or(0, |conn| conn.unsent as usize)
+        self.conns.get(conn).map_or(0, |conn| conn.unsent as usize) + self.rests.untold(conn)
     }
 
     fn pause_recv(&mut self, conn: ConnKey) {
@@ -345,6 +392,7 @@ impl<K: Kernel> Driver for UringDriver<K> {
     fn shut_write(&mut self, conn: ConnKey) {
         if let Some(state) = self.conns.get(conn)
             && state.closing.is_none()
+            && !self.rests.shut_behind(conn)
         {
             self.kernel.shut_write(state.socket);
         }
@@ -352,9 +400,10 @@ impl<K: Kernel> Driver for UringDriver<K> {
 
     fn close(&mut self, conn: ConnKey, how: CloseHow) {
         let Some(state) = self.conns.get_mut(conn) else { return };
-        if state.closing.is_some() {
+        if state.closing.is_some() || (self.frozen && how == CloseHow::Close && self.rests.close_behind(conn)) {
             return;
         }
+        self.rests.forget(conn);
         state.closing = Some(how);
         let sending = state.unsent > 0;
         self.cancel_recv(conn);
@@ -392,7 +441,7 @@ impl<K: Kernel> Driver for UringDriver<K> {
     fn pause_accept(&mut self) {
         if self.accepting == Accepting::On {
             self.accepting = Accepting::Paused;
-            self.kernel.submit(Token::plain(Kind::Cancel, 0), Op::Cancel(Token::plain(Kind::Accept, 0)));
+            self.cancel_accept();
         }
     }
 
@@ -405,9 +454,7 @@ impl<K: Kernel> Driver for UringDriver<K> {
             return;
         }
         self.accepting = Accepting::Stopped;
-        if self.accept_in_flight {
-            self.kernel.submit(Token::plain(Kind::Cancel, 0), Op::Cancel(Token::plain(Kind::Accept, 0)));
-        }
+        self.cancel_accept();
     }
 
     fn is_listening(&self) -> bool {
@@ -425,6 +472,59 @@ impl<K: Kernel> Driver for UringDriver<K> {
 
     fn wake(&mut self, shard: ShardId) {
         self.kernel.submit(Token::plain(Kind::WakePeer, u32::from(shard.0)), Op::WakePeer(shard));
+    }
+
+    fn freeze(&mut self) {
+        self.frozen = true;
+        self.cancel_accept();
+        for slot in 0..self.conns.slots() {
+            let Some((key, conn)) = self.conns.at(slot) else { continue };
+            let sends = conn.unsent > 0 && conn.closing.is_none();
+            self.cancel_recv(key);
+            if sends {
+                self.kernel.submit(Token::conn(Kind::Cancel, key), Op::Cancel(Token::conn(Kind::Send, key)));
+            }
+        }
+    }
+
+    fn thaw(&mut self) {
+        self.frozen = false;
+        self.arm_accept();
+        for slot in 0..self.conns.slots() {
+            if let Some((key, _)) = self.conns.at(slot) {
+                self.arm_recv(key);
+            }
+        }
+        for key in self.rests.thaw() {
+            if self.conns.get(key).is_some_and(|conn| conn.unsent == 0)
+                && let Ok(piece) = self.rests.next(key)
+            {
+                self.submit_send(key, piece);
+            }
+        }
+    }
+
+    fn is_still(&self) -> bool {
+        let told = self.closed.is_empty() && self.reported.is_empty() && !self.rests.is_due();
+        self.frozen && told && !self.accept_in_flight && self.conns.iter().all(|(_, conn)| conn.in_flight == 0)
+    }
+
+    fn frozen(&self, conn: ConnKey) -> Option<Frozen> {
+        let state = self.conns.get(conn).filter(|conn| self.frozen && conn.in_flight == 0 && conn.closing.is_none() && !conn.failed)?;
+        Some(self.rests.frozen(conn, state.socket))
+    }
+
+    fn inherit(&mut self, socket: Socket, rest: Option<Rc<Gather>>) -> ConnKey {
+        assert!(self.frozen, "connections are inherited by a frozen driver");
+        let key = self.adopt(socket);
+        if let Some(rest) = rest {
+            self.rests.push_told(key, rest);
+        }
+        key
+    }
+
+    fn share_listener(&self) -> io::Result<Option<OwnedFd>> {
+        self.kernel.share_listener()
     }
 
     fn table_bytes(&self) -> u64 {

@@ -11,7 +11,7 @@ use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::io;
 use std::mem::ManuallyDrop;
 use std::net::SocketAddr;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -364,6 +364,10 @@ impl Kernel for RingKernel {
 
     fn close_listener(&mut self) -> Vec<Socket> {
         self.listener.take().map_or_else(Vec::new, OpenListener::close)
+    }
+
+    fn share_listener(&self) -> io::Result<Option<OwnedFd>> {
+        self.listener.as_ref().map(OpenListener::share).transpose()
     }
 
     fn open_listener(&mut self, listener: Listener) {

@@ -15,18 +15,21 @@
 //! 2. A buffer id in `free` is with this driver alone (invariant 1 of [`recv_pool`](super::recv_pool)).
 //! 3. Vectors passed to sendmsg point into a [`Gather`] that the connection holds for the length of the call.
 
+mod calls;
+
 use std::collections::VecDeque;
 use std::io;
-use std::mem::size_of;
 use std::net::SocketAddr;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use libc::{EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP, c_int, epoll_event, iovec, socklen_t};
+use libc::{EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP, epoll_event, iovec};
 
-use super::driver::{CloseHow, Driver, Event, Wait};
+use self::calls::{EpollSet, recv, send_rest, take_error};
+use super::driver::{CloseHow, Driver, Event, Frozen, Wait};
 use super::recv_pool::RecvPool;
+use super::rest::Rests;
 use super::segment::Gather;
 use super::slab::Slab;
 use super::sys::{self, Listener, OpenListener, Socket};
@@ -95,8 +98,8 @@ impl Conn {
         self.state == State::Open && self.wanted && !self.starved
     }
 
-    fn interest_due(&self) -> u32 {
-        if !self.is_usable() {
+    fn interest_due(&self, frozen: bool) -> u32 {
+        if frozen || !self.is_usable() {
             return 0;
         }
         let reading = if self.reads() { READABLE } else { 0 };
@@ -118,7 +121,8 @@ pub struct EpollDriver {
     /// What happened before the wait of this turn.
     told: Vec<Event>,
     listener: Option<OpenListener>,
-    /// Whether the set has the listener's readiness reported.
+    /// Whether clients are to be accepted, and whether the set has the listener's readiness reported.
+    accepts: bool,
     accept_armed: bool,
     /// The listener is to be closed.
     stopping: bool,
@@ -140,18 +144,28 @@ pub struct EpollDriver {
     starved_turns: u64,
     /// The vector of the send at hand; empty between sends.
     iovecs: Vec<iovec>,
+    frozen: bool,
+    rests: Rests,
 }
 
 impl EpollDriver {
-    /// Starts accepting on `listener` and listening for this shard's wake-ups.
+    /// Starts accepting on `listener` and listening for this shard's wake-ups. Without a listener it is frozen.
     ///
     /// # Errors
     /// As epoll_create1(2) and epoll_ctl(2).
-    pub fn new(shard: ShardId, listener: Listener, wakers: Arc<Wakers>, pool: Rc<RecvPool>, accepts_per_turn: usize) -> io::Result<Self> {
+    pub fn new(
+        shard: ShardId,
+        listener: Option<Listener>,
+        wakers: Arc<Wakers>,
+        pool: Rc<RecvPool>,
+        accepts_per_turn: usize,
+    ) -> io::Result<Self> {
         let set = EpollSet::new()?;
-        let listener = listener.open();
+        let listener = listener.map(Listener::open);
         set.control(libc::EPOLL_CTL_ADD, wakers.eventfd(shard), EPOLLIN as u32, WAKE)?;
-        set.control(libc::EPOLL_CTL_ADD, listener.fd(), EPOLLIN as u32, LISTENER)?;
+        if let Some(listener) = &listener {
+            set.control(libc::EPOLL_CTL_ADD, listener.fd(), EPOLLIN as u32, LISTENER)?;
+        }
         let buffers = u16::try_from(pool.buffers()).expect("a pool has at most 32,768 buffers");
         Ok(Self {
             shard,
@@ -159,8 +173,10 @@ impl EpollDriver {
             ready: Box::new([epoll_event { events: 0, u64: 0 }; READY_MAX]),
             ready_count: 0,
             told: Vec::new(),
-            listener: Some(listener),
-            accept_armed: true,
+            accepts: true,
+            accept_armed: listener.is_some(),
+            frozen: listener.is_none(),
+            listener,
             stopping: false,
             accepts_per_turn,
             wakers,
@@ -174,6 +190,7 @@ impl EpollDriver {
             starved: VecDeque::new(),
             starved_turns: 0,
             iovecs: Vec::with_capacity(Gather::RANGES_MAX),
+            rests: Rests::default(),
         })
     }
 
@@ -184,8 +201,9 @@ impl EpollDriver {
 
     /// Brings the epoll set in line with what the connection waits for.
     fn rearm(&mut self, key: ConnKey) {
+        let frozen = self.frozen;
         let Some(conn) = self.conns.get_mut(key) else { return };
-        let due = conn.interest_due();
+        let due = conn.interest_due(frozen);
         let operation = match (conn.interest, due) {
             (old, new) if old == new => return,
             (0, _) => libc::EPOLL_CTL_ADD,
@@ -203,6 +221,7 @@ impl EpollDriver {
         let Some(conn) = self.usable(key) else { return };
         conn.state = State::Failed;
         conn.send = None;
+        self.rests.forget(key);
         events.push(Event::Failed(key, error));
         self.rearm(key);
     }
@@ -246,18 +265,30 @@ impl EpollDriver {
 
     /// Gives the kernel as much as it takes of a connection's send.
     fn continue_send(&mut self, key: ConnKey, events: &mut Vec<Event>) {
-        let Some(conn) = self.conns.get_mut(key) else { return };
-        let Some(send) = &mut conn.send else { return };
-        match send_rest(conn.socket, &send.data, send.done, &mut self.iovecs) {
-            Ok(count) => send.done += count,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => return self.fail(key, error, events),
-        }
-        if send.done == send.data.len() {
+        loop {
+            let Some(conn) = self.conns.get_mut(key) else { return };
+            let Some(send) = &mut conn.send else { return };
+            match send_rest(conn.socket, &send.data, send.done, &mut self.iovecs) {
+                Ok(count) => send.done += count,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return self.fail(key, error, events),
+            }
+            if send.done < send.data.len() {
+                send.blocked = true;
+                break;
+            }
             conn.send = None;
-            events.push(Event::Sent(key));
-        } else {
-            send.blocked = true;
+            match self.rests.next(key) {
+                Ok(data) => conn.send = Some(Sending { data, done: 0, blocked: false }),
+                Err(behind) if behind.closes => return self.close(key, CloseHow::Close),
+                Err(behind) => {
+                    if behind.shut {
+                        conn.socket.shut_write();
+                    }
+                    events.push(Event::Sent(key));
+                    break;
+                }
+            }
         }
         self.rearm(key);
     }
@@ -323,7 +354,8 @@ impl EpollDriver {
                 Err(error) if sys::concerns_one_client(&error) => {}
                 // EMFILE, ENFILE, ENOBUFS, ENOMEM; and what is not known, which would repeat at once.
                 Err(error) => {
-                    self.arm_accept(false);
+                    self.accepts = false;
+                    self.arm_accept();
                     events.push(Event::AcceptPaused(error));
                     return;
                 }
@@ -331,7 +363,8 @@ impl EpollDriver {
         }
     }
 
-    fn arm_accept(&mut self, on: bool) {
+    fn arm_accept(&mut self) {
+        let on = self.accepts && !self.frozen;
         if let Some(listener) = &self.listener
             && self.accept_armed != on
         {
@@ -362,7 +395,8 @@ impl Driver for EpollDriver {
         self.told = events;
         self.submit()?;
 
-        let wait = if self.told.is_empty() && self.refused.is_empty() { wait } else { Wait::No };
+        let quiet = self.told.is_empty() && self.refused.is_empty() && !self.rests.is_due();
+        let wait = if quiet { wait } else { Wait::No };
         self.ready_count = self.set.wait(&mut self.ready[..], wait)?;
         Ok(())
     }
@@ -391,6 +425,7 @@ impl Driver for EpollDriver {
                 _ => self.handle_ready(key_of(data), ready, events),
             }
         }
+        events.extend(self.rests.tell().map(Event::Sent));
         self.starved_turns += u64::from(self.starved.len() > starved);
     }
 
@@ -405,14 +440,20 @@ impl Driver for EpollDriver {
     }
 
     fn send(&mut self, conn: ConnKey, data: Rc<Gather>) {
+        let unsent = self.unsent(conn);
+        let frozen = self.frozen;
         let Some(state) = self.usable(conn) else { return };
-        assert!(state.send.is_none(), "one send per connection: {} bytes are in flight", self.unsent(conn));
+        assert!(unsent == 0, "one send per connection: {unsent} bytes are in flight");
+        if frozen {
+            return self.rests.push(conn, data);
+        }
         state.send = Some(Sending { data, done: 0, blocked: false });
         self.sends.push(conn);
     }
 
     fn unsent(&self, conn: ConnKey) -> usize {
-        self.conns.get(conn).and_then(|conn| conn.send.as_ref()).map_or(0, |send| send.data.len() - send.done)
+        let in_flight = self.conns.get(conn).and_then(|conn| conn.send.as_ref());
+        in_flight.map_or(0, |send| send.data.len() - send.done) + self.rests.untold(conn)
     }
 
     fn pause_recv(&mut self, conn: ConnKey) {
@@ -431,13 +472,18 @@ impl Driver for EpollDriver {
 
     fn shut_write(&mut self, conn: ConnKey) {
         if let Some(state) = self.usable(conn) {
-            state.socket.shut_write();
+            let socket = state.socket;
+            if !self.rests.shut_behind(conn) {
+                socket.shut_write();
+            }
         }
     }
 
     fn close(&mut self, conn: ConnKey, how: CloseHow) {
         let Some(state) = self.conns.get_mut(conn) else { return };
-        if !matches!(state.state, State::Closing(_) | State::Closed) {
+        let waits = self.frozen && state.is_usable() && how == CloseHow::Close && self.rests.close_behind(conn);
+        if !matches!(state.state, State::Closing(_) | State::Closed) && !waits {
+            self.rests.forget(conn);
             state.state = State::Closing(how);
             state.send = None;
             self.closing.push(conn);
@@ -461,11 +507,13 @@ impl Driver for EpollDriver {
     }
 
     fn resume_accept(&mut self) {
-        self.arm_accept(true);
+        self.accepts = true;
+        self.arm_accept();
     }
 
     fn pause_accept(&mut self) {
-        self.arm_accept(false);
+        self.accepts = false;
+        self.arm_accept();
     }
 
     fn shut_door(&mut self) -> bool {
@@ -483,16 +531,72 @@ impl Driver for EpollDriver {
     fn listen(&mut self, listener: Listener) {
         assert!(self.listener.is_none(), "one listener at a time");
         let listener = listener.open();
-        let added = self.set.control(libc::EPOLL_CTL_ADD, listener.fd(), EPOLLIN as u32, LISTENER);
-        self.accept_armed = added.is_ok();
+        self.accepts = true;
+        let interest = if self.frozen { 0 } else { EPOLLIN as u32 };
+        let added = self.set.control(libc::EPOLL_CTL_ADD, listener.fd(), interest, LISTENER);
+        self.accept_armed = added.is_ok() && !self.frozen;
         self.listener = Some(listener);
         if let Err(error) = added {
+            self.accepts = false;
             self.told.push(Event::AcceptPaused(error));
         }
     }
 
     fn wake(&mut self, shard: ShardId) {
         self.wakers.signal(shard);
+    }
+
+    fn freeze(&mut self) {
+        self.frozen = true;
+        self.arm_accept();
+        for slot in 0..self.conns.slots() {
+            let Some((key, conn)) = self.conns.at(slot) else { continue };
+            if let Some(Sending { data, done, .. }) = conn.send.take() {
+                self.rests.push_front(key, if done == 0 { data } else { Rc::new(data.rest(done)) });
+            }
+            self.rearm(key);
+        }
+    }
+
+    fn thaw(&mut self) {
+        self.frozen = false;
+        self.arm_accept();
+        for key in self.rests.thaw() {
+            if let Some(conn) = self.conns.get_mut(key)
+                && let Ok(data) = self.rests.next(key)
+            {
+                conn.send = Some(Sending { data, done: 0, blocked: false });
+                self.sends.push(key);
+            }
+        }
+        for slot in 0..self.conns.slots() {
+            if let Some((key, _)) = self.conns.at(slot) {
+                self.rearm(key);
+            }
+        }
+    }
+
+    fn is_still(&self) -> bool {
+        let nothing_told = self.told.is_empty() && self.refused.is_empty() && !self.rests.is_due();
+        self.frozen && nothing_told && self.closing.is_empty() && self.closed.is_empty()
+    }
+
+    fn frozen(&self, conn: ConnKey) -> Option<Frozen> {
+        let state = self.conns.get(conn).filter(|conn| self.frozen && conn.is_usable())?;
+        Some(self.rests.frozen(conn, state.socket))
+    }
+
+    fn inherit(&mut self, socket: Socket, rest: Option<Rc<Gather>>) -> ConnKey {
+        assert!(self.frozen, "connections are inherited by a frozen driver");
+        let key = self.adopt(socket);
+        if let Some(rest) = rest {
+            self.rests.push_told(key, rest);
+        }
+        key
+    }
+
+    fn share_listener(&self) -> io::Result<Option<OwnedFd>> {
+        self.listener.as_ref().map(OpenListener::share).transpose()
     }
 
     fn table_bytes(&self) -> u64 {
@@ -520,47 +624,6 @@ impl Drop for EpollDriver {
     }
 }
 
-/// The descriptors to watch.
-struct EpollSet(OwnedFd);
-
-impl EpollSet {
-    fn new() -> io::Result<Self> {
-        // SAFETY: creates a descriptor; nothing is passed in but a number.
-        let fd = unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) };
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: the descriptor was just made and nobody else owns it.
-        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
-    }
-
-    fn control(&self, operation: c_int, fd: RawFd, interest: u32, data: u64) -> io::Result<()> {
-        let mut event = epoll_event { events: interest, u64: data };
-        // SAFETY: the kernel reads a live struct; a descriptor number that is not open would be EBADF.
-        let result = unsafe { libc::epoll_ctl(self.0.as_raw_fd(), operation, fd, &mut event) };
-        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
-    }
-
-    /// Waits and fills `ready` from its beginning; an interrupted wait finds nothing.
-    fn wait(&self, ready: &mut [epoll_event], wait: Wait) -> io::Result<usize> {
-        // SAFETY: the kernel writes at most as many events as the slice has.
-        let count = unsafe { libc::epoll_wait(self.0.as_raw_fd(), ready.as_mut_ptr(), ready.len() as c_int, timeout_ms(wait)) };
-        usize::try_from(count).or_else(|_| match io::Error::last_os_error() {
-            error if error.kind() == io::ErrorKind::Interrupted => Ok(0),
-            error => Err(error),
-        })
-    }
-}
-
-/// epoll_wait's timeout, rounded up: a timer that is due in 0.3 ms must not be polled for.
-fn timeout_ms(wait: Wait) -> c_int {
-    match wait {
-        Wait::No => 0,
-        Wait::For(time) => c_int::try_from(time.as_nanos().div_ceil(1_000_000)).unwrap_or(c_int::MAX),
-        Wait::Forever => -1,
-    }
-}
-
 fn data_of(key: ConnKey) -> u64 {
     u64::from(key.generation) << 32 | u64::from(key.slot)
 }
@@ -569,60 +632,11 @@ fn key_of(data: u64) -> ConnKey {
     ConnKey { slot: data as u32, generation: (data >> 32) as u32 }
 }
 
-/// Sends what follows the first `done` bytes, once; `iovecs` is room for the vector.
-fn send_rest(socket: Socket, data: &Gather, mut done: usize, iovecs: &mut Vec<iovec>) -> io::Result<usize> {
-    iovecs.clear();
-    for part in data.iovecs() {
-        let skip = done.min(part.iov_len);
-        done -= skip;
-        if skip < part.iov_len {
-            iovecs.push(iovec { iov_base: part.iov_base.wrapping_byte_add(skip), iov_len: part.iov_len - skip });
-        }
-    }
-    // SAFETY: all-zero bytes are a valid, empty msghdr.
-    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
-    message.msg_iov = iovecs.as_mut_ptr();
-    message.msg_iovlen = iovecs.len() as _;
-    retried(|| {
-        // SAFETY: the message names live vectors into `data`, which the caller holds (invariant 3), and the kernel only reads them; the socket is open (invariant 1).
-        unsafe { libc::sendmsg(socket.0, &message, libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT) }
-    })
-}
-
-/// Reads once into buffer `id`, which must be off the free list.
-fn recv(socket: Socket, pool: &RecvPool, id: u16) -> io::Result<usize> {
-    retried(|| {
-        // SAFETY: the buffer has that many bytes and belongs to the caller alone (invariant 2); the socket is open (invariant 1).
-        unsafe { libc::recv(socket.0, pool.address(id).cast(), pool.buffer_bytes(), libc::MSG_DONTWAIT) }
-    })
-}
-
-/// Makes a call again while a signal interrupts it.
-fn retried(mut call: impl FnMut() -> isize) -> io::Result<usize> {
-    loop {
-        match usize::try_from(call()) {
-            Ok(count) => return Ok(count),
-            Err(_) => match io::Error::last_os_error() {
-                error if error.kind() == io::ErrorKind::Interrupted => {}
-                error => return Err(error),
-            },
-        }
-    }
-}
-
-/// The error that waits on a socket (SO_ERROR), which is then taken from it.
-fn take_error(socket: Socket) -> Option<io::Error> {
-    let mut errno: c_int = 0;
-    let mut len = size_of::<c_int>() as socklen_t;
-    // SAFETY: the kernel writes at most `len` bytes into a live c_int; the socket is open (invariant 1).
-    let result = unsafe { libc::getsockopt(socket.0, libc::SOL_SOCKET, libc::SO_ERROR, std::ptr::from_mut(&mut errno).cast(), &mut len) };
-    (result == 0 && errno != 0).then(|| io::Error::from_raw_os_error(errno))
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
+    use super::calls::timeout_ms;
     use super::super::driver_tests::bench::{Bench, Client, Loopback, bytes};
     use super::super::driver_tests::driver_tests;
     use super::*;
@@ -631,7 +645,8 @@ mod tests {
         let options = sys::ListenOptions { backlog: 128, notsent_bytes: 16 * 1024, defer_seconds: 0, shared: false };
         let listener = sys::listen("127.0.0.1:0".parse().expect("address"), options).expect("listens");
         let address = sys::local_addr(&listener).expect("address");
-        (EpollDriver::new(shard, sys::Listener::own(listener), Arc::clone(wakers), RecvPool::new(16, 1024), 8).expect("epoll"), address)
+        let listener = Some(sys::Listener::own(listener));
+        (EpollDriver::new(shard, listener, Arc::clone(wakers), RecvPool::new(16, 1024), 8).expect("epoll"), address)
     }
 
     fn setting() -> Loopback<EpollDriver> {
@@ -745,7 +760,7 @@ mod tests {
             (Wait::For(Duration::ZERO), 0),
             (Wait::For(Duration::from_nanos(1)), 1),
             (Wait::For(Duration::from_millis(5)), 5),
-            (Wait::For(Duration::MAX), c_int::MAX),
+            (Wait::For(Duration::MAX), i32::MAX),
         ];
         table.into_iter().for_each(|(wait, expect)| assert_eq!(timeout_ms(wait), expect, "{wait:?}"));
     }
