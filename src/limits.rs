@@ -222,6 +222,10 @@ limits! {
     drain_pace_ms: Millis = 0, 0 => 3_600_000;
     /// Goodbyes per second and process at least: few clients do not take the whole window.
     drain_rate_min: PerSecond = 200, 1 => 1_000_000;
+    /// How long a hand-over to the next process may take before it is called off and this one serves on. Clients hear nothing meanwhile.
+    handover_ms: Millis = 10_000, 100 => 600_000;
+    /// Bytes that a connection's client is owed at most for the connection to be handed over; beyond them it ends with this process.
+    handover_bytes_max: Bytes = MIB, 0 => GIB;
     /// Places of connections and topics that a shard looks at in one turn for the operator: a question about a million of them holds nobody up.
     inspect_slots_per_turn: Count = 2048, 1 => 1_000_000;
     /// Topics or connections in one answer of `/debug/topics` or `/debug/connections`.

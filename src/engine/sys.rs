@@ -3,7 +3,7 @@
 use std::io;
 use std::mem::{size_of, zeroed};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
-use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
@@ -15,7 +15,19 @@ use libc::{c_int, c_void, socklen_t};
 #[must_use = "a socket that nobody takes is leaked"]
 pub struct Socket(pub RawFd);
 
+impl From<OwnedFd> for Socket {
+    fn from(descriptor: OwnedFd) -> Self {
+        Self(descriptor.into_raw_fd())
+    }
+}
+
 impl Socket {
+    /// The descriptor, to be passed on while whoever holds the socket keeps it open.
+    pub fn descriptor(&self) -> BorrowedFd<'_> {
+        // SAFETY: the holder of a `Socket` holds it open; of one that it has closed meanwhile the number is EBADF, or another descriptor of this process.
+        unsafe { BorrowedFd::borrow_raw(self.0) }
+    }
+
     /// Closes the descriptor.
     pub fn close(self) {
         // SAFETY: closes a descriptor number; the holder of `Socket` owns it, and a wrong number is EBADF.

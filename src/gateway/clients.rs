@@ -158,6 +158,15 @@ impl<D: Driver> Gateway<D> {
         self.shared.clients.admit(prefix, self.limits.connections_per_address)
     }
 
+    /// Counts a connection that another process has counted before, whatever its address may have now.
+    pub(super) fn count_inherited(&mut self, key: ConnKey, client: Option<IpAddr>) {
+        let address = client.or_else(|| self.driver.peer_addr(key).map(|peer| peer.ip()).filter(|&peer| !self.is_trusted(peer)));
+        if let Some(prefix) = address.map(prefix_of).filter(|_| counts_addresses(&self.limits)) {
+            self.shared.clients.admit(prefix, 0);
+            self.prefixes.insert(key, prefix);
+        }
+    }
+
     /// What a connection that is about to be taken up is counted for; none when that is still to be told.
     pub(super) fn prefix_at_accept(&self, peer: Option<IpAddr>) -> Option<Prefix> {
         peer.filter(|&peer| !self.is_trusted(peer)).map(prefix_of)

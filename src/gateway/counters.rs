@@ -53,6 +53,8 @@ pub struct Counters {
     pub recv_starved: Counter,
     /// Times that accepting paused because descriptors or memory ran out.
     pub accept_paused: Counter,
+    /// Connections that were taken over from the process before.
+    pub inherited: Counter,
     /// Pings sent to quiet clients.
     pub pings: Counter,
     /// Log lines that were counted instead of written.

@@ -175,7 +175,7 @@ impl<D: Driver> Gateway<D> {
         Farewells::new(cause, self.now, window, total, order, &mut self.random)
     }
 
-    fn end_rebalance(&mut self) {
+    pub(super) fn end_rebalance(&mut self) {
         if self.rebalance.take().is_some() {
             self.shared.drop_rebalancing();
         }

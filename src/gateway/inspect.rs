@@ -210,7 +210,7 @@ impl Since {
         Self(NonZeroU32::MIN.saturating_add((now.as_millis() / SINCE_MS) as u32))
     }
 
-    fn age(self, now: Time) -> Duration {
+    pub(super) fn age(self, now: Time) -> Duration {
         now.since(Time::from_millis(u64::from(self.0.get() - 1) * SINCE_MS))
     }
 }
@@ -273,11 +273,16 @@ impl Best {
 impl<D: Driver> Gateway<D> {
     /// A connection was taken up.
     pub(super) fn note_opening(&mut self, key: ConnKey) {
+        self.note_opened(key, self.now);
+    }
+
+    /// A connection was taken up then.
+    pub(super) fn note_opened(&mut self, key: ConnKey, at: Time) {
         let (since, slot) = (&mut self.desk.since, key.slot as usize);
         if slot >= since.len() {
             since.resize(slot + 1, None);
         }
-        since[slot] = Some(Since::new(self.now));
+        since[slot] = Some(Since::new(at));
     }
 
     /// A trusted proxy says whose connection it is.
@@ -301,8 +306,13 @@ impl<D: Driver> Gateway<D> {
         self.sessions.get(key).and_then(|_| *self.desk.since.get(key.slot as usize)?)
     }
 
+    /// Whose connection it is, where a proxy has said so.
+    pub(super) fn noted_client(&self, key: ConnKey) -> Option<IpAddr> {
+        self.desk.clients.get(key).copied()
+    }
+
     fn client_of(&self, key: ConnKey) -> Option<IpAddr> {
-        self.desk.clients.get(key).copied().or_else(|| self.driver.peer_addr(key).map(|peer| peer.ip().to_canonical()))
+        self.noted_client(key).or_else(|| self.driver.peer_addr(key).map(|peer| peer.ip().to_canonical()))
     }
 
     fn connected(&self, key: ConnKey) -> Duration {

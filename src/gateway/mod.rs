@@ -7,6 +7,7 @@
 //! |---|---|
 //! | `admission` | accepting, caps, the balance between shards |
 //! | `requests`, `endpoints` | request heads, and what is answered to them |
+//! | `intake` | bytes as they come, pauses, the peer's end |
 //! | `frames` | WebSocket input: messages, control frames, pauses |
 //! | `rooms`, `topic`, `places` | joining, leaving, publishing; who still finds room |
 //! | `fanout` | laps over a topic's members |
@@ -14,7 +15,7 @@
 //! | `egress` | what a connection is sent next, and the close sequence |
 //! | `budget` | when clients that are lost or turned away are asked to come back |
 //! | `clients`, `rate` | who clients are; how many may come, and how much they may say |
-//! | `snapshot` | what outlives a planned restart, out and in |
+//! | `snapshot`, `handover` | what outlives a planned restart, out and in; and the connections that do |
 //! | `timeouts`, `drain` | deadlines; goodbyes, in a shutdown and when clients are handed to others |
 //! | `inspect`, `dismissal` | what an operator asks, and what it has done to clients |
 #![forbid(unsafe_code)]
@@ -31,8 +32,10 @@ mod endpoints;
 mod fanout;
 mod feed;
 mod frames;
+mod handover;
 mod history;
 pub mod inspect;
+mod intake;
 mod listing;
 mod log_limit;
 mod peers;
@@ -55,11 +58,12 @@ mod topic;
 
 use std::collections::VecDeque;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crossbeam_channel::Receiver;
+use crossbeam_channel::{Receiver, Sender};
 
 use crate::engine::driver::{Driver, Event, Wait};
 use crate::engine::mailbox::Mailbox;
@@ -70,7 +74,6 @@ use crate::engine::timers::{TICK, TimerWheel};
 use crate::gateway::admission::Admission;
 use crate::gateway::budget::Budget;
 use crate::gateway::clients::counts_addresses;
-use crate::gateway::close_cause::CloseCause;
 use crate::gateway::counters::Counters;
 use crate::gateway::drain::{Drain, Farewells};
 use crate::gateway::feed::FeedKey;
@@ -82,7 +85,7 @@ use crate::gateway::rate::{Rate, Said};
 use crate::gateway::receipts::{AwaitedReceipts, Counting};
 use crate::gateway::replay::Asked;
 use crate::gateway::seats::Seats;
-use crate::gateway::session::{Session, State};
+use crate::gateway::session::Session;
 use crate::gateway::topic::{Role, Topic};
 use crate::hub::{Directory, Placement};
 use crate::ids::{ConnId, ConnKey, ShardId, TopicKey};
@@ -97,6 +100,7 @@ use crate::time::Time;
 pub use clients::{AddressSource, Addressing};
 pub use dismissal::Word;
 pub use endpoints::Pages;
+pub use handover::Inheritance;
 pub use listing::Listing;
 pub use peers::ShardMessage;
 pub use places::Places;
@@ -106,7 +110,7 @@ pub use receipts::SentCounts;
 pub use replay::Replay;
 pub use seats::Guest;
 pub use shared::Shared;
-pub use snapshot::{Chunk, KeptMessage, KeptTopic, Snapshot, UsedKey};
+pub use snapshot::{CHUNK_SOCKETS, Chunk, KeptMessage, KeptTopic, Snapshot, UsedKey};
 
 /// A ping without a payload (RFC 6455 section 5.5.2).
 fn ping(shared: &Shared) -> Rc<Gather> {
@@ -115,7 +119,7 @@ fn ping(shared: &Shared) -> Rc<Gather> {
 }
 
 /// What the rest of the process tells a shard.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub enum Command {
     /// Stop accepting, say goodbye to everybody, finish by the deadline. In a drain that is under way only `exits` says something new.
     Drain {
@@ -140,6 +144,30 @@ pub enum Command {
     },
     /// Answer the operator, or do something to clients for it.
     Inspect(Box<Inquiry>),
+    /// Take nothing in and give nothing out, and work off what there is, until [`Shared::all_still`]; the listener goes to `listener`, to be shared.
+    Freeze {
+        /// There.
+        listener: Sender<io::Result<Option<OwnedFd>>>,
+    },
+    /// Give out everything that another process needs to go on. To be said when all shards are still.
+    HandOver {
+        /// The time now, in milliseconds since 1970.
+        unix_ms: u64,
+        /// Where it goes.
+        to: Sender<Chunk>,
+    },
+    /// Go on with this, once all shards of this process are still again and thawed.
+    Inherit {
+        /// What another process had.
+        inheritance: Box<Inheritance>,
+        /// Where it is said that this has begun.
+        begun: Sender<()>,
+    },
+    /// Go on, and accept on this listener if there is none.
+    Thaw {
+        /// Where.
+        listener: Option<Listener>,
+    },
 }
 
 /// Whether a shard goes on.
@@ -177,6 +205,8 @@ pub struct Parts {
     pub commands: Receiver<Command>,
     /// Seed of everything random here: jitter and hints.
     pub seed: u64,
+    /// It begins frozen, as its driver does.
+    pub frozen: bool,
 }
 
 /// Counts of what a shard holds for its clients.
@@ -318,6 +348,12 @@ pub struct Gateway<D> {
     /// What the operator asks.
     desk: Desk,
     next_sweep: Time,
+    /// Messages of other shards so far.
+    mail_received: u64,
+    /// Nothing comes in and nothing goes out (`handover`).
+    frozen: bool,
+    /// What came from connections that were inherited, and is handled when it is thawed.
+    unread: Vec<(ConnKey, Vec<u8>)>,
     /// Connections came or went, or messages did, since the last sweep; the same for the second before it.
     busy: bool,
     was_busy: bool,
@@ -387,6 +423,9 @@ impl<D: Driver> Gateway<D> {
             rebalance: None,
             desk: Desk::default(),
             next_sweep: now,
+            mail_received: 0,
+            frozen: parts.frozen,
+            unread: Vec::new(),
             busy: false,
             was_busy: false,
             log: LogLimit::new(limits.log_lines_per_second, now),
@@ -479,17 +518,17 @@ impl<D: Driver> Gateway<D> {
         self.requests_left = self.limits.requests_per_turn;
         self.teardowns_left = self.limits.teardowns_per_turn;
         self.replay_bytes_left = self.limits.replay_bytes_per_turn;
+        if self.frozen {
+            self.shared.stir(self.shard);
+        }
         self.receive_messages();
         self.handle_events();
         while let Ok(command) = self.commands.try_recv() {
-            match command {
-                Command::Drain { window, deadline, exits } => self.begin_drain(window, deadline, exits),
-                Command::CallOff { listener } => self.call_off_drain(listener),
-                Command::Rebalance { share_ppm, window } => self.begin_rebalance(share_ppm, window),
-                Command::Inspect(inquiry) => self.inquire(*inquiry),
-            }
+            self.obey(command);
         }
-        self.handle_timers();
+        if !self.frozen {
+            self.handle_timers();
+        }
         self.resume_publishers();
         self.watch_sends();
         self.unpark_laps();
@@ -499,27 +538,49 @@ impl<D: Driver> Gateway<D> {
         self.answer_callers();
         self.answer_polls();
         self.look_after_receipts();
-        self.answer_inquiries();
         self.tell_members();
         self.dispatch();
-        self.relieve_memory();
-        self.sweep();
+        let mut progress = Progress::Continue;
+        if !self.frozen {
+            self.answer_inquiries();
+            self.relieve_memory();
+            self.sweep();
+            progress = self.step_farewells();
+        }
         self.counters.loop_turns.add(1);
         self.counters.mailbox_depth.set(self.mailbox.depth() as u64);
-        let progress = self.step_farewells();
         let (mailbox, driver, counters) = (&mut self.mailbox, &mut self.driver, &self.counters);
         mailbox.flush(|shard| {
             counters.wakes.add(1);
             driver.wake(shard);
         });
+        if self.frozen {
+            self.tell_stillness();
+        }
         progress
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Drain { window, deadline, exits } => self.begin_drain(window, deadline, exits),
+            Command::CallOff { listener } => self.call_off_drain(listener),
+            Command::Rebalance { share_ppm, window } => self.begin_rebalance(share_ppm, window),
+            Command::Inspect(inquiry) => self.inquire(*inquiry),
+            Command::Freeze { listener } => self.freeze(&listener),
+            Command::HandOver { unix_ms, to } => self.hand_over(unix_ms, &to),
+            Command::Inherit { inheritance, begun } => self.inherit(*inheritance, &begun),
+            Command::Thaw { listener } => self.thaw(listener),
+        }
     }
 
     fn next_wait(&self) -> Wait {
         let is_at_work = !self.laps.is_empty() || !self.dispatches.is_empty() || !self.woken.is_empty();
-        let is_asked = !self.callers.is_empty() || !self.asked.is_empty() || self.is_inquired();
+        let is_asked = !self.callers.is_empty() || !self.asked.is_empty() || (self.is_inquired() && !self.frozen);
         if is_at_work || is_asked || !self.leavers.is_empty() {
             return Wait::No;
+        }
+        if self.frozen {
+            return Wait::For(POLL);
         }
         let poll = (self.mailbox.overflow() > 0 || !self.memory_waiters.is_empty()).then_some(POLL);
         let receipts = (self.awaited.len() > 0 || !self.counts.is_empty()).then_some(RECEIPTS);
@@ -571,161 +632,6 @@ impl<D: Driver> Gateway<D> {
         let starved = self.driver.recv_starved();
         let known = self.counters.recv_starved.value();
         self.counters.recv_starved.add(starved - known);
-    }
-
-    fn received(&mut self, key: ConnKey, mut bytes: crate::engine::recv_pool::Lent) {
-        let now = self.now;
-        let Some(session) = self.sessions.get_mut(key) else { return };
-        session.last_in = session::Stamp::new(now);
-        if session.state.is_over() {
-            return;
-        }
-        if session.holds() {
-            session.hold(&bytes);
-            if !session.paused && session.state != State::Joining {
-                self.feed_held(key);
-            }
-            return;
-        }
-        let used = self.feed(key, &mut bytes);
-        if used < bytes.len()
-            && let Some(session) = self.sessions.get_mut(key)
-        {
-            session.hold(&bytes[used..]);
-        }
-    }
-
-    /// Handles what was kept, as far as it goes now.
-    fn feed_held(&mut self, key: ConnKey) {
-        let Some(session) = self.sessions.get_mut(key) else { return };
-        let mut held = session.take_held();
-        let used = self.feed(key, &mut held);
-        if used < held.len()
-            && let Some(session) = self.sessions.get_mut(key)
-        {
-            held.drain(..used);
-            session.cold.get_or_insert_default().input = held;
-        }
-        self.end_if_gone(key);
-    }
-
-    /// Handles bytes in order; how many. The rest must be kept for when there is more, or when the connection goes on.
-    fn feed(&mut self, key: ConnKey, bytes: &mut [u8]) -> usize {
-        let mut at = 0;
-        while at < bytes.len() {
-            let Some(session) = self.sessions.get_mut(key) else { return bytes.len() };
-            let used = match session.state {
-                State::Head => self.read_request(key, &bytes[at..]),
-                State::Joining => {
-                    // Frames sent before the answer: a client may do that, but not without end.
-                    self.pause_reading(key);
-                    0
-                }
-                State::Room | State::Echo => self.read_frames(key, &mut bytes[at..]),
-                State::Body => self.read_body(key, &bytes[at..]),
-                State::Polling | State::Awaiting => {
-                    // The next request, before this one is answered.
-                    self.pause_reading(key);
-                    0
-                }
-                // There is nothing to say to a stream.
-                State::Stream | State::Finishing | State::Lingering | State::Closed => bytes.len() - at,
-            };
-            if used == 0 {
-                break;
-            }
-            at += used;
-        }
-        at
-    }
-
-    fn pause_reading(&mut self, key: ConnKey) {
-        if let Some(session) = self.sessions.get_mut(key)
-            && !session.paused
-        {
-            session.paused = true;
-            self.driver.pause_recv(key);
-        }
-    }
-
-    /// Goes on with what was kept, and reads again unless that led to another pause.
-    fn resume_reading(&mut self, key: ConnKey) {
-        let Some(session) = self.sessions.get_mut(key) else { return };
-        if session.paused {
-            session.paused = false;
-            self.feed_held(key);
-            if self.sessions.get(key).is_some_and(|session| !session.paused) {
-                self.driver.resume_recv(key);
-            }
-        }
-    }
-
-    /// A connection's peer has gone: seen to now, unless others wait or this step has seen to enough.
-    fn leaves(&mut self, key: ConnKey, error: Option<io::Error>) {
-        if self.leavers.is_empty() && self.teardowns_left > 0 {
-            self.see_off(key, error);
-        } else {
-            self.leavers.push_back((key, error));
-        }
-    }
-
-    fn see_off(&mut self, key: ConnKey, error: Option<io::Error>) {
-        self.teardowns_left -= 1;
-        match error {
-            None => self.peer_closed(key),
-            Some(error) => self.failed(key, &error),
-        }
-    }
-
-    /// Sees to those who wait for that, as far as this step goes.
-    fn see_leavers_off(&mut self) {
-        while self.teardowns_left > 0
-            && let Some((key, error)) = self.leavers.pop_front()
-        {
-            self.see_off(key, error);
-        }
-    }
-
-    fn peer_closed(&mut self, key: ConnKey) {
-        let Some(session) = self.sessions.get_mut(key) else { return };
-        session.peer_closed = true;
-        match session.state {
-            // What it sent before is handled first; then it ends.
-            State::Head | State::Joining | State::Room | State::Echo | State::Stream | State::Polling | State::Body | State::Awaiting => {
-                self.end_if_gone(key)
-            }
-            State::Finishing => {}
-            State::Lingering => self.take_down(key, crate::engine::driver::CloseHow::Close),
-            State::Closed => {}
-        }
-    }
-
-    /// Ends a connection whose peer has shut its side, once everything that it sent was handled.
-    pub(super) fn end_if_gone(&mut self, key: ConnKey) {
-        let Some(session) = self.sessions.get(key) else { return };
-        let waits = session.holds() && (session.paused || session.is_queued() || matches!(session.state, State::Joining));
-        if !session.peer_closed || waits {
-            return;
-        }
-        match session.state {
-            State::Head => self.end(key, CloseCause::HttpDone),
-            State::Room | State::Echo => self.end(key, CloseCause::ClientGone),
-            // There is no other way to end a stream.
-            State::Stream | State::Polling => self.end(key, CloseCause::ClientClosed),
-            State::Body => self.end(key, CloseCause::ClientGone),
-            _ => {}
-        }
-    }
-
-    fn failed(&mut self, key: ConnKey, error: &io::Error) {
-        let Some(session) = self.sessions.get_mut(key) else { return };
-        session.peer_closed = true;
-        if session.state.is_over() {
-            self.take_down(key, crate::engine::driver::CloseHow::Reset);
-        } else {
-            tracing::debug!(conn = %self.id(key), %error, "connection failed");
-            self.end(key, CloseCause::NetworkError);
-        }
     }
 
     /// Lets topics that were quiet for a while give back the memory kept for frames to come.

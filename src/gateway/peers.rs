@@ -196,6 +196,7 @@ impl<D: Driver> Gateway<D> {
     pub(super) fn receive_messages(&mut self) {
         for _ in 0..MAILBOX_BUDGET {
             let Some((from, message)) = self.mailbox.receive_one() else { break };
+            self.mail_received += 1;
             self.receive_message(from, message);
         }
     }

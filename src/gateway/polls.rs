@@ -84,7 +84,7 @@ impl<D: Driver> Gateway<D> {
                 }
             });
         }
-        if answer.is_empty() && !wait.is_zero() {
+        if answer.is_empty() && !wait.is_zero() && !self.frozen {
             if stream.pending.is_empty() {
                 self.timers.set(key.slot, self.now + wait);
             } else {

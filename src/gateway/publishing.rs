@@ -138,7 +138,7 @@ pub enum Receipt {
 }
 
 impl Receipt {
-    fn refused(status: u16, code: &'static str, message: impl Into<String>, retry_ms: Option<u64>) -> Self {
+    pub(super) fn refused(status: u16, code: &'static str, message: impl Into<String>, retry_ms: Option<u64>) -> Self {
         Self::Refused { status, code, message: message.into(), retry_ms }
     }
 
@@ -250,7 +250,7 @@ impl<D: Driver> Gateway<D> {
     }
 
     /// Answers a request whose body cannot be used.
-    fn refuse_upload(&mut self, key: ConnKey, receipt: Receipt, keep: bool) {
+    pub(super) fn refuse_upload(&mut self, key: ConnKey, receipt: Receipt, keep: bool) {
         let Some(upload) = self.sessions.get_mut(key).and_then(|session| session.cold.as_mut()).and_then(|cold| cold.upload.take()) else {
             return;
         };

@@ -208,7 +208,7 @@ impl<D: Driver> Gateway<D> {
 
     /// The bytes of the last piece have left: asks for the next, if there is one. Whether it did.
     pub(super) fn replay_more(&mut self, key: ConnKey) -> bool {
-        let Some(session) = self.sessions.get_mut(key) else { return false };
+        let Some(session) = self.sessions.get_mut(key).filter(|_| !self.frozen) else { return false };
         let Some(offset) = session.cold.as_mut().and_then(|cold| cold.replay_after.take()) else { return false };
         let Some(topic) = session.topic else { return false };
         let start = Start::After(Position { epoch: self.epoch, offset });

@@ -92,10 +92,12 @@ impl<D: Driver> Gateway<D> {
         self.enter(key, &upgrade);
     }
 
-    /// Answers the upgrade of one that has its seat.
+    /// Answers the upgrade of one that has its seat. One that was inherited has its answer.
     fn enter(&mut self, key: ConnKey, upgrade: &[u8]) {
-        self.counters.handshakes.of(HandshakeResult::Upgraded).add(1);
-        self.upgraded(key, upgrade);
+        if !upgrade.is_empty() {
+            self.counters.handshakes.of(HandshakeResult::Upgraded).add(1);
+            self.upgraded(key, upgrade);
+        }
         self.opened(key, State::Room);
     }
 
@@ -124,8 +126,10 @@ impl<D: Driver> Gateway<D> {
 
     /// An upgrade that cannot be had after all: accepted and closed at once, so that a browser's page, too, learns why and when to come back.
     pub(super) fn refuse_join(&mut self, key: ConnKey, upgrade: &[u8], cause: CloseCause, reason: &str) {
-        self.counters.handshakes.of(HandshakeResult::Refused).add(1);
-        self.upgraded(key, upgrade);
+        if !upgrade.is_empty() {
+            self.counters.handshakes.of(HandshakeResult::Refused).add(1);
+            self.upgraded(key, upgrade);
+        }
         self.end_with(key, cause, None, reason);
     }
 

@@ -1,7 +1,7 @@
 //! What all shards share: a few numbers, each written by whoever changes it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 
 use super::clients::Clients;
 use super::receipts::SentCounts;
@@ -12,6 +12,15 @@ use crate::ids::ShardId;
 #[derive(Default, Debug)]
 #[repr(align(128))]
 struct Load(AtomicUsize);
+
+/// Whether a frozen shard has nothing to do, and the messages to and from other shards until then.
+#[derive(Default, Debug)]
+#[repr(align(128))]
+struct Stillness {
+    still: AtomicBool,
+    sent: AtomicU64,
+    received: AtomicU64,
+}
 
 /// Counts and caps of the process.
 #[derive(Debug)]
@@ -37,6 +46,8 @@ pub struct Shared {
     settled: AtomicUsize,
     /// Shards that hand some of their clients to others.
     rebalancing: AtomicUsize,
+    /// Of each shard that is frozen, how still it is.
+    stillness: Vec<Stillness>,
     pub(super) sent_counts: SentCounts,
     pub(super) clients: Clients,
 }
@@ -57,6 +68,7 @@ impl Shared {
             closed: AtomicUsize::new(0),
             settled: AtomicUsize::new(0),
             rebalancing: AtomicUsize::new(0),
+            stillness: (0..shards).map(|_| Stillness::default()).collect(),
             sent_counts: SentCounts::default(),
             clients: Clients::default(),
         })
@@ -153,6 +165,33 @@ impl Shared {
     /// A shard is done with it.
     pub fn drop_rebalancing(&self) {
         self.rebalancing.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// A frozen shard looks whether there is something to do.
+    pub(super) fn stir(&self, shard: ShardId) {
+        self.stillness[shard.index()].still.store(false, Ordering::SeqCst);
+    }
+
+    /// A frozen shard has nothing to do, after so many messages to and from others.
+    pub(super) fn rest(&self, shard: ShardId, sent: u64, received: u64) {
+        let stillness = &self.stillness[shard.index()];
+        stillness.sent.store(sent, Ordering::SeqCst);
+        stillness.received.store(received, Ordering::SeqCst);
+        stillness.still.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether all shards are frozen and have nothing to do, and no message is on its way between them: so it stays until one of them is told otherwise.
+    pub fn all_still(&self) -> bool {
+        let all = |what: fn(&Stillness) -> &AtomicU64| self.stillness.iter().map(|shard| what(shard).load(Ordering::SeqCst)).sum::<u64>();
+        let still = || self.stillness.iter().all(|shard| shard.still.load(Ordering::SeqCst));
+        // What was received was sent before: received first, so that no message between the two is missed. A shard that was stirred by one meanwhile is not
+        // still at the second look.
+        still() && all(|shard| &shard.received) == all(|shard| &shard.sent) && still()
+    }
+
+    /// Counts a connection in that was admitted by the process before.
+    pub(super) fn admit_anyway(&self) {
+        self.admitted.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Counts a topic in, if there is room.

@@ -10,6 +10,7 @@ use super::streams::message;
 use super::topic::{Role, Topic};
 use crate::engine::driver::Driver;
 use crate::engine::log::Attributes;
+use crate::engine::sys::Socket;
 use crate::ids::{ConnId, ConnKey, ShardId};
 use crate::proto::position::Position;
 use crate::proto::state::Record;
@@ -20,6 +21,8 @@ use crate::time::Time;
 
 /// The bytes of a chunk, unless a single message is larger.
 const CHUNK_BYTES: usize = 256 * 1024;
+/// The sockets of a chunk: as many as go with one message between processes (unix(7), SCM_RIGHTS).
+pub const CHUNK_SOCKETS: usize = 253;
 
 /// Who has published what an earlier process kept: nobody who is here.
 const BEFORE: ConnId = ConnId { shard: ShardId(u16::MAX), key: ConnKey { slot: u32::MAX, generation: 0 } };
@@ -31,8 +34,10 @@ pub struct Chunk {
     pub bytes: Vec<u8>,
     /// How many they are.
     pub records: u64,
-    /// How many of them are topics, gone ones included, messages, and keys.
-    pub counts: [u64; 3],
+    /// How many of them are topics, gone ones included, messages, keys, and connections.
+    pub counts: [u64; 4],
+    /// The sockets of these connections, which stay their shard's.
+    pub sockets: Vec<Socket>,
 }
 
 /// What a shard begins with.
@@ -86,16 +91,18 @@ pub struct UsedKey {
 }
 
 impl Chunk {
-    fn add(&mut self, record: &Record<'_>, full: &mut impl FnMut(Self)) {
+    /// Adds a record; a chunk that is full is given away.
+    pub(super) fn add(&mut self, record: &Record<'_>, full: &mut impl FnMut(Self)) {
         record.encode(&mut self.bytes);
         self.records += 1;
         match record {
             Record::Topic { .. } | Record::Gone { .. } => self.counts[0] += 1,
             Record::Message { .. } => self.counts[1] += 1,
             Record::Key { .. } => self.counts[2] += 1,
+            Record::Connection(_) => self.counts[3] += 1,
             _ => {}
         }
-        if self.bytes.len() >= CHUNK_BYTES {
+        if self.bytes.len() >= CHUNK_BYTES || self.sockets.len() >= CHUNK_SOCKETS {
             full(std::mem::take(self));
         }
     }

@@ -24,6 +24,7 @@ use crate::engine::segment::{Arena, Gather, Range, Ranges};
 use crate::ids::{ConnKey, TopicKey};
 use crate::proto::gap::Gap;
 use crate::proto::position::{Epoch, Position, Start};
+use crate::proto::state::{Doing, Following};
 use crate::proto::sse::{EventName, HEARTBEAT, encode_event, encode_gap, encode_id, encode_open, encode_retry};
 use crate::proto::topic::TopicName;
 use crate::proto::ws::frame::FrameHeader;
@@ -60,6 +61,8 @@ pub(super) struct Stream {
     pub(super) retry_ms: u64,
     /// Over how long everybody was asked to come back then.
     window_ms: u64,
+    /// Its client knows that it is open.
+    inherited: bool,
     /// Of a poll.
     pub(super) poll: Poll,
 }
@@ -96,8 +99,29 @@ impl Stream {
             opening,
             retry_ms,
             window_ms: 0,
+            inherited: false,
             poll: Poll::default(),
         }
+    }
+
+    /// A stream that another process has opened.
+    pub(super) fn inherited(topics: Vec<Following>, epoch: Epoch, retry_ms: u64, window_ms: u64) -> Self {
+        let start = |following: Following| {
+            let position = Position { epoch, offset: following.at };
+            (following.topic, if following.behind { Start::After(position) } else { Start::Latest })
+        };
+        let topics = topics.into_iter().map(start).collect();
+        Self { window_ms, inherited: true, ..Self::new(Kind::Events, topics, Vec::new(), retry_ms) }
+    }
+
+    /// What another process needs to go on with it.
+    pub(super) fn to_inherit(&self) -> Doing {
+        let following = |part: &Part| {
+            let (at, behind) = part.more_after.map_or((part.at, part.seat.is_none()), |after| (after, true));
+            Following { topic: part.name.clone(), at, behind }
+        };
+        let topics = self.parts.iter().map(following).collect();
+        Doing::Stream { retry_ms: self.retry_ms, window_ms: self.window_ms, topics }
     }
 
     pub(super) fn poll(topics: Vec<(TopicName, Start)>, poll: Poll, retry_ms: u64) -> Self {
@@ -256,6 +280,9 @@ impl<D: Driver> Gateway<D> {
         let arrived = std::mem::take(&mut stream.arrived);
         match stream.kind {
             Kind::Events => {
+                if stream.inherited {
+                    return self.go_on_with_stream(key, &arrived);
+                }
                 let mut out = std::mem::take(&mut stream.opening);
                 stream.window_ms = window_ms;
                 encode_retry(&mut out, stream.retry_ms);
@@ -278,21 +305,41 @@ impl<D: Driver> Gateway<D> {
                 for (number, replay) in &arrived {
                     self.tell_messages(key, *number, &replay.parcel);
                 }
-                self.timers.set(key.slot, self.now + self.heartbeat());
-                self.pump(key);
-                // What it said meanwhile is nothing to a stream, but its end is.
-                self.read_on(key);
+                self.stream_opened(key);
             }
             Kind::Poll => self.open_poll(key, arrived),
         }
+    }
+
+    /// A stream is open, and what it begins with is queued.
+    fn stream_opened(&mut self, key: ConnKey) {
+        self.timers.set(key.slot, self.now + self.heartbeat());
+        self.pump(key);
+        // What it said meanwhile is nothing to a stream, but its end is.
+        self.read_on(key);
+    }
+
+    /// All topics of a stream that was inherited have answered.
+    fn go_on_with_stream(&mut self, key: ConnKey, arrived: &[(u16, Replay)]) {
+        if let Some(session) = self.sessions.get_mut(key) {
+            session.state = State::Stream;
+        }
+        for (number, replay) in arrived {
+            if let Some(gap) = replay.gap {
+                self.tell_gap(key, *number, replay.at, gap);
+            }
+            self.tell_messages(key, *number, &replay.parcel);
+        }
+        self.stream_opened(key);
     }
 
     /// Queues the first bytes of a stream.
     fn becomes_stream(&mut self, key: ConnKey, opening: &[u8]) {
         let Some(session) = self.sessions.get_mut(key) else { return };
         session.state = State::Stream;
-        session.transport = Transport::Sse;
-        self.counters.connections.of(Transport::Http).sub(1);
+        // One that was inherited has been a stream before.
+        let before = std::mem::replace(&mut session.transport, Transport::Sse);
+        self.counters.connections.of(before).sub(1);
         self.counters.connections.of(Transport::Sse).add(1);
         self.push_direct(key, opening, &[]);
     }
@@ -459,6 +506,9 @@ impl<D: Driver> Gateway<D> {
     /// The bytes of a stream's last piece have left: asks for the next one of some topic. Whether it did.
     fn stream_replay_more(&mut self, key: ConnKey) -> bool {
         let epoch = self.epoch;
+        if self.frozen {
+            return false;
+        }
         let Some(stream) = self.sessions.get_mut(key).and_then(|session| session.stream_mut()) else { return false };
         let Some(number) = stream.parts.iter().position(|part| part.more_after.is_some()) else { return false };
         let part = &mut stream.parts[number];

@@ -37,6 +37,8 @@ pub struct Config {
     pub addressing: Addressing,
     /// What a planned restart goes on from; `None` when it begins anew.
     pub state: Option<PathBuf>,
+    /// What SIGUSR2 does.
+    pub restart: RestartChoice,
     /// Every bound.
     pub limits: Limits,
     /// What is logged, and how it looks.
@@ -54,6 +56,7 @@ impl Default for Config {
             origins: Vec::new(),
             addressing: Addressing::default(),
             state: None,
+            restart: RestartChoice::HandOver,
             limits: Limits::default(),
             log: LogConfig { format: LogFormat::Text, filter: "info".to_owned() },
         }
@@ -69,6 +72,28 @@ pub enum Cpus {
     Off,
     /// These, in ascending order and each once; shard after shard takes the next.
     List(Vec<usize>),
+}
+
+/// What SIGUSR2 does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum RestartChoice {
+    /// Another process takes the connections over; the process id changes.
+    HandOver,
+    /// Clients are told goodbye, and the process becomes the new program; the process id stays.
+    Drain,
+}
+
+impl RestartChoice {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::HandOver, Self::Drain];
+
+    /// How it is written in configuration.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::HandOver => "hand-over",
+            Self::Drain => "drain",
+        }
+    }
 }
 
 /// How the kernel is talked to.
@@ -329,6 +354,16 @@ const SETTINGS: &[Setting] = &[
         unit: "\"auto\", \"uring\" or \"epoll\"",
         apply: |config, raw| values::driver(raw).map(|value| config.driver = value),
         show: |config| config.driver.word().into(),
+    },
+    Setting {
+        key: "restart",
+        flag: "",
+        environment: "SHARDCAST_RESTART",
+        about: "What SIGUSR2 does. \"hand-over\" starts the program that is at the path of this one and gives it every connection: no client is disconnected, and the \
+                process id changes. \"drain\" says goodbye to clients and becomes that program with the same process id; so does process 1, always.",
+        unit: "\"hand-over\" or \"drain\"",
+        apply: |config, raw| values::restart(raw).map(|value| config.restart = value),
+        show: |config| config.restart.word().into(),
     },
     Setting {
         key: "origins",

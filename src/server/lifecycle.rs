@@ -6,7 +6,7 @@
 //!      └────────────── DELETE /drain, unless the process is to end ─────────────────┴────────────┘
 //! ```
 //!
-//! SIGUSR2 is a drain whose end is another beginning (`server::restart`).
+//! SIGUSR2 hands everything over to the next process (`server::handover`), or is a drain whose end is another beginning (`server::restart`).
 //!
 //! It is the main thread's loop, apart from every shard: a shard that is stuck delays nobody's answer but its own.
 
@@ -17,6 +17,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, Sender};
 
 use super::clock::Clock;
+use super::handover::HandedOver;
 use super::restart::Kept;
 use super::systemd::Notifier;
 use crate::engine::sys::{self, Listener};
@@ -145,6 +146,8 @@ pub struct Parts {
     pub listen_again: Box<dyn Fn() -> Result<Vec<Listener>, String>>,
     /// Looks whether a restart would succeed.
     pub try_restart: Box<dyn Fn() -> Result<(), String>>,
+    /// Hands everything over to the next process. None where a restart is a drain.
+    pub hand_over: Option<Box<dyn Fn() -> Result<HandedOver, String>>>,
     /// The sockets that stay open over a restart, where whoever comes waits from now on.
     pub keep: Box<dyn Fn() -> Result<Kept, String>>,
 }
@@ -301,7 +304,7 @@ impl Lifecycle {
         }
     }
 
-    /// Begins the drain of a restart, if it would lead to one.
+    /// Hands over, or begins the drain of a restart, if that would lead to one.
     fn restart(&mut self) {
         if self.drain.is_some() {
             return tracing::warn!("SIGUSR2 during a drain: no restart; ask again when it is called off");
@@ -310,6 +313,22 @@ impl Lifecycle {
             return tracing::error!("no restart: {error}. Serving goes on");
         }
         let connections = self.parts.shared.connections();
+        if let Some(hand_over) = &self.parts.hand_over {
+            tracing::info!(connections, "handing over to the next process");
+            match hand_over() {
+                Ok(HandedOver { pid, connections }) => {
+                    self.parts.notifier.main_pid(pid);
+                    match connections {
+                        Some((connections, pause)) => {
+                            tracing::info!(pid, connections, pause_ms = pause.as_secs_f64() * 1000.0, "handed over; this process ends");
+                        }
+                        None => tracing::error!(pid, "the next process has taken everything over, and has died"),
+                    }
+                    sys::exit_now(i32::from(connections.is_none()));
+                }
+                Err(error) => return tracing::error!("no hand-over: {error}. Serving goes on"),
+            }
+        }
         tracing::info!(connections, wait_ms = self.parts.limits.drain_wait_ms, "restarting in place: drains first");
         self.begin_drain_for(true, true);
     }

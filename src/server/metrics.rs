@@ -142,6 +142,7 @@ impl Collector for Page {
         page.counter("shardcast_accept_paused", "Pauses of accepting because descriptors or memory ran out.", |shard| {
             &shard.accept_paused
         })?;
+        page.counter("shardcast_inherited", "Connections taken over from the process before.", |shard| &shard.inherited)?;
         page.counter("shardcast_log_suppressed", "Log lines that were counted instead of written.", |shard| &shard.log_suppressed)?;
         page.counter_by_shard("shardcast_loop_turns", "Turns of each shard's loop.", |shard| &shard.loop_turns)?;
         page.histogram_by_shard("shardcast_loop_seconds", "Time that a turn of each shard's loop took, without its wait.", |shard| {

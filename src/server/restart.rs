@@ -1,4 +1,4 @@
-//! A restart in place (SIGUSR2): the process drains, and in place of an end becomes the program that is at its path then, with the same arguments, the same
+//! A restart in place (SIGUSR2 with `restart = "drain"`): the process drains, and in place of an end becomes the program that is at its path then, with the same arguments, the same
 //! process id and the same listening sockets.
 //!
 //! ```text
@@ -12,6 +12,7 @@
 //! not run, and a configuration that it does not take.
 
 use std::ffi::OsString;
+use std::fmt;
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -20,6 +21,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::clock::Clock;
+use super::handover::VARIABLE;
 use crate::engine::sys;
 
 /// How long the trial may take.
@@ -34,6 +36,12 @@ const COMPLAINT_BYTES: u64 = 4096;
 pub struct Program {
     path: PathBuf,
     arguments: Vec<OsString>,
+}
+
+impl fmt::Display for Program {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.path.display().fmt(f)
+    }
 }
 
 /// The sockets that stay open over a restart.
@@ -52,6 +60,14 @@ impl Program {
     /// When the kernel does not say where it is.
     pub fn of_this_process() -> io::Result<Self> {
         Ok(Self { path: std::env::current_exe()?, arguments: std::env::args_os().skip(1).collect() })
+    }
+
+    /// What starts it as this process was started.
+    pub fn command(&self) -> Command {
+        let mut command = Command::new(&self.path);
+        // What concerned the start of this process does not concern the next one.
+        command.args(&self.arguments).env_remove(VARIABLE).env_remove("LISTEN_PID").env_remove("LISTEN_FDS").env_remove("LISTEN_FDNAMES");
+        command
     }
 
     /// Has what is at the path now read the configuration, in a process of its own.
@@ -96,9 +112,8 @@ impl Program {
     pub fn begin_again(&self, kept: Kept) -> io::Error {
         let names = if kept.admin.is_some() { "clients:admin" } else { "clients" };
         let sockets: Vec<OwnedFd> = std::iter::once(kept.clients).chain(kept.admin).collect();
-        let mut command = Command::new(&self.path);
+        let mut command = self.command();
         command
-            .args(&self.arguments)
             .env("LISTEN_PID", std::process::id().to_string())
             .env("LISTEN_FDS", sockets.len().to_string())
             .env("LISTEN_FDNAMES", names);

@@ -42,8 +42,8 @@ pub struct Seat {
     pub cpu: Option<usize>,
     /// What to run on.
     pub driver: DriverKind,
-    /// This shard's listener.
-    pub listener: Listener,
+    /// This shard's listener. Without one it begins frozen.
+    pub listener: Option<Listener>,
     /// How shards are woken.
     pub wakers: Arc<Wakers>,
     /// The process's clock.
@@ -87,7 +87,7 @@ pub fn run(seat: Seat, parts: Parts, started: &Sender<Started>, finished: impl F
                 Ok(())
             }
         },
-        DriverKind::Epoll => match EpollDriver::new(parts.shard, Some(seat.listener), seat.wakers, pool, limits.accepts_per_turn as usize) {
+        DriverKind::Epoll => match EpollDriver::new(parts.shard, seat.listener, seat.wakers, pool, limits.accepts_per_turn as usize) {
             Ok(driver) => {
                 let _ = started.send(Ok(()));
                 serve(driver, parts, ends, finished)
@@ -105,10 +105,11 @@ fn uring(
     wakers: &Arc<Wakers>,
     pool: Rc<RecvPool>,
     parts: &Parts,
-    listener: Listener,
+    listener: Option<Listener>,
 ) -> io::Result<UringDriver<RingKernel>> {
-    let kernel = RingKernel::new(build_ring(size)?, pool, parts.shard, Arc::clone(wakers), Some(listener))?;
-    Ok(UringDriver::new(kernel))
+    let frozen = listener.is_none();
+    let kernel = RingKernel::new(build_ring(size)?, pool, parts.shard, Arc::clone(wakers), listener)?;
+    Ok(if frozen { UringDriver::frozen(kernel) } else { UringDriver::new(kernel) })
 }
 
 /// The ring that the limits ask for.

@@ -13,16 +13,18 @@
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crossbeam_channel::Receiver;
 
+use crate::engine::sys::Socket;
 use crate::gateway::{Chunk, KeptMessage, KeptTopic, Snapshot, UsedKey};
 use crate::hub::Placement;
 use crate::proto::position::Epoch;
-use crate::proto::state::{HEADER_BYTES, Record, StateError, decode_header, encode_header};
+use crate::proto::state::{Connection, HEADER_BYTES, Record, StateError, decode_header, encode_header};
 
 /// What is read at once.
 const READ_BYTES: usize = 256 * 1024;
@@ -61,6 +63,8 @@ pub struct Restored {
     gone: Vec<(u64, u64)>,
     topics: Vec<KeptTopic>,
     keys: Vec<UsedKey>,
+    /// Connections, in the order of their sockets; of a process that hands them over.
+    pub connections: Vec<Connection>,
 }
 
 /// What was written.
@@ -68,8 +72,8 @@ pub struct Restored {
 pub struct Written {
     /// Bytes of the file.
     pub bytes: u64,
-    /// Topics, gone ones included, messages, and idempotency keys.
-    pub counts: [u64; 3],
+    /// Topics, gone ones included, messages, idempotency keys, and connections.
+    pub counts: [u64; 4],
 }
 
 /// A state file that is this process's own.
@@ -77,7 +81,7 @@ pub struct Written {
 pub struct StateFile {
     path: PathBuf,
     /// Locked for as long as this process lives.
-    _lock: File,
+    lock: File,
 }
 
 impl StateFile {
@@ -102,7 +106,20 @@ impl StateFile {
         }
         let trial = beside(path, ".tmp");
         create(&trial, true).and_then(|_| fs::remove_file(&trial)).map_err(unusable("make", &trial))?;
-        Ok(Self { path: path.to_owned(), _lock: lock })
+        Ok(Self { path: path.to_owned(), lock })
+    }
+
+    /// Takes possession of the file from the process before, which holds this lock.
+    pub fn inherit(path: &Path, lock: OwnedFd) -> Self {
+        Self { path: path.to_owned(), lock: lock.into() }
+    }
+
+    /// The lock, for the process that takes over: it is locked as long as one of the two has it open (flock(2)).
+    ///
+    /// # Errors
+    /// As dup(2).
+    pub fn share_lock(&self) -> io::Result<OwnedFd> {
+        self.lock.try_clone().map(OwnedFd::from)
     }
 
     /// Reads the file and puts it out of the way. None when there is none, or none to go on from, which is warned of. `unix_ms` is the time now; a file
@@ -117,7 +134,7 @@ impl StateFile {
                 return Ok(None);
             }
             Err(error) => Err(error.to_string()),
-            Ok(mut file) => check_size(&file, bytes_max).and_then(|()| Restored::read(&mut file, unix_ms)),
+            Ok(mut file) => check_size(&file, bytes_max).and_then(|()| Restored::read(&mut file, unix_ms, false)),
         };
         match read {
             Ok(restored) => {
@@ -157,7 +174,7 @@ impl StateFile {
     ) -> io::Result<Written> {
         let path = beside(&self.path, ".tmp");
         let written = create(&path, true).and_then(|mut file| {
-            let written = write_to(&mut file, epoch, hash_key, shards, tell)?;
+            let written = write_to(|bytes, _| file.write_all(bytes), epoch, hash_key, shards, tell)?;
             file.sync_all()?;
             Ok(written)
         });
@@ -213,8 +230,13 @@ fn read_some(from: &mut impl Read, bytes_max: usize, into: &mut Vec<u8>) -> Resu
     from.by_ref().take(bytes_max as u64).read_to_end(into).map_err(|error| error.to_string())
 }
 
-fn write_to(
-    out: &mut impl Write,
+/// Writes the life of the offsets, and what each shard gives: to `out`, with the sockets of the connections among it. `tell` hears how many bytes there are so
+/// far.
+///
+/// # Errors
+/// As `out` says.
+pub fn write_to(
+    mut out: impl FnMut(&[u8], &[Socket]) -> io::Result<()>,
     epoch: Epoch,
     hash_key: (u64, u64),
     shards: impl IntoIterator<Item = Receiver<Chunk>>,
@@ -223,11 +245,11 @@ fn write_to(
     let mut bytes = Vec::new();
     encode_header(&mut bytes);
     Record::Life { epoch, hash_key }.encode(&mut bytes);
-    out.write_all(&bytes)?;
-    let mut written = Written { bytes: bytes.len() as u64, counts: [0; 3] };
+    out(&bytes, &[])?;
+    let mut written = Written { bytes: bytes.len() as u64, counts: [0; 4] };
     let mut records = 1;
     for chunk in shards.into_iter().flatten() {
-        out.write_all(&chunk.bytes)?;
+        out(&chunk.bytes, &chunk.sockets)?;
         written.bytes += chunk.bytes.len() as u64;
         records += chunk.records;
         for (all, some) in written.counts.iter_mut().zip(chunk.counts) {
@@ -237,19 +259,22 @@ fn write_to(
     }
     bytes.clear();
     Record::End { records }.encode(&mut bytes);
-    out.write_all(&bytes)?;
+    out(&bytes, &[])?;
     written.bytes += bytes.len() as u64;
     Ok(written)
 }
 
 impl Restored {
-    /// Reads a whole file, or says why it is none.
-    fn read(from: &mut impl Read, unix_ms: u64) -> Result<Self, String> {
+    /// Reads a whole file, or what a process hands over together with its connections; or says why it is none. `unix_ms` is the time now.
+    ///
+    /// # Errors
+    /// A sentence.
+    pub fn read(from: &mut impl Read, unix_ms: u64, has_connections: bool) -> Result<Self, String> {
         let mut bytes = Vec::with_capacity(2 * READ_BYTES);
         read_some(from, HEADER_BYTES, &mut bytes)?;
         decode_header(&bytes).map_err(|error| error.to_string())?;
         bytes.clear();
-        let mut reading = Reading { unix_ms, restored: None, expected: 0 };
+        let mut reading = Reading { unix_ms, restored: None, expected: 0, has_connections };
         let (mut records, mut ended) = (0, false);
         loop {
             let read = read_some(from, READ_BYTES, &mut bytes)?;
@@ -295,6 +320,8 @@ struct Reading {
     restored: Option<Restored>,
     /// Messages of the last topic that are still to come.
     expected: u64,
+    /// It comes from a process that hands its connections over.
+    has_connections: bool,
 }
 
 impl Reading {
@@ -303,7 +330,7 @@ impl Reading {
         let age = |at_ms| Duration::from_millis(self.unix_ms.saturating_sub(at_ms));
         let Some(restored) = &mut self.restored else {
             let Record::Life { epoch, hash_key } = record else { return Err(StateError::Senseless("it does not begin with an epoch")) };
-            self.restored = Some(Restored { epoch, hash_key, floor: 0, gone: Vec::new(), topics: Vec::new(), keys: Vec::new() });
+            self.restored = Some(Restored { epoch, hash_key, floor: 0, gone: Vec::new(), topics: Vec::new(), keys: Vec::new(), connections: Vec::new() });
             return Ok(false);
         };
         if (self.expected > 0) != matches!(record, Record::Message { .. }) {
@@ -323,6 +350,8 @@ impl Reading {
                 self.expected -= 1;
             }
             Record::Key { at_ms, topic, id, offset } => restored.keys.push(UsedKey { age: age(at_ms), topic, id: id.into(), offset }),
+            Record::Connection(connection) if self.has_connections => restored.connections.push(*connection),
+            Record::Connection(_) => return Err(StateError::Senseless("there is a connection in a file")),
             Record::End { records } if records == number => return Ok(true),
             Record::End { .. } => return Err(StateError::Senseless("records are missing")),
         }
@@ -371,12 +400,12 @@ mod tests {
             sender.send(chunk).expect("it is listened to");
             receiver
         });
-        write_to(&mut out, Epoch(17), HASH_KEY, shards, |_| {}).expect("a vector takes everything");
+        write_to(|bytes, _| out.write_all(bytes), Epoch(17), HASH_KEY, shards, |_| {}).expect("a vector takes everything");
         out
     }
 
     fn read(bytes: &[u8]) -> Result<Restored, String> {
-        Restored::read(&mut &*bytes, 5000)
+        Restored::read(&mut &*bytes, 5000, false)
     }
 
     #[test]

@@ -13,21 +13,23 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::admin::{Admin, AdminError};
 use super::clock::{Clock, unix_time};
-use super::config::{Config, Cpus, DriverChoice};
+use super::config::{Config, Cpus, DriverChoice, RestartChoice};
 use super::debug::{Debug, Doors};
+use super::handover::{Estate, HandedOver};
 use super::lifecycle::{End, Lifecycle, Order, Phase, Readiness};
 use super::metrics::{Metrics, ProcessFacts};
 use super::restart::{Kept, Program};
 use super::shard::{DriverKind, Seat, Started, ring_size, run};
 use super::state::{StateFile, StateFileError, Written};
 use super::systemd::Notifier;
+use super::takeover::{Sockets, Takeover};
 use super::{admin, debug, host, lifecycle, signals, systemd};
 use crate::engine::mailbox::mesh;
 use crate::engine::sys::{self, ListenOptions, Listener};
 use crate::engine::uring::probe::{Blocked, probe};
 use crate::engine::wakers::Wakers;
 use crate::gateway::counters::Counters;
-use crate::gateway::{Chunk, Command, Pages, Parts, Shared, Snapshot};
+use crate::gateway::{Chunk, Command, Inheritance, Pages, Parts, Shared, Snapshot};
 use crate::hub::Placement;
 use crate::ids::ShardId;
 use crate::limits::Limits;
@@ -69,6 +71,9 @@ pub enum ServeError {
     /// The state file.
     #[error(transparent)]
     State(#[from] StateFileError),
+    /// It was started to take over from another process, and cannot.
+    #[error("cannot take over from the process before: {0}")]
+    Takeover(String),
     /// At the end the state could not be written.
     #[error("{file} could not be written: {error}; who comes back will be told of a gap")]
     StateLost {
@@ -113,28 +118,14 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
     let limits = Arc::new(config.limits.clone());
     let driver = choose_driver(config.driver, &limits, shards)?;
     let shutdown = signals::register().map_err(system("catch signals"))?;
-    let state = config.state.as_deref().map(StateFile::open).transpose()?;
-    if state.is_some() {
+    let patience = Duration::from_millis(limits.handover_ms);
+    let takeover = Takeover::from_environment(shards, patience).map_err(ServeError::Takeover)?;
+    // The process before serves at its sockets until this one has its shards.
+    let mut fresh = if takeover.is_some() { None } else { Some(House::open(&config, shards, &limits)?) };
+    if config.state.is_some() || takeover.is_some() {
         // Histories and keys of before have times of before.
         clock = clock.ahead(Duration::from_millis(limits.history_age_ms.max(limits.idempotency_ms)));
     }
-    let passed = systemd::passed_sockets().map_err(ServeError::Passed)?;
-    let place = match passed.clients {
-        Some((fd, address)) => {
-            tracing::info!(%address, "clients connect to the socket that was passed (LISTEN_FDS); --listen is not used");
-            sys::adjust_listener(&fd, listen_options(&limits));
-            Place::Passed(fd, address)
-        }
-        None => Place::Own(config.listen),
-    };
-    let (place, listening) = place.listen(shards, &limits)?;
-    let address = place.address();
-    let admin = match passed.admin {
-        Some(fd) => Some(Admin::on(fd).map_err(system("use the admin socket that was passed"))?),
-        None => config.admin.map(Admin::bind).transpose()?,
-    };
-    let admin_address = admin.as_ref().map(Admin::address);
-    let admin_kept = admin.as_ref().map(Admin::keep).transpose().map_err(system("keep the admin listener"))?;
 
     let shared = Shared::new(
         shards,
@@ -147,7 +138,8 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
     let readiness = Readiness::new();
     let (orders, ordered) = bounded(ORDERS_MAX);
     let doors = Arc::new(OnceLock::new());
-    if let Some(admin) = admin {
+    let start_admin = |house: &mut House| {
+        let Some(admin) = house.admin.take() else { return Ok(()) };
         let facts = ProcessFacts {
             driver: driver.name(),
             kernel: sys::kernel_release(),
@@ -164,36 +156,54 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
             readiness: Arc::clone(&readiness),
             doors: Arc::clone(&doors),
         };
-        admin.start(clock, Metrics::new(counters.clone(), facts), debug, orders.clone())?;
+        admin.start(clock, Metrics::new(counters.clone(), facts), debug, orders.clone())
+    };
+    if let Some(house) = &mut fresh {
+        start_admin(house)?;
     }
 
     let wakers = Wakers::new(shards).map_err(system("make eventfds"))?;
     // From here on clients are served: the file must be gone by then.
     let bytes_max = shared.history_bytes_max.saturating_mul(2).saturating_add(STATE_BYTES_BESIDE);
-    let restored = state.as_ref().map(|state| state.take(unix_time().as_millis() as u64, bytes_max)).transpose()?.flatten();
-    let (epoch, hash_key) =
-        restored.as_ref().map_or_else(|| (new_epoch(), (random(), random())), |restored| (restored.epoch, restored.hash_key));
+    let state = fresh.as_ref().and_then(|house| house.state.as_ref());
+    let restored = state.map(|state| state.take(unix_time().as_millis() as u64, bytes_max)).transpose()?.flatten();
+    let (epoch, hash_key) = match (&takeover, &restored) {
+        (Some(before), _) => (before.epoch, before.hash_key),
+        (None, Some(restored)) => (restored.epoch, restored.hash_key),
+        (None, None) => (new_epoch(), (random(), random())),
+    };
     let placement = Placement::new(shards, hash_key);
     let snapshots = restored.map_or_else(Vec::new, |restored| restored.split(&placement));
     let plan = Plan {
         config: &config,
-        limits,
+        limits: Arc::clone(&limits),
         driver,
         cpus,
         clock,
-        shared,
-        counters,
+        shared: Arc::clone(&shared),
+        counters: counters.clone(),
         wakers,
-        orders,
+        orders: orders.clone(),
         epoch,
         placement,
-        keeps_state: state.is_some(),
+        keeps_state: config.state.is_some(),
     };
+    let listening = fresh.as_mut().map(|house| std::mem::take(&mut house.listeners));
     let Crew { commands, threads, states } = plan.start(listening, snapshots)?;
+    let mut house = match (fresh, takeover) {
+        (Some(house), _) => house,
+        (None, Some(before)) => {
+            let mut house = plan.take_over(before, hash_key, patience, &commands)?;
+            start_admin(&mut house)?;
+            house
+        }
+        (None, None) => unreachable!("a house is opened or taken over"),
+    };
     doors.get_or_init(|| Doors { commands: commands.clone(), wakers: Arc::clone(&plan.wakers) });
     shutdown.report(plan.orders.clone()).map_err(system("watch for signals"))?;
     readiness.set(Phase::Serving);
-    let admin_text = admin_address.map_or_else(|| "admin off".to_owned(), |address| format!("admin http://{address}"));
+    let address = house.place.address();
+    let admin_text = house.admin_address.map_or_else(|| "admin off".to_owned(), |address| format!("admin http://{address}"));
     eprintln!(
         "shardcast {} ready: http://{address} ({shards} shard{}, {} driver, {admin_text})",
         env!("CARGO_PKG_VERSION"),
@@ -201,7 +211,29 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
         driver.name()
     );
 
-    let place = Rc::new(place);
+    let hand_over = match config.restart {
+        // The container would end with it.
+        RestartChoice::HandOver if std::process::id() == 1 => None,
+        RestartChoice::Drain => None,
+        RestartChoice::HandOver => {
+            let estate = Estate {
+                program: program.clone(),
+                clock,
+                epoch,
+                hash_key,
+                shared: Arc::clone(&shared),
+                wakers: Arc::clone(&plan.wakers),
+                shards: commands.clone(),
+                passed: house.place.share_passed().map_err(system("keep the socket that was passed"))?,
+                admin: house.admin_kept.as_ref().map(OwnedFd::try_clone).transpose().map_err(system("keep the admin listener"))?,
+                lock: house.state.as_ref().map(StateFile::share_lock).transpose().map_err(system("keep the lock of the state"))?,
+                patience,
+            };
+            Some(Box::new(move || estate.hand_over()) as Box<dyn Fn() -> Result<HandedOver, String>>)
+        }
+    };
+    let (state, admin_kept) = (house.state.take(), house.admin_kept.take());
+    let place = Rc::new(house.place);
     let (limits, here) = (Arc::clone(&plan.limits), Rc::clone(&place));
     let listen_again = move || here.listen_again(shards, &limits).map_err(|error| error.to_string());
     let limits = Arc::clone(&plan.limits);
@@ -223,6 +255,7 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
         serving: format!("serving on {address}, {shards} shards, {} driver", driver.name()),
         listen_again: Box::new(listen_again),
         try_restart: Box::new(move || trial.try_out(clock)),
+        hand_over,
         keep: Box::new(keep),
     };
     let End { notifier, restart } = Lifecycle::new(parts).run(&ordered);
@@ -263,7 +296,7 @@ fn write_state(
     });
     let file = state.path().display();
     match written {
-        Ok(Written { bytes, counts: [topics, messages, keys] }) => {
+        Ok(Written { bytes, counts: [topics, messages, keys, _] }) => {
             tracing::info!(%file, bytes, topics, messages, keys, "the state is written: the next process goes on from there");
             Ok(())
         }
@@ -330,6 +363,8 @@ fn choose_driver(choice: DriverChoice, limits: &Limits, shards: u16) -> Result<D
 const ORDERS_MAX: usize = 64;
 /// What a state file may have besides its histories, which may take as much again as they do in memory.
 const STATE_BYTES_BESIDE: u64 = 1 << 30;
+/// How often it is looked whether shards that take over are still.
+const STILLNESS_LOOK: Duration = Duration::from_micros(200);
 /// Chunks of a shard's state that wait to be written.
 const STATE_CHUNKS: usize = 4;
 /// How often it is told how much of the state is written.
@@ -345,6 +380,75 @@ fn listen_options(limits: &Limits) -> ListenOptions {
         notsent_bytes: limits.notsent_bytes as u32,
         defer_seconds: limits.accept_defer_ms.div_ceil(1000) as u32,
         shared: true,
+    }
+}
+
+/// What a process has of the outside: where it listens, and its state file.
+struct House {
+    place: Place,
+    /// One for each shard, until they have them.
+    listeners: Vec<Listener>,
+    /// Until it is started.
+    admin: Option<Admin>,
+    admin_address: Option<SocketAddr>,
+    /// Another handle on the admin listener, for the program that comes after this one.
+    admin_kept: Option<OwnedFd>,
+    state: Option<StateFile>,
+}
+
+impl House {
+    /// Of a process that begins.
+    fn open(config: &Config, shards: u16, limits: &Limits) -> Result<Self, ServeError> {
+        let state = config.state.as_deref().map(StateFile::open).transpose()?;
+        let passed = systemd::passed_sockets().map_err(ServeError::Passed)?;
+        let place = match passed.clients {
+            Some((fd, address)) => {
+                tracing::info!(%address, "clients connect to the socket that was passed (LISTEN_FDS); --listen is not used");
+                sys::adjust_listener(&fd, listen_options(limits));
+                Place::Passed(fd, address)
+            }
+            None => Place::Own(config.listen),
+        };
+        let (place, listeners) = place.listen(shards, limits)?;
+        let admin = match passed.admin {
+            Some(fd) => Some(Admin::on(fd).map_err(system("use the admin socket that was passed"))?),
+            None => config.admin.map(Admin::bind).transpose()?,
+        };
+        Self::with(place, listeners, admin, state)
+    }
+
+    /// Of a process that takes over.
+    fn inherit(config: &Config, shards: u16, limits: &Limits, sockets: Sockets) -> Result<Self, ServeError> {
+        let state = match (&config.state, sockets.lock) {
+            (Some(path), Some(lock)) => Some(StateFile::inherit(path, lock)),
+            (Some(path), None) => Some(StateFile::open(path)?),
+            (None, _) => None,
+        };
+        let address_of = |fd: &OwnedFd| sys::local_addr(fd).map_err(system("use the sockets of the process before"));
+        let (place, listeners) = match sockets.passed {
+            Some(fd) => {
+                let place = Place::Passed(fd.try_clone().map_err(system("share the socket of the process before"))?, address_of(&fd)?);
+                let listeners = place.listen_again(shards, limits)?;
+                (place, listeners)
+            }
+            None => {
+                let first = sockets.listeners.first().ok_or_else(|| ServeError::Takeover("no listener came".to_owned()))?;
+                let place = Place::Own(address_of(first)?);
+                (place, sockets.listeners.into_iter().map(Listener::own).collect())
+            }
+        };
+        let admin = match (config.admin, sockets.admin) {
+            (None, _) => None,
+            (Some(_), Some(fd)) => Some(Admin::on(fd).map_err(system("use the admin socket of the process before"))?),
+            (Some(address), None) => Some(Admin::bind(address)?),
+        };
+        Self::with(place, listeners, admin, state)
+    }
+
+    fn with(place: Place, listeners: Vec<Listener>, admin: Option<Admin>, state: Option<StateFile>) -> Result<Self, ServeError> {
+        let admin_address = admin.as_ref().map(Admin::address);
+        let admin_kept = admin.as_ref().map(Admin::keep).transpose().map_err(system("keep the admin listener"))?;
+        Ok(Self { place, listeners, admin, admin_address, admin_kept, state })
     }
 }
 
@@ -383,6 +487,14 @@ impl Place {
         match self {
             Self::Own(address) => sys::listen(*address, listen_options(limits)).map_err(|error| ServeError::Listen(*address, error)),
             Self::Passed(fd, _) => fd.try_clone().map_err(system("keep the socket that was passed")),
+        }
+    }
+
+    /// The socket that was passed, for another process.
+    fn share_passed(&self) -> io::Result<Option<OwnedFd>> {
+        match self {
+            Self::Own(_) => Ok(None),
+            Self::Passed(fd, _) => fd.try_clone().map(Some),
         }
     }
 
@@ -445,15 +557,17 @@ struct Crew {
 }
 
 impl Plan<'_> {
-    /// Starts every shard, with what it goes on from, and waits until all of them serve.
-    fn start(&self, listeners: Vec<Listener>, snapshots: Vec<Snapshot>) -> Result<Crew, ServeError> {
-        let shards = listeners.len();
+    /// Starts every shard, with what it goes on from, and waits until all of them serve; without listeners, frozen.
+    fn start(&self, listeners: Option<Vec<Listener>>, snapshots: Vec<Snapshot>) -> Result<Crew, ServeError> {
+        let shards = self.counters.len();
+        let frozen = listeners.is_none();
+        let mut listeners = listeners.into_iter().flatten();
         let mut snapshots = snapshots.into_iter();
         let addressing = Arc::new(self.config.addressing.clone());
         let origins: Arc<[String]> = self.config.origins.clone().into();
         let (started, starts) = bounded::<Started>(shards);
         let mut crew = Crew::default();
-        for (index, (listener, mailbox)) in listeners.into_iter().zip(mesh(shards, self.limits.mailbox_messages as usize)).enumerate() {
+        for (index, mailbox) in mesh(shards, self.limits.mailbox_messages as usize).into_iter().enumerate() {
             let shard = ShardId(index as u16);
             let (commands, commands_in) = bounded(COMMANDS_MAX);
             let parts = Parts {
@@ -469,12 +583,13 @@ impl Plan<'_> {
                 mailbox,
                 commands: commands_in,
                 seed: random(),
+                frozen,
             };
             let (state, states) = self.keeps_state.then(|| bounded(STATE_CHUNKS)).unzip();
             let seat = Seat {
                 cpu: self.cpus[index],
                 driver: self.driver,
-                listener,
+                listener: listeners.next(),
                 wakers: Arc::clone(&self.wakers),
                 clock: self.clock,
                 snapshot: snapshots.next().unwrap_or_default(),
@@ -496,6 +611,63 @@ impl Plan<'_> {
             starts.recv().expect("every shard says how its start went").map_err(ServeError::Shard)?;
         }
         Ok(crew)
+    }
+}
+
+impl Plan<'_> {
+    /// Has the shards, which are frozen, go on with everything that the process before has; then they serve, and that one ends.
+    fn take_over(
+        &self,
+        mut before: Takeover,
+        hash_key: (u64, u64),
+        patience: Duration,
+        commands: &[Sender<Command>],
+    ) -> Result<House, ServeError> {
+        let sockets = before.begin().map_err(ServeError::Takeover)?;
+        let (mut restored, sockets_of_connections) = before.take(unix_time().as_millis() as u64).map_err(ServeError::Takeover)?;
+        if (restored.epoch, restored.hash_key) != (self.epoch, hash_key) {
+            return Err(ServeError::Takeover("the process before has said whose offsets they are in two ways".to_owned()));
+        }
+        let shards = commands.len();
+        let mut house = House::inherit(self.config, shards as u16, &self.limits, sockets)?;
+        let connections = std::mem::take(&mut restored.connections);
+        let snapshots = restored.split(&self.placement);
+        let mut inheritances: Vec<Inheritance> =
+            snapshots.into_iter().map(|snapshot| Inheritance { snapshot, connections: Vec::new() }).collect();
+        for (number, connection) in sockets_of_connections.into_iter().zip(connections).enumerate() {
+            inheritances[number % shards].connections.push(connection);
+        }
+        let until = self.clock.now() + patience;
+        let (begun, beginnings) = bounded(shards);
+        let mut inheritances = inheritances.into_iter().map(Box::new);
+        self.command(commands, || Command::Inherit {
+            inheritance: inheritances.next().expect("one for each shard"),
+            begun: begun.clone(),
+        });
+        // Before all have begun they are still because there was nothing to do yet.
+        for _ in 0..shards {
+            beginnings.recv().expect("a shard that cannot go on ends the process");
+        }
+        while !self.shared.all_still() {
+            if self.clock.now() >= until {
+                return Err(ServeError::Takeover(format!(
+                    "connections have not found their topics within {} ms (limits.handover_ms)",
+                    patience.as_millis()
+                )));
+            }
+            thread::park_timeout(STILLNESS_LOOK);
+        }
+        before.taken();
+        let mut listeners = std::mem::take(&mut house.listeners).into_iter();
+        self.command(commands, || Command::Thaw { listener: listeners.next() });
+        Ok(house)
+    }
+
+    fn command(&self, commands: &[Sender<Command>], mut command: impl FnMut() -> Command) {
+        for (index, shard) in commands.iter().enumerate() {
+            shard.send(command()).expect("a shard that has begun takes commands until it has finished");
+            self.wakers.signal(ShardId(index as u16));
+        }
     }
 }
 

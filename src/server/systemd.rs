@@ -69,6 +69,11 @@ impl Notifier {
         self.send("WATCHDOG=1");
     }
 
+    /// From now on another process is the service.
+    pub fn main_pid(&self, pid: u32) {
+        self.send(&format!("MAINPID={pid}"));
+    }
+
     fn send(&self, message: &str) {
         if let Some(socket) = &self.socket
             && let Err(error) = socket.send(message.as_bytes())

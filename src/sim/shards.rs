@@ -103,6 +103,7 @@ impl<K: Kernel> Shards<K> {
                 mailbox,
                 commands: receiver,
                 seed: plan.seed.wrapping_add(index as u64),
+                frozen: false,
             };
             let mut gateway = Gateway::new(UringDriver::new(around(SimKernel::new(world, shard))), parts, now);
             gateway.begin_wait().expect("a simulated kernel takes everything");
@@ -190,7 +191,7 @@ impl<K: Kernel> Shards<K> {
     pub fn drain(&mut self, time: Duration, exits: bool) {
         let deadline = self.world.borrow().now + time;
         let window = Duration::from_millis(self.limits.drain_window_ms(self.shared.connections() as u64, self.seats.len() as u16));
-        self.command(Command::Drain { window, deadline, exits });
+        self.command(|| Command::Drain { window, deadline, exits });
     }
 
     /// Calls a drain off, once all shards have closed their listeners.
@@ -199,7 +200,7 @@ impl<K: Kernel> Shards<K> {
     /// If they have not.
     pub fn call_off_drain(&mut self) {
         assert!(self.shared.all_closed(), "a drain is called off when every listener is closed");
-        self.command(Command::CallOff { listener: Listener::SIMULATED });
+        self.command(|| Command::CallOff { listener: Listener::SIMULATED });
     }
 
     /// Asks them all to hand a share of their clients to others, in millionths.
@@ -208,12 +209,12 @@ impl<K: Kernel> Shards<K> {
     /// If they are at it already.
     pub fn rebalance(&mut self, share_ppm: u32, window: Duration) {
         assert!(self.shared.begin_rebalancing(), "one rebalance at a time");
-        self.command(Command::Rebalance { share_ppm, window });
+        self.command(|| Command::Rebalance { share_ppm, window });
     }
 
-    fn command(&mut self, command: Command) {
+    fn command(&mut self, command: impl Fn() -> Command) {
         for (index, seat) in self.seats.iter().enumerate() {
-            seat.commands.send(command.clone()).expect("a shard that is asked for something has not finished");
+            seat.commands.send(command()).expect("a shard that is asked for something has not finished");
             self.world.borrow_mut().signal(ShardId(index as u16));
         }
     }

@@ -1,7 +1,7 @@
 //! Random conversations, cut at random: the codec against itself, and against tungstenite.
 
 use super::close::{CloseCode, encode_close_payload};
-use super::decoder::tests::{Got, feed_pieces};
+use super::decoder::tests::{Got, feed_over, feed_pieces};
 use super::frame::{OpCode, encode_into, encode_masked_into};
 
 /// xorshift64*: deterministic, and small enough to have here.
@@ -101,7 +101,13 @@ fn cuts_make_no_difference_to_valid_frames() {
         let mut random = Random(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15));
         let (bytes, expect) = random.conversation();
         let pieces = random.pieces(&bytes);
-        for (how, (got, decoder)) in [("uncut", feed_pieces([&bytes[..]])), ("cut", feed_pieces(pieces.iter().copied()))] {
+        let cut = random.below(bytes.len() + 1);
+        let ways = [
+            ("uncut", feed_pieces([&bytes[..]])),
+            ("cut", feed_pieces(pieces.iter().copied())),
+            ("by two decoders", feed_over(&bytes, cut)),
+        ];
+        for (how, (got, decoder)) in ways {
             let decoder = decoder.unwrap_or_else(|error| panic!("seed {seed} {how}: {error}"));
             assert!(got == expect, "seed {seed} {how}: other incomings than were sent");
             assert!(decoder.is_idle(), "seed {seed} {how}: holds {} bytes at the end", decoder.held_bytes());

@@ -17,7 +17,7 @@ use std::ops::Range;
 
 use super::close::{CloseCode, parse_close_payload};
 use super::error::WsError;
-use super::frame::{FrameHeader, HEADER_MAX, OpCode};
+use super::frame::{FrameHeader, HEADER_MAX, OpCode, encode_masked_begin, encode_masked_into};
 use super::mask::unmask;
 use super::utf8::{self, InvalidUtf8, Utf8Stream};
 
@@ -132,6 +132,26 @@ impl Decoder {
     /// Whether nothing is half-received and nothing is lent: the decoder then holds no memory.
     pub fn is_idle(&self) -> bool {
         self.partial.is_none()
+    }
+
+    /// Bytes that bring another decoder to where this one is: what is half-received, as a client could have sent it.
+    pub fn to_input(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        let Some(partial) = self.partial.as_deref() else { return out };
+        let frame = partial.frame.as_ref();
+        let data_taken = frame.filter(|frame| !frame.opcode.is_control()).map_or(0, |frame| frame.taken as usize);
+        let message = partial.message.as_ref().filter(|_| partial.lent != Lent::Message);
+        let (before, taken) = message.map_or((&[][..], &[][..]), |message| message.bytes.split_at(message.bytes.len() - data_taken));
+        // The first frame of a message has no fragment before it.
+        if let Some(message) = message.filter(|_| frame.is_none_or(|frame| !matches!(frame.opcode, OpCode::Text | OpCode::Binary))) {
+            encode_masked_into(&mut out, false, message.kind.opcode(), [0; 4], before);
+        }
+        if let Some(frame) = frame {
+            let begin = if frame.opcode.is_control() { &partial.control } else { taken };
+            encode_masked_begin(&mut out, frame.fin, frame.opcode, frame.mask, frame.payload_len as usize, begin);
+        }
+        out.extend_from_slice(&partial.header[..usize::from(partial.header_len)]);
+        out
     }
 
     /// Memory that the decoder holds beside itself, in bytes.
@@ -401,7 +421,6 @@ impl From<InvalidUtf8> for WsError {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use super::super::frame::encode_masked_into;
     use super::*;
 
     const LIMITS: DecoderLimits = DecoderLimits { message_bytes_max: 65_536 };
@@ -459,6 +478,15 @@ pub(super) mod tests {
         (got, Ok(decoder))
     }
 
+    /// What another decoder makes of the bytes from `cut` on, told where the first one was.
+    pub(in super::super) fn feed_over(bytes: &[u8], cut: usize) -> (Vec<Got>, Result<Decoder, WsError>) {
+        let (mut got, first) = feed_pieces([&bytes[..cut]]);
+        let Ok(first) = first else { return (got, first) };
+        let (rest, second) = feed_pieces([&first.to_input()[..], &bytes[cut..]]);
+        got.extend(rest);
+        (got, second)
+    }
+
     /// Decodes whole, in two pieces at every cut, and byte by byte: always the same, and nothing is held at the end.
     fn check(bytes: &[u8], expect: &[Got]) {
         let check_one = |how: &str, (got, decoder): (Vec<Got>, Result<Decoder, WsError>)| {
@@ -471,6 +499,7 @@ pub(super) mod tests {
         if bytes.len() < 2000 {
             for cut in 1..bytes.len() {
                 check_one(&format!("cut at {cut}"), feed_pieces([&bytes[..cut], &bytes[cut..]]));
+                check_one(&format!("by another decoder from byte {cut} on"), feed_over(bytes, cut));
             }
         }
     }

@@ -194,14 +194,19 @@ pub fn encode_into(out: &mut Vec<u8>, opcode: OpCode, payload: &[u8]) {
 
 /// Appends a whole frame as a client sends it, masked and perhaps a fragment: for clients and for tests.
 pub fn encode_masked_into(out: &mut Vec<u8>, fin: bool, opcode: OpCode, mask: [u8; 4], payload: &[u8]) {
-    let (mut header, len) = server_header(opcode, payload.len());
+    encode_masked_begin(out, fin, opcode, mask, payload.len(), payload);
+}
+
+/// Appends the beginning of such a frame: its header, with the length of the whole payload, and the first bytes of that.
+pub fn encode_masked_begin(out: &mut Vec<u8>, fin: bool, opcode: OpCode, mask: [u8; 4], payload_len: usize, begin: &[u8]) {
+    let (mut header, len) = server_header(opcode, payload_len);
     header[0] = u8::from(fin) << 7 | opcode as u8;
     header[1] |= 0x80;
-    out.reserve(len + mask.len() + payload.len());
+    out.reserve(len + mask.len() + begin.len());
     out.extend_from_slice(&header[..len]);
     out.extend_from_slice(&mask);
     let start = out.len();
-    out.extend_from_slice(payload);
+    out.extend_from_slice(begin);
     unmask(&mut out[start..], mask, 0);
 }
 

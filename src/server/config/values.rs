@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use super::{Cpus, DriverChoice, LogFormat};
+use super::{Cpus, DriverChoice, LogFormat, RestartChoice};
 use crate::gateway::AddressSource;
 use crate::limits::{Limit, Unit};
 use crate::proto::client_address::{ForwardingHeader, Networks};
@@ -129,6 +129,11 @@ const CPUS_MAX: usize = 8192;
 /// How the gateway talks to the kernel.
 pub(super) fn driver(raw: &Raw) -> Result<DriverChoice, String> {
     word(raw, &DriverChoice::ALL.map(|driver| (driver.word(), driver)))
+}
+
+/// What SIGUSR2 does.
+pub(super) fn restart(raw: &Raw) -> Result<RestartChoice, String> {
+    word(raw, &RestartChoice::ALL.map(|choice| (choice.word(), choice)))
 }
 
 /// How log lines look.

@@ -3,23 +3,29 @@
 //! ```text
 //!   file     = "SHARDCST", version u32, record…
 //!   record   = kind u8, length u32, body, checksum u64 of kind, length and body
-//!   records  = Life, then of each shard { Floor, Gone…, { Topic, Message… }…, Key… }, then End
+//!   records  = Life, then of each shard { Floor, Gone…, { Topic, Message… }…, Key…, Connection… }, then End
 //! ```
+//!
+//! Connections are handed over from process to process only, and never in a file.
 //!
 //! All numbers are little-endian. Two writers of one version write the same bytes, and each value has one spelling: what is read prints as it was. The
 //! checksum is SipHash-1-3 under a fixed key: it is there for disks that forget and files that were cut off, not for whoever can write the file. What
 //! follows on what is the reader's affair (`server::state`); here each record stands for itself.
+
+mod connection;
 
 use std::fmt;
 use std::hash::Hasher;
 
 use siphasher::sip::SipHasher13;
 
-use super::position::Epoch;
-use super::publish::Key;
-use super::sse::EventName;
-use super::topic::TopicName;
-use super::ws::MessageKind;
+pub use connection::{Connection, Doing, Following};
+
+use crate::proto::position::Epoch;
+use crate::proto::publish::Key;
+use crate::proto::sse::EventName;
+use crate::proto::topic::TopicName;
+use crate::proto::ws::MessageKind;
 
 /// What the file begins with.
 pub const MAGIC: &[u8; 8] = b"SHARDCST";
@@ -94,6 +100,8 @@ pub enum Record<'a> {
         /// So many.
         records: u64,
     },
+    /// A connection.
+    Connection(Box<Connection>),
 }
 
 /// Why bytes are no state that this program can go on from.
@@ -179,6 +187,7 @@ impl<'a> Record<'a> {
                 out.extend_from_slice(id.as_bytes());
             }
             Self::End { records } => numbers(out, &[*records]),
+            Self::Connection(connection) => connection.encode(out),
         }
         let length = out.len() - body;
         assert!(length <= BODY_BYTES_MAX, "record of {length} bytes; {BODY_BYTES_MAX} are possible");
@@ -238,6 +247,7 @@ impl<'a> Record<'a> {
                 Self::Key { at_ms, topic, id, offset }
             }
             6 => Self::End { records: body.number()? },
+            7 => Self::Connection(Box::new(Connection::decode(&mut body)?)),
             _ => return Err(StateError::Senseless("there is a record of no known kind")),
         };
         if !body.0.is_empty() {
@@ -255,6 +265,7 @@ impl<'a> Record<'a> {
             Self::Message { .. } => 4,
             Self::Key { .. } => 5,
             Self::End { .. } => 6,
+            Self::Connection(_) => 7,
         }
     }
 }
@@ -287,12 +298,25 @@ impl<'a> Body<'a> {
         Ok(taken)
     }
 
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], StateError> {
+        self.take(N).map(|bytes| bytes.try_into().expect("so many were taken"))
+    }
+
     fn byte(&mut self) -> Result<u8, StateError> {
         self.take(1).map(|byte| byte[0])
     }
 
+    /// A byte that is 0 or 1.
+    fn flag(&mut self) -> Result<bool, StateError> {
+        match self.byte()? {
+            0 => Ok(false),
+            1 => Ok(true),
+            _ => Err(StateError::Senseless("something is neither so nor otherwise")),
+        }
+    }
+
     fn number(&mut self) -> Result<u64, StateError> {
-        self.take(8).map(|bytes| u64::from_le_bytes(bytes.try_into().expect("8 were taken")))
+        self.array().map(u64::from_le_bytes)
     }
 
     fn offset(&mut self) -> Result<u64, StateError> {
@@ -320,7 +344,7 @@ fn name(text: &str) -> Result<TopicName, StateError> {
 
 impl fmt::Display for Record<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(["life", "floor", "gone", "topic", "message", "key", "end"][usize::from(self.kind())])
+        f.write_str(["life", "floor", "gone", "topic", "message", "key", "end", "connection"][usize::from(self.kind())])
     }
 }
 
@@ -343,6 +367,9 @@ mod tests {
             Record::Key { at_ms: 5, topic: topic("lobby"), id: "once", offset: 18 },
             Record::End { records: 7 },
         ]
+        .into_iter()
+        .chain(connection::tests::examples().map(|connection| Record::Connection(Box::new(connection))))
+        .collect()
     }
 
     fn bytes(record: &Record<'_>) -> Vec<u8> {
@@ -416,7 +443,7 @@ mod tests {
             Err(error @ StateError::Senseless(_)) => assert!(error.to_string().contains(why), "{error}, expected {why}"),
             other => panic!("{other:?}, expected {why}"),
         };
-        check(7, &[], "no known kind");
+        check(8, &[], "no known kind");
         check(1, &[0; 7], "ends before its end");
         check(1, &[0; 9], "goes on after its end");
         check(3, &[&[255; 16], &b"a"[..]].concat(), "an offset is higher");

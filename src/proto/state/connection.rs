@@ -1,0 +1,166 @@
+//! A connection, as one process hands it over to another.
+
+use std::net::IpAddr;
+
+use super::{Body, StateError, name, numbers, short};
+use crate::proto::topic::TopicName;
+
+/// A connection: what it does, and the bytes that were on their way.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Connection {
+    /// What it does.
+    pub doing: Doing,
+    /// How long it has been there, in milliseconds.
+    pub age_ms: u64,
+    /// Whose it is, where a proxy has said so.
+    pub client: Option<IpAddr>,
+    /// Bytes that came and were not handled.
+    pub input: Vec<u8>,
+    /// Bytes that its client is owed.
+    pub rest: Vec<u8>,
+}
+
+/// What a connection does.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Doing {
+    /// Its next request is awaited.
+    Request {
+        /// It was answered one before.
+        served: bool,
+        /// It is a trusted proxy's, and begins with a PROXY protocol header that has not come.
+        preface: bool,
+    },
+    /// It is a WebSocket in a room.
+    Room {
+        /// The room.
+        topic: TopicName,
+        /// Its own messages are left out.
+        no_echo: bool,
+        /// It is to be given what comes after this offset; without one, what is published from now on.
+        after: Option<u64>,
+    },
+    /// It is a WebSocket that hears what it says.
+    Echo,
+    /// It is a stream of events.
+    Stream {
+        /// When it was told to come back after a loss, in milliseconds, and over how long everybody was then.
+        retry_ms: u64,
+        /// See there.
+        window_ms: u64,
+        /// What it follows.
+        topics: Vec<Following>,
+    },
+    /// It ends: it is given what it is owed, and nothing that comes from it matters.
+    Ending,
+}
+
+/// A topic that a stream follows.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Following {
+    /// Its name.
+    pub topic: TopicName,
+    /// The offset up to which the client was given everything.
+    pub at: u64,
+    /// Something after that was before the client came, and is to be given.
+    pub behind: bool,
+}
+
+impl Connection {
+    pub(super) fn encode(&self, out: &mut Vec<u8>) {
+        numbers(out, &[self.age_ms, self.input.len() as u64]);
+        match self.client {
+            None => out.push(0),
+            Some(IpAddr::V4(address)) => {
+                out.push(4);
+                out.extend_from_slice(&address.octets());
+            }
+            Some(IpAddr::V6(address)) => {
+                out.push(6);
+                out.extend_from_slice(&address.octets());
+            }
+        }
+        match &self.doing {
+            Doing::Request { served, preface } => out.extend_from_slice(&[0, u8::from(*served), u8::from(*preface)]),
+            Doing::Room { topic, no_echo, after } => {
+                out.extend_from_slice(&[1, u8::from(*no_echo), u8::from(after.is_some())]);
+                short(out, topic.as_str());
+                numbers(out, after.as_slice());
+            }
+            Doing::Echo => out.push(2),
+            Doing::Stream { retry_ms, window_ms, topics } => {
+                out.push(3);
+                numbers(out, &[*retry_ms, *window_ms, topics.len() as u64]);
+                for Following { topic, at, behind } in topics {
+                    out.push(u8::from(*behind));
+                    short(out, topic.as_str());
+                    numbers(out, &[*at]);
+                }
+            }
+            Doing::Ending => out.push(4),
+        }
+        out.extend_from_slice(&self.input);
+        out.extend_from_slice(&self.rest);
+    }
+
+    pub(super) fn decode(body: &mut Body<'_>) -> Result<Self, StateError> {
+        let (age_ms, input) = (body.number()?, body.number()?);
+        let client = match body.byte()? {
+            0 => None,
+            4 => Some(IpAddr::from(body.array::<4>()?)),
+            6 => Some(IpAddr::from(body.array::<16>()?)),
+            _ => return Err(StateError::Senseless("an address is of no known kind")),
+        };
+        let doing = match body.byte()? {
+            0 => Doing::Request { served: body.flag()?, preface: body.flag()? },
+            1 => {
+                let (no_echo, has_more) = (body.flag()?, body.flag()?);
+                let topic = name(body.short()?)?;
+                Doing::Room { topic, no_echo, after: has_more.then(|| body.offset()).transpose()? }
+            }
+            2 => Doing::Echo,
+            3 => {
+                let (retry_ms, window_ms, count) = (body.number()?, body.number()?, body.number()?);
+                let following = |_| {
+                    let behind = body.flag()?;
+                    Ok(Following { topic: name(body.short()?)?, at: body.offset()?, behind })
+                };
+                Doing::Stream { retry_ms, window_ms, topics: (0..count).map(following).collect::<Result<_, _>>()? }
+            }
+            4 => Doing::Ending,
+            _ => return Err(StateError::Senseless("a connection does nothing known")),
+        };
+        let input = body.take(usize::try_from(input).unwrap_or(usize::MAX))?.to_vec();
+        let rest = std::mem::take(&mut body.0).to_vec();
+        Ok(Self { doing, age_ms, client, input, rest })
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// One of each kind.
+    pub(in super::super) fn examples() -> impl Iterator<Item = Connection> {
+        let topic = |name| TopicName::parse(name).expect("a name");
+        let topics = vec![
+            Following { topic: topic("a"), at: 7, behind: false },
+            Following { topic: topic("news.sport"), at: 0, behind: true },
+        ];
+        let doings = [
+            Doing::Request { served: true, preface: false },
+            Doing::Room { topic: topic("lobby"), no_echo: true, after: None },
+            Doing::Room { topic: topic("lobby"), no_echo: false, after: Some(17) },
+            Doing::Echo,
+            Doing::Stream { retry_ms: 3000, window_ms: 60_000, topics },
+            Doing::Ending,
+        ];
+        let clients = [None, Some(IpAddr::from([192, 0, 2, 1])), Some(IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, 1]))];
+        doings.into_iter().zip(clients.into_iter().cycle()).enumerate().map(|(number, (doing, client))| Connection {
+            doing,
+            age_ms: 1000 * number as u64,
+            client,
+            input: vec![number as u8; number],
+            rest: b"rest"[..number % 5].to_vec(),
+        })
+    }
+}
