@@ -1,4 +1,4 @@
-//! A restart in place (SIGUSR2): the same process, the same ports, the program that is at its path then; nobody is refused, and nothing is missed.
+//! A restart in place (SIGUSR2 with `restart = "drain"`): the same process, the same ports, the program that is at its path then; nobody is refused, and nothing is missed.
 
 mod common;
 
@@ -6,12 +6,11 @@ use std::io::ErrorKind;
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::events::{self, expect_all, offset, publish, publish_all};
 use common::raw::{self, Raw};
-use common::{Gateway, SOON, Scratch, Setup, eventually, foreign, gateway, sleep_ms};
+use common::{Gateway, SOON, Scratch, Setup, eventually, foreign, gateway, put_program, sleep_ms};
 
 /// Where one test's state file is, and programs that are restarted.
 struct Place(Scratch);
@@ -22,8 +21,13 @@ impl Place {
     }
 
     fn setup(&self) -> Setup {
-        gateway().arg("--state").arg(self.0.join("state").to_str().expect("a plain path"))
+        drains().arg("--state").arg(self.0.join("state").to_str().expect("a plain path"))
     }
+}
+
+/// One whose restart is a drain.
+fn drains() -> Setup {
+    gateway().env("SHARDCAST_RESTART", "drain")
 }
 
 /// How often it has begun to serve.
@@ -141,18 +145,10 @@ fn nobody_is_refused_during_a_restart_and_each_message_is_published_once() {
     }
 }
 
-/// Puts a program in the place of another as an update does: whoever runs the old one keeps it.
-fn replace(path: &Path, script: &str) {
-    let fresh = path.with_extension("new");
-    std::fs::write(&fresh, script).expect("our directory");
-    std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(0o755)).expect("our file");
-    std::fs::rename(&fresh, path).expect("our directory");
-}
-
 #[test]
 fn the_program_that_is_at_the_path_then_is_started_if_it_would_serve() {
     // A copy of the binary in a directory of its own.
-    let mut gateway = gateway().ordinary_user().start();
+    let mut gateway = drains().ordinary_user().start();
     let path = std::fs::read_link(format!("/proc/{}/exe", gateway.pid())).expect("it runs");
     let real = path.with_extension("real");
     std::fs::copy(&path, &real).expect("our directory");
@@ -163,11 +159,11 @@ fn the_program_that_is_at_the_path_then_is_started_if_it_would_serve() {
         ("#!/nowhere/interpreter\n", "does not run"),
         ("#!/bin/sh\nexec sleep 60\n", "has not ended within 5 s"),
     ] {
-        replace(&path, script);
+        put_program(&path, script);
         expect_no_restart(&gateway, why);
         publish(&mut member, "served as before");
     }
-    replace(&path, &format!("#!/bin/sh\necho 'the next release' >&2\nexec {} \"$@\"\n", real.display()));
+    put_program(&path, &format!("#!/bin/sh\necho 'the next release' >&2\nexec {} \"$@\"\n", real.display()));
     std::thread::scope(|scope| {
         scope.spawn(|| assert_eq!(member.close_frame().0, Some(1012)));
         restart(&mut gateway);
@@ -181,7 +177,7 @@ fn a_configuration_that_would_not_be_taken_is_no_restart_and_one_that_would_is_u
     let place = Place::new();
     let file = place.0.join("shardcast.toml");
     std::fs::write(&file, "[limits]\nmessage_bytes_max = 1000\n").expect("our directory");
-    let mut gateway = gateway().arg("--config").arg(file.to_str().expect("a plain path")).start();
+    let mut gateway = drains().arg("--config").arg(file.to_str().expect("a plain path")).start();
     let mut member = raw::ws(&gateway, "/ws?room=a");
     std::fs::write(&file, "[limits]\nmessage_bytes_max = \"many\"\n").expect("our directory");
     expect_no_restart(&gateway, "message_bytes_max");
@@ -196,7 +192,7 @@ fn a_configuration_that_would_not_be_taken_is_no_restart_and_one_that_would_is_u
 
 #[test]
 fn a_signal_that_ends_the_process_wins_over_a_restart() {
-    let mut gateway = gateway().limit("drain_wait_ms", 1000).start();
+    let mut gateway = drains().limit("drain_wait_ms", 1000).start();
     gateway.signal(libc::SIGUSR2);
     eventually(SOON, || if gateway.log().contains("restarting in place") { Ok(()) } else { Err("not yet".into()) });
     gateway.signal(libc::SIGTERM);
@@ -210,7 +206,7 @@ fn a_signal_that_ends_the_process_wins_over_a_restart() {
 fn sockets_that_were_passed_are_passed_on() {
     let clients = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let admin = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let mut gateway = gateway().passed(&[clients.as_raw_fd(), admin.as_raw_fd()], "shardcast.socket:admin").start();
+    let mut gateway = drains().passed(&[clients.as_raw_fd(), admin.as_raw_fd()], "shardcast.socket:admin").start();
     let ports = [&clients, &admin].map(|listener| listener.local_addr().expect("bound").port());
     assert_eq!([gateway.port, gateway.admin], ports);
     restart(&mut gateway);

@@ -631,23 +631,15 @@ impl Plan<'_> {
         let shards = commands.len();
         let mut house = House::inherit(self.config, shards as u16, &self.limits, sockets)?;
         let connections = std::mem::take(&mut restored.connections);
+        // Every topic is where it was before the first connection asks for one.
         let snapshots = restored.split(&self.placement);
-        let mut inheritances: Vec<Inheritance> =
-            snapshots.into_iter().map(|snapshot| Inheritance { snapshot, connections: Vec::new() }).collect();
+        self.inherit(commands, snapshots.into_iter().map(|snapshot| Inheritance { snapshot, connections: Vec::new() }));
+        let mut shares: Vec<Inheritance> = (0..shards).map(|_| Inheritance::default()).collect();
         for (number, connection) in sockets_of_connections.into_iter().zip(connections).enumerate() {
-            inheritances[number % shards].connections.push(connection);
+            shares[number % shards].connections.push(connection);
         }
         let until = self.clock.now() + patience;
-        let (begun, beginnings) = bounded(shards);
-        let mut inheritances = inheritances.into_iter().map(Box::new);
-        self.command(commands, || Command::Inherit {
-            inheritance: inheritances.next().expect("one for each shard"),
-            begun: begun.clone(),
-        });
-        // Before all have begun they are still because there was nothing to do yet.
-        for _ in 0..shards {
-            beginnings.recv().expect("a shard that cannot go on ends the process");
-        }
+        self.inherit(commands, shares.into_iter());
         while !self.shared.all_still() {
             if self.clock.now() >= until {
                 return Err(ServeError::Takeover(format!(
@@ -661,6 +653,18 @@ impl Plan<'_> {
         let mut listeners = std::mem::take(&mut house.listeners).into_iter();
         self.command(commands, || Command::Thaw { listener: listeners.next() });
         Ok(house)
+    }
+
+    /// Gives each shard its part, and waits until all have begun with it: before that they are still because there was nothing to do yet.
+    fn inherit(&self, commands: &[Sender<Command>], mut parts: impl Iterator<Item = Inheritance>) {
+        let (begun, beginnings) = bounded(commands.len());
+        self.command(commands, || Command::Inherit {
+            inheritance: Box::new(parts.next().expect("one for each shard")),
+            begun: begun.clone(),
+        });
+        for _ in commands {
+            beginnings.recv().expect("a shard that cannot go on ends the process");
+        }
     }
 
     fn command(&self, commands: &[Sender<Command>], mut command: impl FnMut() -> Command) {

@@ -53,6 +53,11 @@ pub fn request(port: u16, path: &str, extra: &str) -> Reader {
 
 pub fn request_on(mut raw: Raw, path: &str, extra: &str) -> Reader {
     raw.write(get(path, extra).as_bytes());
+    on(raw)
+}
+
+/// Reads the head of the answer to a request for a stream.
+pub fn on(mut raw: Raw) -> Reader {
     let response = raw.response_to("HEAD");
     Reader { raw, response, decoder: Decoder::new(), waiting: VecDeque::new(), last_id: String::new(), bytes: Vec::new() }
 }

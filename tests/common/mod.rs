@@ -184,7 +184,7 @@ impl Setup {
         let log = Arc::new(Mutex::new(String::new()));
         let reader = read_into(&mut child, &log);
         let mut gateway =
-            Gateway { child, log, reader: Some(reader), port: 0, admin: 0, exited: None, driver: self.driver, _binary: directory };
+            Gateway { child, log, reader: Some(reader), port: 0, admin: 0, exited: None, driver: self.driver, successor: None, _binary: directory };
         let deadline = Instant::now() + 2 * SOON;
         loop {
             if let Some((port, admin)) = gateway.ready_ports() {
@@ -296,12 +296,37 @@ pub struct Gateway {
     /// `uring` or `epoll`.
     pub driver: String,
     exited: Option<ExitStatus>,
+    /// The process that it was handed over to.
+    successor: Option<u32>,
     _binary: Option<BinaryCopy>,
 }
 
 impl Gateway {
     pub fn pid(&self) -> u32 {
-        self.child.id()
+        self.successor.unwrap_or(self.child.id())
+    }
+
+    /// Has it hand everything over to a new process (SIGUSR2), which is the gateway from then on.
+    pub fn hand_over(&mut self) {
+        // SAFETY: an orphan of a gateway that has ended becomes our child, to be waited for; nothing is passed in but numbers.
+        unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1) };
+        let known = self.log().matches("handed over; this process ends").count();
+        self.signal(libc::SIGUSR2);
+        let successor = eventually(SOON, || {
+            let log = self.log();
+            let lines: Vec<&str> = log.lines().filter(|line| line.contains("handed over; this process ends")).collect();
+            let line = lines.get(known).ok_or("it has not handed over")?;
+            let pid = line.split("pid=").nth(1).and_then(|rest| rest.split(' ').next()).and_then(|pid| pid.parse().ok());
+            pid.ok_or_else(|| format!("no process in {line}"))
+        });
+        match self.successor {
+            None => {
+                let status = self.child.wait().expect("our child");
+                assert!(status.success(), "the process that has handed over ended with {status}");
+            }
+            Some(pid) => assert_eq!(wait_for(pid, 0), Some(0), "the process that has handed over"),
+        }
+        self.successor = Some(successor);
     }
 
     /// What it has written to stderr.
@@ -327,14 +352,17 @@ impl Gateway {
 
     pub fn try_exit(&mut self) -> Option<ExitStatus> {
         if self.exited.is_none() {
-            self.exited = self.child.try_wait().expect("our child");
+            self.exited = match self.successor {
+                None => self.child.try_wait().expect("our child"),
+                Some(pid) => wait_for(pid, libc::WNOHANG).map(std::os::unix::process::ExitStatusExt::from_raw),
+            };
         }
         self.exited
     }
 
     pub fn signal(&self, signal: i32) {
         // SAFETY: the child is ours and not yet waited for, so its id is not reused.
-        let done = unsafe { libc::kill(self.child.id().cast_signed(), signal) };
+        let done = unsafe { libc::kill(self.pid().cast_signed(), signal) };
         assert_eq!(done, 0, "the gateway is gone");
     }
 
@@ -454,8 +482,11 @@ impl Gateway {
 impl Drop for Gateway {
     fn drop(&mut self) {
         if self.try_exit().is_none() {
-            let _ = self.child.kill();
-            let _ = self.child.wait();
+            self.signal(libc::SIGKILL);
+            match self.successor {
+                None => drop(self.child.wait()),
+                Some(pid) => drop(wait_for(pid, 0)),
+            }
         }
         if let Some(reader) = self.reader.take() {
             let _ = reader.join();
@@ -467,6 +498,33 @@ impl Drop for Gateway {
             log.lines().skip(skipped).for_each(|line| eprintln!("    {line}"));
         }
     }
+}
+
+/// Puts a script where a program is, in one step. A file that was just written is busy for as long as another test is between fork and exec.
+pub fn put_program(path: &Path, script: &str) {
+    use std::os::unix::fs::PermissionsExt;
+    let fresh = path.with_extension("new");
+    std::fs::write(&fresh, script).expect("our directory");
+    std::fs::set_permissions(&fresh, PermissionsExt::from_mode(0o755)).expect("our file");
+    eventually(SOON, || match Command::new(&fresh).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn() {
+        Ok(mut child) => {
+            let _ = child.kill();
+            let _ = child.wait();
+            Ok(())
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::ExecutableFileBusy => Err(error.to_string()),
+        Err(_) => Ok(()),
+    });
+    std::fs::rename(&fresh, path).expect("our directory");
+}
+
+/// The wait status of a child, or of an orphan that has become one.
+fn wait_for(pid: u32, options: i32) -> Option<i32> {
+    let mut status = 0;
+    // SAFETY: the kernel writes one int; a process that is no child of ours is ECHILD.
+    let waited = unsafe { libc::waitpid(pid.cast_signed(), &raw mut status, options) };
+    assert!(waited >= 0, "process {pid} is no child: {}", std::io::Error::last_os_error());
+    (waited > 0).then_some(status)
 }
 
 /// Asks again until the answer is `Ok`, and fails with the last reason after `limit`.
