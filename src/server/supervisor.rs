@@ -467,6 +467,7 @@ impl Plan<'_> {
                 pages: Pages { index: web::INDEX },
                 placement: self.placement,
                 mailbox,
+                bridge: None,
                 commands: commands_in,
                 seed: random(),
             };
