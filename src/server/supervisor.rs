@@ -12,6 +12,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::admin::{Admin, AdminError};
+use super::bus::{Bridges, Bus};
 use super::clock::{Clock, unix_time};
 use super::config::{Config, Cpus, DriverChoice};
 use super::debug::{Debug, Doors};
@@ -21,7 +22,7 @@ use super::restart::{Kept, Program};
 use super::shard::{DriverKind, Seat, Started, ring_size, run};
 use super::state::{StateFile, StateFileError, Written};
 use super::systemd::Notifier;
-use super::{admin, debug, host, lifecycle, signals, systemd};
+use super::{admin, bus, debug, host, lifecycle, signals, systemd};
 use crate::engine::mailbox::mesh;
 use crate::engine::sys::{self, ListenOptions, Listener};
 use crate::engine::uring::probe::{Blocked, probe};
@@ -66,6 +67,9 @@ pub enum ServeError {
     /// Sockets were passed that cannot be used.
     #[error("{0}")]
     Passed(String),
+    /// NATS cannot be used as configured.
+    #[error("{0}")]
+    Nats(String),
     /// The state file.
     #[error(transparent)]
     State(#[from] StateFileError),
@@ -108,7 +112,7 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
     let program = Program::of_this_process().map_err(system("find this program"))?;
     let nofile = sys::raise_nofile().map_err(system("raise the limit of file descriptors"))?;
     let allowed = sys::allowed_cpus();
-    let shards = config.shards.unwrap_or_else(|| host::shards_by_default(&allowed));
+    let shards = config.shards.unwrap_or_else(|| bus::shards_beside(&config.nats, host::shards_by_default(&allowed)));
     let cpus = seats(&config.cpus, shards, &allowed)?;
     let limits = Arc::new(config.limits.clone());
     let driver = choose_driver(config.driver, &limits, shards)?;
@@ -144,6 +148,9 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
         if limits.history_bytes_max > 0 { limits.history_bytes_max } else { host::memory_allowed() / 8 },
     );
     let counters: Vec<Arc<Counters>> = (0..shards).map(|_| Arc::default()).collect();
+    let wakers = Wakers::new(shards).map_err(system("make eventfds"))?;
+    let (nats, bridges) =
+        bus::start(&config.nats, &limits, shards, random(), &wakers, bus::spare_cpu(&cpus, &allowed)).map_err(ServeError::Nats)?;
     let readiness = Readiness::new();
     let (orders, ordered) = bounded(ORDERS_MAX);
     let doors = Arc::new(OnceLock::new());
@@ -156,6 +163,7 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
             queued_bytes_max: shared.queued_bytes_max,
             shared: Arc::clone(&shared),
             readiness: Arc::clone(&readiness),
+            nats: bridges.link.clone(),
         };
         let debug = Debug {
             clock,
@@ -163,11 +171,11 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
             shared: Arc::clone(&shared),
             readiness: Arc::clone(&readiness),
             doors: Arc::clone(&doors),
+            nats: bridges.link.clone(),
         };
         admin.start(clock, Metrics::new(counters.clone(), facts), debug, orders.clone())?;
     }
 
-    let wakers = Wakers::new(shards).map_err(system("make eventfds"))?;
     // From here on clients are served: the file must be gone by then.
     let bytes_max = shared.history_bytes_max.saturating_mul(2).saturating_add(STATE_BYTES_BESIDE);
     let restored = state.as_ref().map(|state| state.take(unix_time().as_millis() as u64, bytes_max)).transpose()?.flatten();
@@ -189,7 +197,7 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
         placement,
         keeps_state: state.is_some(),
     };
-    let Crew { commands, threads, states } = plan.start(listening, snapshots)?;
+    let Crew { commands, threads, states } = plan.start(listening, snapshots, bridges)?;
     doors.get_or_init(|| Doors { commands: commands.clone(), wakers: Arc::clone(&plan.wakers) });
     shutdown.report(plan.orders.clone()).map_err(system("watch for signals"))?;
     readiness.set(Phase::Serving);
@@ -231,6 +239,7 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
         // A shard that panicked has ended the process.
         let _ = thread.join();
     }
+    nats.map(Bus::stop);
     written.transpose()?;
     // Who has told it to end meanwhile is obeyed.
     let is_over = ordered.try_iter().any(|order| matches!(order, Order::Signal(_)));
@@ -446,7 +455,7 @@ struct Crew {
 
 impl Plan<'_> {
     /// Starts every shard, with what it goes on from, and waits until all of them serve.
-    fn start(&self, listeners: Vec<Listener>, snapshots: Vec<Snapshot>) -> Result<Crew, ServeError> {
+    fn start(&self, listeners: Vec<Listener>, snapshots: Vec<Snapshot>, mut bridges: Bridges) -> Result<Crew, ServeError> {
         let shards = listeners.len();
         let mut snapshots = snapshots.into_iter();
         let addressing = Arc::new(self.config.addressing.clone());
@@ -467,7 +476,7 @@ impl Plan<'_> {
                 pages: Pages { index: web::INDEX },
                 placement: self.placement,
                 mailbox,
-                bridge: None,
+                bridge: bridges.next(),
                 commands: commands_in,
                 seed: random(),
             };
