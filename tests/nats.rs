@@ -1,0 +1,286 @@
+//! Topics that reach NATS: gateways, a real nats-server, and other clients of it, in calm weather and while the server is killed or frozen.
+
+mod common;
+
+use std::collections::BTreeMap;
+
+use common::events::{self, Reader};
+use common::foreign::{Client, connect};
+use common::nats::NatsServer;
+use common::raw::{self, Raw, Response};
+use common::{Gateway, SOON, eventually};
+use serde_json::Value;
+use tungstenite::Message;
+
+fn ready(gateway: &Gateway) -> Response {
+    raw::http(gateway.admin, b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+}
+
+fn wait_until_ready(gateway: &Gateway) {
+    eventually(SOON, || match ready(gateway) {
+        response if response.status == 200 => Ok(()),
+        response => Err(response.text()),
+    });
+}
+
+fn wait_until_unready(gateway: &Gateway, word: &str) {
+    eventually(SOON, || match ready(gateway) {
+        response if response.status == 503 && response.text().contains(word) => Ok(()),
+        response => Err(format!("{} {:?}", response.status, response.text())),
+    });
+}
+
+/// Starts one that is connected.
+fn start(setup: common::Setup) -> Gateway {
+    let gateway = setup.start();
+    wait_until_ready(&gateway);
+    gateway
+}
+
+fn metric(gateway: &Gateway, name: &str) -> u64 {
+    gateway.metrics().sum(&format!("shardcast_nats_{name}"), &[]) as u64
+}
+
+fn post(gateway: &Gateway, path: &str, body: &[u8]) -> Response {
+    let mut request = format!("POST {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {}\r\n\r\n", body.len());
+    let mut bytes = std::mem::take(&mut request).into_bytes();
+    bytes.extend_from_slice(body);
+    raw::http(gateway.port, &bytes)
+}
+
+/// Publishes; the answer must be 200.
+fn publish(gateway: &Gateway, topic: &str, body: &str) {
+    let response = post(gateway, &format!("/publish?topic={topic}"), body.as_bytes());
+    assert_eq!(response.status, 200, "{topic}: {response:?}");
+}
+
+fn refusal(response: &Response) -> (u16, String) {
+    let body: Value = serde_json::from_slice(&response.body).unwrap_or_else(|error| panic!("{error}: {response:?}"));
+    (response.status, body["error"]["code"].as_str().unwrap_or_else(|| panic!("no code: {body}")).to_owned())
+}
+
+fn poll(raw: &mut Raw, path: &str) -> (Vec<String>, String) {
+    raw.write(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").as_bytes());
+    let response = raw.response();
+    assert_eq!(response.status, 200, "{path}: {response:?}");
+    let body: Value = serde_json::from_slice(&response.body).expect("JSON");
+    let messages = body["messages"].as_array().expect("messages").iter().map(|message| message["data"].as_str().expect("text").to_owned());
+    (messages.collect(), body["next"].as_str().expect("next").to_owned())
+}
+
+fn text(message: &Message) -> &str {
+    message.to_text().expect("text")
+}
+
+#[test]
+fn a_publisher_of_nats_reaches_websockets_streams_and_polls_of_every_gateway() {
+    let server = NatsServer::start();
+    let (a, b) = (start(server.gateway()), start(server.gateway().shards(3)));
+    let mut sockets: Vec<Client> = [&a, &a, &b].into_iter().map(|gateway| connect(gateway, "/ws?room=news.eu")).collect();
+    let mut stream: Reader = events::open(b.port, "/events?topic=news.eu");
+    let mut poller = Raw::connect(a.port);
+    let (nothing, mut next) = poll(&mut poller, "/poll?topic=news.eu&wait=0");
+    assert!(nothing.is_empty());
+    server.wait_for_subscribers("shardcast.news.eu", 2);
+
+    let mut publisher = server.client();
+    let words: Vec<String> = (0..50).map(|number| format!("word {number}")).collect();
+    words.iter().for_each(|word| publisher.publish("shardcast.news.eu", word));
+    for word in &words {
+        sockets.iter_mut().for_each(|socket| socket.expect_text(word));
+        stream.expect(word);
+    }
+    let mut polled = Vec::new();
+    while polled.len() < words.len() {
+        let (more, after) = poll(&mut poller, &format!("/poll?topic=news.eu&after={next}&wait=5"));
+        assert!(!more.is_empty(), "{} of {} came", polled.len(), words.len());
+        polled.extend(more);
+        next = after;
+    }
+    assert_eq!(polled, words);
+
+    // Whoever comes later finds it in the history of its gateway, and whoever comes back goes on there.
+    let mut late = events::open(a.port, "/events?topic=news.eu&last=2");
+    late.expect("word 48");
+    let id = late.expect("word 49");
+    drop(late);
+    publisher.publish("shardcast.news.eu", "while it was away");
+    sockets.iter_mut().for_each(|socket| socket.expect_text("while it was away"));
+    events::resume(a.port, "/events?topic=news.eu", &id).expect("while it was away");
+    assert_eq!((metric(&a, "received_total"), metric(&a, "published_total"), metric(&a, "dropped_total")), (51, 0, 0));
+}
+
+/// Two gateways, members and publishers on both, on several shards each: through NATS every message comes to everybody once, and what one
+/// node has published in its order.
+#[test]
+fn what_is_published_on_either_gateway_comes_to_everybody_once() {
+    const EACH: usize = 100;
+    let server = NatsServer::start();
+    let (a, b) = (start(server.gateway().shards(3)), start(server.gateway().shards(3)));
+    let mut foreign = server.client();
+    foreign.subscribe("shardcast.>");
+    let gateways = [&a, &b];
+    let mut members: Vec<(usize, Client)> = (0..8).map(|n| (n % 2, connect(gateways[n % 2], "/ws?room=lobby"))).collect();
+    let mut streams: Vec<Reader> = gateways.map(|gateway| events::open(gateway.port, "/events?topic=lobby")).into();
+    server.wait_for_subscribers("shardcast.lobby", 2);
+
+    // Members 0 and 1 and a request of each node take turns.
+    for number in 0..EACH {
+        for (node, member) in members.iter_mut().take(2) {
+            member.text(&format!("{node} ws {number}"));
+        }
+        if number % 10 == 0 {
+            gateways.iter().enumerate().for_each(|(node, gateway)| publish(gateway, "lobby", &format!("{node} http {number}")));
+        }
+    }
+    let total = 2 * EACH + 2 * EACH.div_ceil(10);
+    let check = |who: &str, heard: Vec<String>| {
+        let mut last: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+        for said in heard {
+            let (from, number) = said.rsplit_once(' ').expect("two parts");
+            last.entry(from.to_owned()).or_default().push(number.parse().expect("a number"));
+        }
+        for (from, every) in [("0 ws", 1), ("1 ws", 1), ("0 http", 10), ("1 http", 10)] {
+            assert_eq!(last[from], (0..EACH).step_by(every).collect::<Vec<_>>(), "{who} heard of {from}");
+        }
+    };
+    for (n, (_, member)) in members.iter_mut().enumerate() {
+        check(&format!("member {n}"), (0..total).map(|_| text(&member.message()).to_owned()).collect());
+        member.expect_silence(100);
+    }
+    for (n, stream) in streams.iter_mut().enumerate() {
+        check(&format!("stream {n}"), (0..total).map(|_| stream.event().data).collect());
+        stream.expect_silence(100);
+    }
+    let heard: Vec<_> = (0..total).map(|_| foreign.message()).collect();
+    assert!(heard.iter().all(|message| message.subject == "shardcast.lobby"));
+    check("the subscriber of NATS", heard.iter().map(|message| message.text().to_owned()).collect());
+    assert_eq!(foreign.rest(200), [], "nothing is said twice");
+    assert_eq!([&a, &b].map(|gateway| metric(gateway, "echoes_total")), [0, 0], "the server leaves echoes out");
+}
+
+#[test]
+fn what_a_payload_cannot_say_comes_through_too() {
+    let server = NatsServer::start();
+    let (a, b) = (start(server.gateway()), start(server.gateway()));
+    let (mut here, mut there) = (connect(&a, "/ws?room=r"), connect(&b, "/ws?room=r"));
+    let mut stream = events::open(b.port, "/events?topic=r");
+    server.wait_for_subscribers("shardcast.r", 2);
+    for message in [Message::binary(&b"text as bytes"[..]), Message::binary(vec![0xff, 0]), Message::text("grün"), Message::text("")] {
+        here.send(message.clone());
+        assert_eq!((here.message(), there.message()), (message.clone(), message));
+        stream.event();
+    }
+    let response = post(&a, "/publish?topic=r&event=price", b"1.5");
+    assert_eq!(response.status, 200, "{response:?}");
+    let event = stream.event();
+    assert_eq!((event.name.as_str(), event.data.as_str()), ("price", "1.5"));
+    assert_eq!((here.message(), there.message()), (Message::text("1.5"), Message::text("1.5")));
+
+    // Others may say it as well, and cannot forge an event of the gateway's own.
+    let mut foreign = server.client();
+    foreign.publish_with("shardcast.r", "Shardcast-Event: shardcast:bye\r\n", b"not the end");
+    foreign.publish_with("shardcast.r", "Shardcast-Event: tick\r\nShardcast-Kind: binary\r\n", b"abc");
+    stream.expect("not the end");
+    let event = stream.event();
+    assert_eq!((event.name.as_str(), event.data.as_str()), ("tick", "YWJj"));
+    assert_eq!((here.message(), here.message()), (Message::text("not the end"), Message::binary(&b"abc"[..])));
+}
+
+#[test]
+fn rules_say_which_topics_go_which_way() {
+    let server = NatsServer::start();
+    let rules = "prices.* <- market.prices.*,alerts -> ops.alerts,room-* <-> rooms.*";
+    let gateway = start(server.gateway().env("SHARDCAST_NATS_BRIDGE", rules));
+    let mut foreign = server.client();
+    foreign.subscribe(">");
+    let mut members: Vec<Client> =
+        ["prices.gold", "alerts", "room-a%20b", "lobby"].iter().map(|topic| connect(&gateway, &format!("/ws?room={topic}"))).collect();
+    server.wait_for_subscribers("market.prices.gold", 1);
+    server.wait_for_subscribers("rooms.a%20b", 1);
+    for member in &mut members {
+        member.text("from here");
+        member.expect_text("from here");
+    }
+    let heard = [foreign.message(), foreign.message()].map(|message| message.subject);
+    assert_eq!(heard, ["ops.alerts", "rooms.a%20b"]);
+    for subject in ["market.prices.gold", "ops.alerts", "rooms.a%20b", "shardcast.lobby", "lobby"] {
+        foreign.publish(subject, "from there");
+    }
+    foreign.settle();
+    for (topic, hears) in [(0, true), (1, false), (2, true), (3, false)] {
+        if hears {
+            members[topic].expect_text("from there");
+        }
+        members[topic].expect_silence(100);
+    }
+    assert_eq!(foreign.rest(100).len(), 5, "what came from NATS does not go back");
+}
+
+#[test]
+fn nats_is_asked_for_what_somebody_wants_and_for_nothing_else() {
+    let server = NatsServer::start();
+    let gateway = start(server.gateway().shards(3).limit("nats_interest_ms", 0).limit("history_age_ms", 3_600_000));
+    publish(&gateway, "t", "nobody listens");
+    let topics = ["t", "u", "v", "w"];
+    let subscribers = |of: &str| server.subscribers(&format!("shardcast.{of}"));
+    assert_eq!(topics.map(subscribers), [0; 4]);
+    let first: Vec<Client> = topics.iter().map(|topic| connect(&gateway, &format!("/ws?room={topic}"))).collect();
+    let second: Vec<Client> = topics.iter().map(|topic| connect(&gateway, &format!("/ws?room={topic}"))).collect();
+    topics.iter().for_each(|topic| server.wait_for_subscribers(&format!("shardcast.{topic}"), 1));
+    assert_eq!(metric(&gateway, "subscriptions"), 4);
+    first.into_iter().for_each(Client::leave);
+    assert_eq!(topics.map(subscribers), [1; 4], "somebody is left");
+    second.into_iter().for_each(Client::leave);
+    topics.iter().for_each(|topic| server.wait_for_subscribers(&format!("shardcast.{topic}"), 0));
+    eventually(SOON, || if metric(&gateway, "subscriptions") == 0 { Ok(()) } else { Err("subscriptions are left".into()) });
+    // It comes back, with what it had.
+    let mut back = events::open(gateway.port, "/events?topic=t&last=1");
+    back.expect("nobody listens");
+    server.wait_for_subscribers("shardcast.t", 1);
+    server.client().publish("shardcast.t", "again");
+    back.expect("again");
+}
+
+#[test]
+fn over_the_bound_of_subscriptions_a_client_is_told_so() {
+    let server = NatsServer::start();
+    let gateway = start(server.gateway().shards(1).limit("nats_subscriptions_max", 1));
+    let mut member = connect(&gateway, "/ws?room=a");
+    let closed = connect(&gateway, "/ws?room=b").closed().expect("a close frame");
+    assert_eq!(u16::from(closed.code), 4503);
+    assert!(closed.reason.contains("nats_subscriptions_max"), "{}", closed.reason);
+    connect(&gateway, "/ws?room=a");
+    member.text("still here");
+    member.expect_text("still here");
+}
+
+#[test]
+fn what_the_server_would_not_take_is_refused_to_its_publisher_and_costs_nobody_else_anything() {
+    let server = NatsServer::start_with("max_payload: 2048");
+    for shards in [1, 3] {
+        let gateway = start(server.gateway().shards(shards));
+        let mut foreign = server.client();
+        foreign.subscribe("shardcast.big");
+        let mut member = connect(&gateway, "/ws?room=big");
+        let large = "x".repeat(2048);
+        let response = post(&gateway, "/publish?topic=big", large.as_bytes());
+        assert_eq!(refusal(&response), (413, "too_large_for_nats".to_owned()));
+        let mut publisher = connect(&gateway, "/ws?room=big");
+        publisher.text(&large);
+        let closed = publisher.closed().expect("a close frame");
+        assert_eq!(u16::from(closed.code), 1009);
+        assert!(closed.reason.contains("2048 bytes"), "{}", closed.reason);
+        let fits = "y".repeat(2048 - 192);
+        publish(&gateway, "big", &fits);
+        member.expect_text(&fits);
+        assert_eq!(foreign.message().text(), fits);
+        assert_eq!((metric(&gateway, "disconnects_total"), metric(&gateway, "refused_total"), metric(&gateway, "unsent_total")), (0, 2, 0));
+        // The longest name, of what takes most room.
+        let name = "%20".repeat(255);
+        let mut reader = connect(&gateway, &format!("/ws?room={name}"));
+        publish(&gateway, &name, "hello");
+        reader.expect_text("hello");
+        assert_eq!(metric(&gateway, "disconnects_total"), 0);
+    }
+}
