@@ -284,3 +284,177 @@ fn what_the_server_would_not_take_is_refused_to_its_publisher_and_costs_nobody_e
         assert_eq!(metric(&gateway, "disconnects_total"), 0);
     }
 }
+
+/// Rooms `n-*` go to NATS, the others are the gateway's own.
+fn half(server: &NatsServer) -> common::Setup {
+    server.gateway().env("SHARDCAST_NATS_BRIDGE", "n-* <-> n.*")
+}
+
+/// Embedded topics are served as if there were no NATS.
+fn own_topics_go_on(gateway: &Gateway, stream: &mut Reader) {
+    publish(gateway, "own", "unmoved");
+    stream.expect("unmoved");
+}
+
+#[test]
+fn a_killed_server_is_told_to_publishers_and_costs_nobody_else_anything() {
+    let mut server = NatsServer::start();
+    let (a, b) = (start(half(&server)), start(half(&server).shards(3)));
+    let (mut here, mut there) = (connect(&a, "/ws?room=n-1"), connect(&b, "/ws?room=n-1"));
+    let mut own = events::open(a.port, "/events?topic=own");
+    for round in 1..=3 {
+        server.wait_for_subscribers("n.1", 2);
+        let word = format!("round {round}");
+        publish(&a, "n-1", &word);
+        here.expect_text(&word);
+        there.expect_text(&word);
+
+        server.kill();
+        wait_until_unready(&a, "disconnected");
+        wait_until_unready(&b, "disconnected");
+        for gateway in [&a, &b] {
+            let response = post(gateway, "/publish?topic=n-1", b"into nowhere");
+            assert_eq!(refusal(&response), (503, "nats_unavailable".to_owned()));
+            assert_eq!(response.header("Retry-After"), Some("1"));
+            let mut talker = connect(gateway, "/ws?room=n-1");
+            talker.text("into nowhere");
+            let closed = talker.closed().expect("a close frame");
+            assert_eq!(u16::from(closed.code), 4503);
+            assert!(closed.reason.starts_with("retry="), "{}", closed.reason);
+        }
+        own_topics_go_on(&a, &mut own);
+
+        server.restart();
+        wait_until_ready(&a);
+        wait_until_ready(&b);
+        assert_eq!([&a, &b].map(|gateway| metric(gateway, "connects_total")), [round + 1; 2]);
+    }
+    server.wait_for_subscribers("n.1", 2);
+    publish(&b, "n-1", "the end");
+    here.expect_text("the end");
+    there.expect_text("the end");
+    assert_eq!([&a, &b].map(|gateway| metric(gateway, "disconnects_total")), [3; 2]);
+    assert!(a.log().contains("connected to NATS again") && a.log().contains("the connection to NATS is lost"));
+}
+
+/// Its sockets are there and nobody answers: first what waits is bounded, then the connection is given up. Meanwhile publishers are told, own topics go on, and
+/// when the server goes on it handles what the lost connections had sent, to the new ones: nobody hears anything twice.
+#[test]
+fn a_frozen_server_fills_the_outbox_and_no_more_and_nothing_is_heard_twice() {
+    const OUTBOX: u64 = 256 * 1024;
+    let server = NatsServer::start();
+    let setup = || half(&server).limit("nats_outbox_bytes_max", OUTBOX).limit("nats_ping_ms", 1000).limit("history_messages", 0);
+    let (a, b) = (start(setup()), start(setup()));
+    let mut own = events::open(a.port, "/events?topic=own");
+    let (mut here, mut there) = (connect(&a, "/ws?room=n-1"), connect(&b, "/ws?room=n-1"));
+    server.wait_for_subscribers("n.1", 2);
+
+    server.freeze();
+    let filler = "f".repeat(32 * 1024);
+    let mut taken = 0;
+    let answer = loop {
+        let body = format!("{taken} {filler}");
+        let response = post(&a, "/publish?topic=n-1", body.as_bytes());
+        if response.status != 200 {
+            break refusal(&response);
+        }
+        here.expect_text(&body);
+        taken += 1;
+        assert!(taken < 10_000, "nothing bounds it");
+    };
+    assert!(["nats_behind", "nats_unavailable"].contains(&answer.1.as_str()), "{answer:?}");
+    let waits = metric(&a, "outbox_bytes");
+    assert!(waits <= OUTBOX + 64 * 1024, "{waits} bytes wait");
+    own_topics_go_on(&a, &mut own);
+
+    // What a WebSocket says now is not read, or kept by another shard than its own; it is told when the connection is given up.
+    let mut talker = Raw::connect(a.port);
+    talker.write(raw::upgrade("/ws?room=n-1&echo=0", "").as_bytes());
+    talker.expect_upgraded();
+    talker.send_text("may I?");
+    wait_until_unready(&a, "disconnected");
+    talker.send_text("and now?");
+    assert_eq!(talker.close_frame().0, Some(4503));
+    let response = post(&a, "/publish?topic=n-1", b"into nowhere");
+    assert_eq!(refusal(&response), (503, "nats_unavailable".to_owned()));
+    own_topics_go_on(&a, &mut own);
+    wait_until_unready(&b, "disconnected");
+
+    server.thaw();
+    wait_until_ready(&a);
+    wait_until_ready(&b);
+    server.wait_for_subscribers("n.1", 2);
+    eventually(SOON, || match metric(&a, "outbox") {
+        0 => Ok(()),
+        waits => Err(format!("{waits} still wait")),
+    });
+    publish(&a, "n-1", "the end");
+    // The other node has heard some of it. Nobody has heard anything twice, or in another order.
+    for member in [&mut here, &mut there] {
+        let mut heard = Vec::new();
+        while heard.last().is_none_or(|last| last != "the end") {
+            heard.push(text(&member.message()).split(" f").next().expect("split yields one").to_owned());
+        }
+        let said = (0..taken).map(|number| number.to_string()).chain(["may I?".to_owned(), "the end".to_owned()]);
+        let mut said = said.collect::<Vec<_>>().into_iter();
+        assert!(heard.iter().all(|one| said.any(|other| other == *one)), "{heard:?}");
+    }
+    here.expect_silence(100);
+    there.expect_silence(100);
+}
+
+#[test]
+fn who_we_are_is_said_with_what_is_in_a_file_and_a_wrong_word_is_no_end() {
+    let server = NatsServer::start_with("authorization { user: gateway, password: right }");
+    let scratch = common::Scratch::new();
+    let secret = |name: &str, text: &str| {
+        let file = scratch.join(name);
+        std::fs::write(&file, text).expect("our directory");
+        file.display().to_string()
+    };
+    let (right, wrong) = (secret("right", "right\n"), secret("wrong", "wrong"));
+    let with = |file: &str| server.gateway().env("SHARDCAST_NATS_USER", "gateway").env("SHARDCAST_NATS_PASSWORD", file);
+    start(with(&right));
+    let refused = with(&wrong).start();
+    wait_until_unready(&refused, "connecting");
+    eventually(SOON, || if refused.log().contains("NATS cannot be reached") { Ok(()) } else { Err("it does not say so".into()) });
+    let mut own = connect(&refused, "/ws?room=own");
+    own.text("refused");
+    assert_eq!(own.close_code(), 4503, "with the default rule every topic goes to NATS");
+
+    let (code, said) = with("/nowhere/at/all").run();
+    assert_eq!(code, Some(1));
+    assert!(said.contains("nats.password: /nowhere/at/all cannot be read"), "{said}");
+    let (code, said) = common::gateway().arg("--nats").arg("nats://me:secret@127.0.0.1").run();
+    assert_eq!(code, Some(2));
+    assert!(said.contains("--nats has a server that has a user or a password in it") && !said.contains("secret@"), "{said}");
+}
+
+#[test]
+fn after_as_many_tries_as_may_be_it_is_given_up_and_said() {
+    let mut server = NatsServer::start();
+    let gateway = start(half(&server).limit("nats_reconnects_max", 3));
+    server.kill();
+    wait_until_unready(&gateway, "given up");
+    assert!(gateway.log().contains("nats_reconnects_max"), "{}", gateway.log());
+    assert_eq!(refusal(&post(&gateway, "/publish?topic=n-1", b"x")).0, 503);
+    let mut own = events::open(gateway.port, "/events?topic=own");
+    own_topics_go_on(&gateway, &mut own);
+}
+
+/// What has its place when a gateway is told to end reaches NATS before it does.
+#[test]
+fn a_gateway_that_ends_has_sent_what_it_took() {
+    let server = NatsServer::start();
+    let mut gateway = start(server.gateway());
+    let mut foreign = server.client();
+    foreign.subscribe("shardcast.last");
+    let body = serde_json::to_string(&(0..1000).map(|n| serde_json::json!({"topic": "last", "data": n.to_string()})).collect::<Vec<_>>());
+    let response = post(&gateway, "/v1/publish", body.expect("JSON").as_bytes());
+    assert_eq!(response.status, 200, "{response:?}");
+    gateway.signal(libc::SIGTERM);
+    assert!(gateway.exit_within(SOON).success());
+    for n in 0..1000 {
+        assert_eq!(foreign.message().text(), n.to_string());
+    }
+}

@@ -4,11 +4,12 @@
 //! comes for it and puts it on its way to the topic's home; the watch sees to the state of the connection. The pump waits when the client has enough to
 //! send, which is how a slow or absent server fills the outboxes. The other tasks never wait, so what the client has read is never long with us.
 //!
-//! Every message carries the node that it comes from. The connection asks for no echo of what it has sent, which saves the way; the header is what makes sure: a
-//! server that was frozen handles what the lost connection had sent when the next one has subscribed already.
+//! Every message carries the node that it comes from, and its number there. The connection asks for no echo of what it has sent, which saves the way; the header is
+//! what makes sure: a server that was frozen handles what a lost connection had sent beside the next one. So its node may hear itself, and others may
+//! hear the old behind the new: what comes behind a later message of its node is left out, and each node's order holds.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::future::poll_fn;
 use std::io;
 use std::path::Path;
@@ -34,7 +35,7 @@ use crate::limits::Limits;
 use crate::proto::sse::EventName;
 use crate::proto::ws::MessageKind;
 
-/// The node that a message comes from.
+/// The node that a message comes from, and its number there: 16 hexadecimal digits, `-`, a decimal number.
 const NODE: &str = "Shardcast-Node";
 /// `binary`, where a payload is no text though it could be.
 const KIND: &str = "Shardcast-Kind";
@@ -54,6 +55,8 @@ const EVENTS: usize = 256;
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 /// Requests of one shard before the next one's.
 const BURST: usize = 64;
+/// Nodes of which a topic knows the last message; beyond it the one that it has heard of first is forgotten.
+const NODES_MAX: usize = 256;
 /// How often the watch looks by itself.
 const LOOK: Duration = Duration::from_millis(100);
 /// How long the last messages may take at the end.
@@ -163,7 +166,8 @@ impl Core {
             Pump {
                 client: client.clone(),
                 ends: Rc::clone(&ends),
-                node: format!("{:016x}", shared.status.node).into(),
+                node: shared.status.node,
+                sent: 0,
                 topics: HashMap::new(),
                 message_bytes_max: self.message_bytes_max,
             }
@@ -219,7 +223,9 @@ impl Ends {
 struct Pump {
     client: Client,
     ends: Rc<Ends>,
-    node: Rc<str>,
+    node: u64,
+    /// Messages so far: their numbers.
+    sent: u64,
     /// The tasks of the topics that NATS is asked for.
     topics: HashMap<(ShardId, TopicKey), AbortHandle>,
     message_bytes_max: u64,
@@ -259,7 +265,8 @@ impl Pump {
                         shard,
                         topic,
                         ends: Rc::clone(&self.ends),
-                        node: Rc::clone(&self.node),
+                        node: self.node,
+                        nodes: VecDeque::new(),
                         message_bytes_max: self.message_bytes_max,
                     };
                     self.topics.insert((shard, topic), spawn_local(task.run(subscriber)).abort_handle());
@@ -276,10 +283,11 @@ impl Pump {
         }
     }
 
-    async fn publish(&self, message: Outgoing, status: &Status) {
+    async fn publish(&mut self, message: Outgoing, status: &Status) {
         let Outgoing { subject, payload, kind, event } = message;
         let mut headers = HeaderMap::new();
-        headers.insert(NODE, &*self.node);
+        self.sent += 1;
+        headers.insert(NODE, format!("{:016x}-{}", self.node, self.sent));
         if kind == MessageKind::Binary {
             headers.insert(KIND, BINARY);
         }
@@ -305,12 +313,20 @@ struct Listener {
     shard: ShardId,
     topic: TopicKey,
     ends: Rc<Ends>,
-    node: Rc<str>,
+    node: u64,
+    /// The last message of each node.
+    nodes: VecDeque<(u64, u64)>,
     message_bytes_max: u64,
 }
 
+/// A node and a number, as a header says them.
+fn origin(header: &str) -> Option<(u64, u64)> {
+    let (node, number) = header.split_once('-')?;
+    Some((u64::from_str_radix(node, 16).ok()?, number.parse().ok()?))
+}
+
 impl Listener {
-    async fn run(self, mut subscriber: Subscriber) {
+    async fn run(mut self, mut subscriber: Subscriber) {
         let shared = Arc::clone(self.ends.lane(self.shard).shared());
         while let Some(message) = poll_fn(|context| Pin::new(&mut subscriber).poll_next(context)).await {
             let headers = message.headers.as_ref();
@@ -318,12 +334,26 @@ impl Listener {
         }
     }
 
-    fn take(&self, headers: Option<&HeaderMap>, payload: Bytes, status: &Status) {
-        let header = |name: &str| headers.and_then(|headers| headers.get(name)).map(|value| value.as_str());
-        if header(NODE) == Some(&*self.node) {
-            return status.echoes.add(1);
+    /// Whether a message of this number comes behind all of its node before it.
+    fn is_next(&mut self, node: u64, number: u64) -> bool {
+        match self.nodes.iter_mut().find(|(known, _)| *known == node) {
+            Some((_, last)) if number <= *last => return false,
+            Some((_, last)) => *last = number,
+            None => {
+                self.nodes.truncate(NODES_MAX - 1);
+                self.nodes.push_front((node, number));
+            }
         }
-        status.received.add(1);
+        true
+    }
+
+    fn take(&mut self, headers: Option<&HeaderMap>, payload: Bytes, status: &Status) {
+        let header = |name: &str| headers.and_then(|headers| headers.get(name)).map(|value| value.as_str());
+        match header(NODE).and_then(origin) {
+            Some((node, _)) if node == self.node => return status.echoes.add(1),
+            Some((node, number)) if !self.is_next(node, number) => return status.late.add(1),
+            _ => status.received.add(1),
+        }
         if payload.len() as u64 > self.message_bytes_max {
             return status.oversized.add(1);
         }
@@ -428,5 +458,43 @@ impl Watch {
     fn with_status<T>(&self, look: impl FnOnce(&Status) -> T) -> T {
         let lane = self.ends.lanes.first().expect("there is a shard: the core has looked").borrow();
         look(&lane.shared().status)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bus::status::Count;
+
+    #[test]
+    fn what_comes_behind_a_later_message_of_its_node_is_left_out() {
+        let (ports, lanes) = link(1, &Limits::default(), 1, || {});
+        let ends = Rc::new(Ends { lanes: lanes.into_iter().map(RefCell::new).collect(), wake: Box::new(|_| {}) });
+        let topic = TopicKey { slot: 0, generation: std::num::NonZeroU32::MIN };
+        let mut listener = Listener { shard: ShardId(0), topic, ends, node: 1, nodes: VecDeque::new(), message_bytes_max: 3 };
+        let status = ports[0].status();
+        let mut hear = |said: &'static str, from: Option<&str>| {
+            let headers = from.map(|from| {
+                let mut headers = HeaderMap::new();
+                headers.insert(NODE, from);
+                headers
+            });
+            listener.take(headers.as_ref(), Bytes::from_static(said.as_bytes()), status);
+            [&status.received, &status.echoes, &status.late, &status.oversized].map(Count::value)
+        };
+        assert_eq!(hear("a", Some("0000000000000002-5")), [1, 0, 0, 0]);
+        assert_eq!(hear("b", Some("0000000000000003-1")), [2, 0, 0, 0], "each node has numbers of its own");
+        assert_eq!(hear("c", Some("0000000000000002-4")), [2, 0, 1, 0]);
+        assert_eq!(hear("a", Some("0000000000000002-5")), [2, 0, 2, 0]);
+        assert_eq!(hear("d", Some("0000000000000002-9")), [3, 0, 2, 0]);
+        assert_eq!(hear("e", Some("0000000000000001-9")), [3, 1, 2, 0]);
+        for strange in [None, Some("x"), Some("2"), Some("2-"), Some("-2"), Some("99999999999999999-1")] {
+            hear("f", strange);
+        }
+        assert_eq!(hear("large", None), [10, 1, 2, 1], "who does not say is taken");
+        for node in 0..1000_u64 {
+            assert!(listener.is_next(1000 + node, 1));
+        }
+        assert_eq!(listener.nodes.len(), NODES_MAX);
     }
 }

@@ -89,6 +89,8 @@ pub struct Status {
     pub refused: Count,
     /// This node's own messages that came back.
     pub echoes: Count,
+    /// Messages that came behind a later one of their node, and were left out.
+    pub late: Count,
     /// Topics that NATS is asked for.
     pub subscriptions: Count,
     /// The largest message that the server takes, its headers included.
@@ -114,6 +116,7 @@ impl Status {
             oversized: Count::default(),
             refused: Count::default(),
             echoes: Count::default(),
+            late: Count::default(),
             subscriptions: Count::default(),
             max_payload: Count::default(),
         };

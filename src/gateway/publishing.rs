@@ -368,15 +368,15 @@ impl<D: Driver> Gateway<D> {
     }
 
     fn number_offer(&mut self, from: ShardId, home: TopicKey, offer: Offer) -> Option<Receipt> {
-        let topic = self.topics.get(home).expect("the caller has the topic");
-        if !topic.takes_messages(&self.limits) {
-            let message = "the topic's subscribers are behind (limits.topic_lag_bytes_max)";
-            return Some(Receipt::refused(429, "topic_behind", message, Some(RETRY_MS)));
-        }
         let full = (!self.nats_has_room(home)).then_some(Obstacle::Full);
         if let Some(obstacle) = self.obstacle_of_nats(home, offer.payload.len()).or(full) {
             self.counters.nats_refused.add(1);
             return Some(obstacle.receipt());
+        }
+        let topic = self.topics.get(home).expect("the caller has the topic");
+        if !topic.takes_messages(&self.limits) {
+            let message = "the topic's subscribers are behind (limits.topic_lag_bytes_max)";
+            return Some(Receipt::refused(429, "topic_behind", message, Some(RETRY_MS)));
         }
         if let Err(over) = self.take_said_at_home(home, offer.payload.len() as u64) {
             self.counters.rate_limited.of(over.limit).add(1);

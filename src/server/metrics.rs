@@ -273,6 +273,11 @@ impl Writer<'_, '_> {
         self.total("shardcast_nats_published", "Messages handed to NATS.", status.published.value())?;
         self.total("shardcast_nats_received", "Messages of others that came from NATS.", status.received.value())?;
         self.total("shardcast_nats_echoes", "Messages of this node that came back from NATS, and were left out.", status.echoes.value())?;
+        self.total(
+            "shardcast_nats_late",
+            "Messages from NATS that came behind a later one of their node, and were left out.",
+            status.late.value(),
+        )?;
         self.total("shardcast_nats_dropped", "Messages from NATS for which there was no room.", status.dropped.value())?;
         self.total("shardcast_nats_oversized", "Messages from NATS over limits.message_bytes_max.", status.oversized.value())?;
         self.total("shardcast_nats_unsent", "Messages that had their place and that NATS did not take.", status.refused.value())?;
