@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use common::events::{self, Reader};
 use common::foreign::{Client, connect};
+use common::freeze::Frozen;
 use common::nats::NatsServer;
 use common::raw::{self, Raw, Response};
 use common::{Gateway, SOON, eventually};
@@ -457,4 +458,32 @@ fn a_gateway_that_ends_has_sent_what_it_took() {
     for n in 0..1000 {
         assert_eq!(foreign.message().text(), n.to_string());
     }
+}
+
+/// A shard that stands still takes nothing: what comes for it beyond its bounds is dropped and counted, and what was taken comes in order.
+#[test]
+fn what_comes_faster_than_a_shard_takes_it_is_bounded_and_counted() {
+    const MESSAGES: u64 = 5000;
+    const INBOX: u64 = 64 * 1024;
+    let server = NatsServer::start();
+    let gateway = start(server.gateway().shards(1).limit("nats_inbox_bytes_max", INBOX));
+    let mut member = connect(&gateway, "/ws?room=flood");
+    server.wait_for_subscribers("shardcast.flood", 1);
+    let mut foreign = server.client();
+    let frozen = Frozen::stop(gateway.shard_thread(0));
+    for number in 0..MESSAGES {
+        foreign.publish("shardcast.flood", format!("{number:01024}"));
+    }
+    eventually(SOON, || match metric(&gateway, "received_total") {
+        MESSAGES => Ok(()),
+        seen => Err(format!("{seen} of {MESSAGES} were seen")),
+    });
+    let dropped = metric(&gateway, "dropped_total");
+    assert!(MESSAGES - dropped <= INBOX / 1024, "{dropped} of {MESSAGES} were dropped");
+    frozen.resume();
+    for number in 0..MESSAGES - dropped {
+        assert_eq!(text(&member.message()).parse(), Ok(number));
+    }
+    foreign.publish("shardcast.flood", "the end");
+    member.expect_text("the end");
 }
