@@ -70,7 +70,7 @@ pub(super) enum ConfigCommand {
         file: Option<PathBuf>,
     },
     /// Show the effective value of every key and where it comes from
-    Show(Settings),
+    Show(Box<Settings>),
     /// Print a file with every key at its default, described and commented out
     Default,
 }

@@ -112,8 +112,8 @@ impl std::str::FromStr for Rule {
     fn from_str(text: &str) -> Result<Self, RuleError> {
         let arrows = [(" <-> ", true, true), (" -> ", true, false), (" <- ", false, true)];
         let split = arrows.into_iter().find_map(|(arrow, out, into)| text.split_once(arrow).map(|(left, right)| (left, right, out, into)));
-        let Some((left, right, goes_out, comes_in)) = split.filter(|(left, right, ..)| !left.trim().is_empty() && !right.trim().is_empty())
-        else {
+        let is_side = |side: &str| !side.trim().is_empty() && !side.contains("->") && !side.contains("<-");
+        let Some((left, right, goes_out, comes_in)) = split.filter(|(left, right, ..)| is_side(left) && is_side(right)) else {
             return Err(RuleError::NoArrow(text.to_owned()));
         };
         let (topics, subjects) = (Pattern::new(left.trim()), Pattern::new(right.trim()));
@@ -300,12 +300,12 @@ mod tests {
         assert_eq!(find("room-7").map(|bridged| bridged.subject), Some("rooms.7".into()));
         assert_eq!(find("room-").map(|bridged| bridged.subject), Some("rooms.%".into()));
         assert_eq!((find("alerts2"), find("order"), find("lobby")), (None, None, None));
-        assert_eq!(rules.goes_out(&TopicName::parse("orders.eu").expect("a name")), false);
+        assert!(!rules.goes_out(&TopicName::parse("orders.eu").expect("a name")));
     }
 
     #[test]
     fn a_rule_that_is_none_is_refused_with_what_to_write() {
-        for text in ["", "a", "a <->", "<-> b", "a<->b", " <-> "] {
+        for text in ["", "a", "a <->", "<-> b", "a<->b", " <-> ", "a -> b -> c", "a ->\u{c} <- s"] {
             assert!(matches!(text.parse::<Rule>(), Err(RuleError::NoArrow(_))), "{text}");
         }
         for text in ["a.* -> b", "a -> b.*", "*.a -> b.*", "a*b* -> c.*"] {

@@ -29,7 +29,7 @@ pub struct Bridges {
 
 impl Bridges {
     /// The next shard's way, if there are any.
-    pub fn next(&mut self) -> Option<(Port, Arc<Rules>)> {
+    pub fn take_next(&mut self) -> Option<(Port, Arc<Rules>)> {
         self.ports.next().map(|port| (port, Arc::clone(&self.rules)))
     }
 }

@@ -12,7 +12,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::admin::{Admin, AdminError};
-use super::bus::{Bridges, Bus};
+use super::bus::Bridges;
 use super::clock::{Clock, unix_time};
 use super::config::{Config, Cpus, DriverChoice};
 use super::debug::{Debug, Doors};
@@ -239,7 +239,9 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
         // A shard that panicked has ended the process.
         let _ = thread.join();
     }
-    nats.map(Bus::stop);
+    if let Some(nats) = nats {
+        nats.stop();
+    }
     written.transpose()?;
     // Who has told it to end meanwhile is obeyed.
     let is_over = ordered.try_iter().any(|order| matches!(order, Order::Signal(_)));
@@ -476,7 +478,7 @@ impl Plan<'_> {
                 pages: Pages { index: web::INDEX },
                 placement: self.placement,
                 mailbox,
-                bridge: bridges.next(),
+                bridge: bridges.take_next(),
                 commands: commands_in,
                 seed: random(),
             };
