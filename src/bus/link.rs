@@ -9,7 +9,7 @@
 //! then takes everything. Both are read-modify-writes of one flag, so whoever comes second sees what the first did before it: a push behind
 //! the last look finds the flag down and rings.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -70,12 +70,9 @@ pub enum Request {
 /// Bytes that an entry takes besides its payload.
 const ENTRY_BYTES: u64 = 128;
 
-impl Request {
+impl Outgoing {
     fn cost(&self) -> u64 {
-        match self {
-            Self::Publish(message) => message.payload.len() as u64 + ENTRY_BYTES,
-            _ => ENTRY_BYTES,
-        }
+        self.payload.len() as u64 + ENTRY_BYTES
     }
 }
 
@@ -140,7 +137,7 @@ impl LinkShared {
         self.lanes.iter().map(|lane| lane.out_bytes.value()).sum()
     }
 
-    /// Messages, and other requests, that wait with them.
+    /// How many messages these are.
     pub fn outbox_entries(&self) -> u64 {
         self.lanes.iter().map(|lane| lane.out_entries.value()).sum()
     }
@@ -163,8 +160,12 @@ impl LinkShared {
 pub struct Port {
     shard: ShardId,
     requests: Producer<Request>,
-    /// What the ring did not take, behind everything in it: a batch at most, and requests of topics.
-    overflow: VecDeque<Request>,
+    /// Messages that the ring did not take, behind everything in it: a batch at most.
+    overflow: VecDeque<Outgoing>,
+    /// Topics that are to be asked for, and no longer. What is taken back before it was said is not said at all, so that comings and goings do not add up
+    /// while nobody takes them.
+    to_subscribe: HashMap<TopicKey, Arc<str>>,
+    to_unsubscribe: Vec<TopicKey>,
     /// Whether the ring got something since the last flush.
     fresh: bool,
     incoming: Consumer<Incoming>,
@@ -195,7 +196,16 @@ pub fn link(shards: u16, limits: &Limits, node: u64, rouse: impl Fn() + Send + S
         let (requests, requests_out) = RingBuffer::new(limits.nats_outbox_messages as usize);
         let (incoming_in, incoming) = RingBuffer::new(limits.nats_inbox_messages as usize);
         (
-            Port { shard, requests, overflow: VecDeque::new(), fresh: false, incoming, shared: Arc::clone(&shared) },
+            Port {
+                shard,
+                requests,
+                overflow: VecDeque::new(),
+                to_subscribe: HashMap::new(),
+                to_unsubscribe: Vec::new(),
+                fresh: false,
+                incoming,
+                shared: Arc::clone(&shared),
+            },
             CoreLane { shard, requests: requests_out, incoming: incoming_in, shared: Arc::clone(&shared) },
         )
     });
@@ -224,7 +234,13 @@ impl Port {
 
     /// Takes a message for NATS. The caller has asked whether there is room.
     pub fn publish(&mut self, message: Outgoing) {
-        self.send(Request::Publish(message));
+        let lane = self.lane();
+        lane.out_bytes.add(message.cost());
+        lane.out_entries.add(1);
+        let refused = if self.overflow.is_empty() { self.push(Request::Publish(message)) } else { Err(Request::Publish(message)) };
+        if let Err(Request::Publish(message)) = refused {
+            self.overflow.push_back(message);
+        }
     }
 
     /// Asks NATS for a topic, if as many as may be are not asked for already.
@@ -232,7 +248,7 @@ impl Port {
     pub fn subscribe(&mut self, topic: TopicKey, subject: Arc<str>) -> bool {
         let may = self.shared.status.subscriptions.take_below(self.shared.subscriptions_max);
         if may {
-            self.send(Request::Subscribe { topic, subject });
+            self.to_subscribe.insert(topic, subject);
         }
         may
     }
@@ -240,16 +256,8 @@ impl Port {
     /// Ends that. To be said once for each topic that is asked for.
     pub fn unsubscribe(&mut self, topic: TopicKey) {
         self.shared.status.subscriptions.sub(1);
-        self.send(Request::Unsubscribe { topic });
-    }
-
-    fn send(&mut self, request: Request) {
-        let lane = self.lane();
-        lane.out_bytes.add(request.cost());
-        lane.out_entries.add(1);
-        let refused = if self.overflow.is_empty() { self.push(request) } else { Err(request) };
-        if let Err(request) = refused {
-            self.overflow.push_back(request);
+        if self.to_subscribe.remove(&topic).is_none() {
+            self.to_unsubscribe.push(topic);
         }
     }
 
@@ -261,11 +269,26 @@ impl Port {
 
     /// Moves what waits here into the ring as far as it has room, and rouses the core. To be called once a turn.
     pub fn flush(&mut self) {
-        while let Some(request) = self.overflow.pop_front() {
-            if let Err(request) = self.push(request) {
-                self.overflow.push_front(request);
-                break;
-            }
+        while !self.requests.is_full()
+            && let Some(message) = self.overflow.pop_front()
+        {
+            let taken = self.push(Request::Publish(message));
+            assert!(taken.is_ok(), "a ring that has room takes a message: only this side fills it");
+        }
+        while !self.requests.is_full()
+            && let Some(topic) = self.to_unsubscribe.pop()
+        {
+            let taken = self.push(Request::Unsubscribe { topic });
+            assert!(taken.is_ok(), "as above");
+        }
+        // A topic that is asked for again has said before that it is not wanted, and that goes first.
+        while !self.requests.is_full()
+            && self.to_unsubscribe.is_empty()
+            && let Some(topic) = self.to_subscribe.keys().next().copied()
+            && let Some(subject) = self.to_subscribe.remove(&topic)
+        {
+            let taken = self.push(Request::Subscribe { topic, subject });
+            assert!(taken.is_ok(), "as above");
         }
         if std::mem::take(&mut self.fresh) {
             self.shared.rouse();
@@ -274,7 +297,7 @@ impl Port {
 
     /// Whether something waits here for room in the ring: the shard looks again soon by itself.
     pub fn overflows(&self) -> bool {
-        !self.overflow.is_empty()
+        !self.overflow.is_empty() || !self.to_unsubscribe.is_empty() || !self.to_subscribe.is_empty()
     }
 
     /// The shard is up: what comes from now on wakes it again. To be called before [`receive`](Self::receive), once a turn.
@@ -309,9 +332,11 @@ impl CoreLane {
     /// What the shard asks next.
     pub fn take(&mut self) -> Option<Request> {
         let request = self.requests.pop().ok()?;
-        let lane = &self.shared.lanes[self.shard.index()];
-        lane.out_bytes.sub(request.cost());
-        lane.out_entries.sub(1);
+        if let Request::Publish(message) = &request {
+            let lane = &self.shared.lanes[self.shard.index()];
+            lane.out_bytes.sub(message.cost());
+            lane.out_entries.sub(1);
+        }
         Some(request)
     }
 
@@ -428,11 +453,35 @@ mod tests {
         let (mut port, mut lane, _) = pair(&Limits { nats_subscriptions_max: 1, ..limits() });
         assert!(port.subscribe(KEY, Arc::from("a")));
         assert!(!port.subscribe(KEY, Arc::from("b")));
+        port.flush();
         port.unsubscribe(KEY);
         assert!(port.subscribe(KEY, Arc::from("c")));
+        port.flush();
         assert_eq!(lane.take(), Some(Request::Subscribe { topic: KEY, subject: Arc::from("a") }));
         assert_eq!(lane.take(), Some(Request::Unsubscribe { topic: KEY }));
         assert_eq!(lane.take(), Some(Request::Subscribe { topic: KEY, subject: Arc::from("c") }));
+    }
+
+    #[test]
+    fn comings_and_goings_do_not_add_up_while_nobody_takes_them() {
+        let (mut port, mut lane, _) = pair(&limits());
+        for _ in 0..1000 {
+            assert!(port.subscribe(KEY, Arc::from("a")));
+            port.unsubscribe(KEY);
+            if port.has_room() {
+                port.publish(outgoing(b"x"));
+            }
+            port.flush();
+        }
+        assert!(port.subscribe(KEY, Arc::from("a")));
+        port.flush();
+        assert_eq!((port.to_subscribe.len(), port.to_unsubscribe.len(), port.overflow.len()), (1, 0, 1));
+        while let Some(Request::Publish(_)) = lane.take() {}
+        port.flush();
+        assert!(!port.overflows());
+        let mut rest = Vec::new();
+        rest.extend(std::iter::from_fn(|| lane.take()));
+        assert_eq!(rest.last(), Some(&Request::Subscribe { topic: KEY, subject: Arc::from("a") }));
     }
 
     /// Two threads, each asleep until it is roused: one that sleeps with something in its ring hangs, and the test with it.

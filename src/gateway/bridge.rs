@@ -13,7 +13,6 @@
 //! publishers are told so at once. What has its place already waits in the outbox.
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -42,6 +41,8 @@ const NO_NATS: &str = "this topic goes to NATS, to which there is no connection 
 const RETRY_MS: u64 = 1000;
 /// Messages from NATS that one step takes.
 const INBOX_BUDGET: usize = 256;
+/// How often a shard looks for room by itself while there is no connection; when there is one again it is told.
+const AWAY: Duration = Duration::from_millis(100);
 /// How often topics are looked through for those that nobody wants any more.
 const INTEREST: Duration = Duration::from_secs(1);
 /// What headers of ours add to a payload at most: names, the node's id, an event's name.
@@ -49,13 +50,10 @@ const HEADERS_BYTES_MAX: usize = 192;
 /// Who publishes what comes from NATS: no connection has this key.
 const NATS: ConnKey = ConnKey { slot: u32::MAX, generation: 0 };
 
-/// A topic whose home is here.
-struct BridgedTopic {
+/// A topic whose home is here, and that NATS is asked for.
+struct Listened {
     subject: Arc<str>,
     goes_out: bool,
-    comes_in: bool,
-    /// NATS is asked for it.
-    listens: bool,
     /// Since when nobody has wanted it.
     idle_since: Option<Time>,
 }
@@ -64,7 +62,7 @@ struct BridgedTopic {
 pub(super) struct Bridge {
     port: Port,
     rules: Arc<Rules>,
-    topics: HashMap<TopicKey, BridgedTopic>,
+    listened: HashMap<TopicKey, Listened>,
     /// Taken from the inbox, and its topic takes no messages now.
     stuck: Option<Incoming>,
     /// Publishers that wait until the outbox has room.
@@ -122,8 +120,8 @@ impl Obstacle {
 
 impl Bridge {
     pub(super) fn new(port: Port, rules: Arc<Rules>, now: Time) -> Self {
-        let (topics, waiters, held) = (HashMap::new(), Vec::new(), Vec::new());
-        Self { port, rules, topics, stuck: None, waiters, held, was_connected: false, next_look: now }
+        let (listened, waiters, held) = (HashMap::new(), Vec::new(), Vec::new());
+        Self { port, rules, listened, stuck: None, waiters, held, was_connected: false, next_look: now }
     }
 
     /// What keeps a message of so many bytes for a topic that goes out from being taken, but for want of room.
@@ -138,17 +136,11 @@ impl Bridge {
         }
     }
 
-    /// The topic under a key, if a rule is for it.
-    fn topic(&mut self, key: TopicKey, name: &TopicName) -> Option<&mut BridgedTopic> {
-        match self.topics.entry(key) {
-            Entry::Occupied(known) => Some(known.into_mut()),
-            Entry::Vacant(place) => {
-                let bridged = self.rules.find(name)?;
-                let subject = Arc::from(bridged.subject);
-                let topic =
-                    BridgedTopic { subject, goes_out: bridged.goes_out, comes_in: bridged.comes_in, listens: false, idle_since: None };
-                Some(place.insert(topic))
-            }
+    /// Where what is published to a topic goes in NATS, if it does.
+    fn subject_out(&self, key: TopicKey, name: &TopicName) -> Option<Arc<str>> {
+        match self.listened.get(&key) {
+            Some(topic) => topic.goes_out.then(|| Arc::clone(&topic.subject)),
+            None => self.rules.find(name).filter(|bridged| bridged.goes_out).map(|bridged| Arc::from(bridged.subject)),
         }
     }
 }
@@ -164,24 +156,24 @@ impl<D: Driver> Gateway<D> {
         let Some(bridge) = &mut self.bridge else { return true };
         let is_home = self.topics.get(key).is_some_and(|topic| matches!(topic.role, Role::Home(_)));
         let Some(name) = self.topics.name(key).filter(|_| is_home) else { return true };
-        let Some(topic) = bridge.topic(key, name) else { return true };
-        topic.idle_since = None;
-        if topic.listens || !topic.comes_in {
+        if let Some(topic) = bridge.listened.get_mut(&key) {
+            topic.idle_since = None;
             return true;
         }
-        topic.listens = true;
-        let subject = Arc::clone(&topic.subject);
-        let may = bridge.port.subscribe(key, subject);
-        if !may && let Some(topic) = bridge.topics.get_mut(&key) {
-            topic.listens = false;
+        let Some(bridged) = bridge.rules.find(name).filter(|bridged| bridged.comes_in) else { return true };
+        let subject: Arc<str> = Arc::from(bridged.subject);
+        let may = bridge.port.subscribe(key, Arc::clone(&subject));
+        if may {
+            bridge.listened.insert(key, Listened { subject, goes_out: bridged.goes_out, idle_since: None });
         }
         may
     }
 
     /// A topic is gone from this shard.
     pub(super) fn forget_bridged(&mut self, key: TopicKey) {
-        let Some(bridge) = &mut self.bridge else { return };
-        if bridge.topics.remove(&key).is_some_and(|topic| topic.listens) {
+        if let Some(bridge) = &mut self.bridge
+            && bridge.listened.remove(&key).is_some()
+        {
             bridge.port.unsubscribe(key);
         }
     }
@@ -189,7 +181,7 @@ impl<D: Driver> Gateway<D> {
     /// Whether what is published to a topic goes to NATS.
     fn goes_out(&self, key: TopicKey) -> bool {
         let Some(bridge) = &self.bridge else { return false };
-        match bridge.topics.get(&key) {
+        match bridge.listened.get(&key) {
             Some(topic) => topic.goes_out,
             None => self.topics.name(key).is_some_and(|name| bridge.rules.goes_out(name)),
         }
@@ -233,9 +225,9 @@ impl<D: Driver> Gateway<D> {
     pub(super) fn send_to_nats(&mut self, key: TopicKey, kind: MessageKind, payload: &[u8], attributes: Option<&Attributes>) {
         let Some(bridge) = &mut self.bridge else { return };
         let Some(name) = self.topics.name(key) else { return };
-        let Some(topic) = bridge.topic(key, name).filter(|topic| topic.goes_out) else { return };
+        let Some(subject) = bridge.subject_out(key, name) else { return };
         let event = attributes.map(|attributes| attributes.event.clone());
-        let message = Outgoing { subject: Arc::clone(&topic.subject), payload: Bytes::copy_from_slice(payload), kind, event };
+        let message = Outgoing { subject, payload: Bytes::copy_from_slice(payload), kind, event };
         bridge.port.publish(message);
     }
 
@@ -301,8 +293,7 @@ impl<D: Driver> Gateway<D> {
     /// Gives a message from NATS its place; back when its topic takes none now.
     fn take_from_nats(&mut self, incoming: Incoming) -> Option<Incoming> {
         // In a process that is about to give out its topics they get no more.
-        let listens = !self.shared.is_drained()
-            && self.bridge.as_ref().and_then(|bridge| bridge.topics.get(&incoming.topic)).is_some_and(|topic| topic.listens);
+        let listens = !self.shared.is_drained() && self.bridge.as_ref().is_some_and(|bridge| bridge.listened.contains_key(&incoming.topic));
         let topic = self.topics.get(incoming.topic).filter(|_| listens)?;
         if !topic.takes_messages(&self.limits) || self.shared.is_over_memory() {
             return Some(incoming);
@@ -324,14 +315,17 @@ impl<D: Driver> Gateway<D> {
         bridge.next_look = self.now + INTEREST;
         let patience = Duration::from_millis(self.limits.nats_interest_ms);
         let (topics, now, port) = (&self.topics, self.now, &mut bridge.port);
-        for (&key, bridged) in bridge.topics.iter_mut().filter(|(_, bridged)| bridged.listens) {
+        bridge.listened.retain(|&key, listened| {
             if topics.get(key).is_some_and(is_wanted) {
-                bridged.idle_since = None;
-            } else if now.since(*bridged.idle_since.get_or_insert(now)) >= patience {
-                bridged.listens = false;
+                listened.idle_since = None;
+                return true;
+            }
+            let keeps = now.since(*listened.idle_since.get_or_insert(now)) < patience;
+            if !keeps {
                 port.unsubscribe(key);
             }
-        }
+            keeps
+        });
     }
 
     /// Sends what this step has for NATS on its way.
@@ -344,13 +338,11 @@ impl<D: Driver> Gateway<D> {
     /// How soon this shard must look after the bridge by itself; at once when something has come.
     pub(super) fn bridge_wait(&self) -> Option<Duration> {
         let bridge = self.bridge.as_ref()?;
-        let waits = bridge.stuck.is_some() || bridge.port.overflows() || !bridge.waiters.is_empty() || !bridge.held.is_empty();
-        if waits {
-            Some(super::POLL)
-        } else if bridge.port.has_incoming() {
-            Some(Duration::ZERO)
-        } else {
-            (!bridge.topics.is_empty()).then(|| bridge.next_look.since(self.now).max(super::POLL))
-        }
+        let waits = bridge.port.overflows() || !bridge.waiters.is_empty() || !bridge.held.is_empty();
+        let room = waits.then_some(if bridge.port.status().is_connected() { super::POLL } else { AWAY });
+        let stuck = bridge.stuck.is_some().then_some(super::POLL);
+        let incoming = (bridge.stuck.is_none() && bridge.port.has_incoming()).then_some(Duration::ZERO);
+        let interest = (!bridge.listened.is_empty()).then(|| bridge.next_look.since(self.now).max(super::POLL));
+        [room, stuck, incoming, interest].into_iter().flatten().min()
     }
 }

@@ -268,7 +268,7 @@ impl Writer<'_, '_> {
         self.total("shardcast_nats_connects", "Connections to NATS that came to be.", status.connects.value())?;
         self.total("shardcast_nats_disconnects", "Connections to NATS that were lost.", status.disconnects.value())?;
         self.gauge("shardcast_nats_subscriptions", "Topics that NATS is asked for.", status.subscriptions.value())?;
-        self.gauge("shardcast_nats_outbox", "Messages and requests that wait to be handed to NATS.", link.outbox_entries())?;
+        self.gauge("shardcast_nats_outbox", "Messages that wait to be handed to NATS.", link.outbox_entries())?;
         self.gauge("shardcast_nats_outbox_bytes", "Their bytes.", link.outbox_bytes())?;
         self.total("shardcast_nats_published", "Messages handed to NATS.", status.published.value())?;
         self.total("shardcast_nats_received", "Messages of others that came from NATS.", status.received.value())?;
