@@ -431,6 +431,88 @@ fn who_we_are_is_said_with_what_is_in_a_file_and_a_wrong_word_is_no_end() {
     assert!(said.contains("--nats has a server that has a user or a password in it") && !said.contains("secret@"), "{said}");
 }
 
+/// Runs openssl in a directory.
+fn openssl(scratch: &common::Scratch, words: &str) {
+    let mut command = std::process::Command::new("openssl");
+    let output = command.args(words.split(' ')).current_dir(scratch.path()).output().expect("the package openssl is installed");
+    assert!(output.status.success(), "openssl {words}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn servers_are_reached_over_tls_with_an_nkey_or_a_token() {
+    let scratch = common::Scratch::new();
+    let ec = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
+    openssl(&scratch, &format!("req -x509 {ec} -days 2 -subj /CN=ca -keyout ca-key.pem -out ca.pem"));
+    openssl(&scratch, &format!("req {ec} -subj /CN=localhost -keyout key.pem -out request.pem"));
+    std::fs::write(scratch.join("extensions"), "subjectAltName=IP:127.0.0.1\nbasicConstraints=CA:FALSE\n").expect("our directory");
+    openssl(&scratch, "x509 -req -in request.pem -CA ca.pem -CAkey ca-key.pem -CAcreateserial -days 2 -extfile extensions -out cert.pem");
+    let path = |name: &str| scratch.join(name).display().to_string();
+    let tls = format!("tls {{ cert_file: {:?}, key_file: {:?} }}", path("cert.pem"), path("key.pem"));
+    // The pair of NATS's own documentation.
+    std::fs::write(scratch.join("seed"), "SUACSSL3UAHUDXKFSNVUZRF5UHPMWZ6BFDTJ7M6USDXIEDNPPQYYYCU3VY\n").expect("our directory");
+    std::fs::write(scratch.join("token"), "open sesame").expect("our directory");
+    let nkey = "UDXU4RCSJNZOIQHZNWXHXORDPRTGNJAHAHFRGZNEEJCPQTT2M7NLCNF4";
+    for (who, variable, file) in [
+        (format!("users: [ {{ nkey: {nkey} }} ]"), "SHARDCAST_NATS_NKEY", "seed"),
+        ("token: \"open sesame\"".to_owned(), "SHARDCAST_NATS_TOKEN", "token"),
+    ] {
+        let server = NatsServer::start_with(&format!("{tls}\nauthorization {{ {who} }}"));
+        let url = server.url().replace("nats://", "tls://");
+        let setup = || NatsServer::gateway_of(&url).env(variable, path(file));
+        let gateway = start(setup().env("SHARDCAST_NATS_CA", path("ca.pem")));
+        let mut member = connect(&gateway, "/ws?room=r");
+        server.wait_for_subscribers("shardcast.r", 1);
+        member.text("in secret");
+        member.expect_text("in secret");
+        // A server that nobody we trust has signed for is none.
+        let distrustful = setup().arg("--log").arg("info,async_nats=debug").start();
+        eventually(SOON, || if distrustful.log().contains("UnknownIssuer") { Ok(()) } else { Err("it does not say why".into()) });
+        assert_eq!(ready(&distrustful).status, 503);
+    }
+}
+
+#[test]
+fn a_cluster_is_reached_by_any_of_its_servers() {
+    let mut servers = NatsServer::start_cluster();
+    let urls = servers.each_ref().map(NatsServer::url).join(",");
+    let (a, b) = (start(NatsServer::gateway_of(&urls)), start(NatsServer::gateway_of(&urls)));
+    let (mut here, mut there) = (connect(&a, "/ws?room=r"), connect(&b, "/ws?room=r"));
+    let (mut said, mut last) = (0, None);
+    // Servers tell each other some time later what is asked of them: it is said again until it is heard, and never heard twice.
+    let mut reaches = |here: &mut Client, there: &mut Client| {
+        there.socket.get_ref().set_read_timeout(Some(std::time::Duration::from_millis(100))).expect("a timeout above zero");
+        eventually(SOON, || {
+            said += 1;
+            publish(&a, "r", &said.to_string());
+            here.expect_text(&said.to_string());
+            let Ok(message) = there.socket.read() else { return Err("nothing is heard".into()) };
+            let number: u32 = text(&message).parse().expect("a number");
+            assert!(last.is_none_or(|last| number > last), "{number} behind {last:?}");
+            last = Some(number);
+            Ok(())
+        });
+    };
+    reaches(&mut here, &mut there);
+    let port_of = |gateway: &Gateway| {
+        let log = gateway.log();
+        let line = log.lines().rfind(|line| line.contains("connected to NATS")).expect("it says so");
+        line.split("port=").nth(1).and_then(|rest| rest.split(' ').next()).and_then(|port| port.parse::<u16>().ok()).expect("a port")
+    };
+    // Each time the server that one of them is connected to.
+    for (gateway, connects) in [(&a, 2), (&b, 2)] {
+        let port = port_of(gateway);
+        servers.iter_mut().find(|server| server.port == port).expect("one of them").kill();
+        eventually(SOON, || match port_of(gateway) {
+            now if now != port => Ok(()),
+            _ => Err("it is still connected there".into()),
+        });
+        assert!(metric(gateway, "connects_total") >= connects);
+        wait_until_ready(&a);
+        wait_until_ready(&b);
+        reaches(&mut here, &mut there);
+    }
+}
+
 #[test]
 fn after_as_many_tries_as_may_be_it_is_given_up_and_said() {
     let mut server = NatsServer::start();

@@ -35,6 +35,8 @@ use crate::limits::Limits;
 use crate::proto::sse::EventName;
 use crate::proto::ws::MessageKind;
 
+/// What the client's own lines are logged under.
+const CLIENT_LOG: &str = "async_nats";
 /// The node that a message comes from, and its number there: 16 hexadecimal digits, `-`, a decimal number.
 const NODE: &str = "Shardcast-Node";
 /// `binary`, where a payload is no text though it could be.
@@ -189,7 +191,13 @@ impl Core {
             }
         }
         let waits = shared.outbox_entries();
-        if waits > 0 || timeout(STOP_WITHIN, client.flush()).await.is_err() {
+        let is_flushed = match shared.status.state() {
+            LinkState::Connected => timeout(STOP_WITHIN, client.flush()).await.is_ok_and(|flushed| flushed.is_ok()),
+            // What the client held went with the connection.
+            LinkState::Disconnected => false,
+            LinkState::Connecting | LinkState::GivenUp => true,
+        };
+        if waits > 0 || !is_flushed {
             tracing::warn!(messages = waits, "not everything has reached NATS before the end");
         }
     }
@@ -389,7 +397,9 @@ impl Watch {
                     "as many tries to reach NATS have failed as may (limits.nats_reconnects_max): nobody tries again before the next start"
                 );
             }
-            Event::ClientError(error) => tracing::warn!(%error, "NATS cannot be reached"),
+            Event::ClientError(error) => {
+                tracing::warn!(%error, "NATS cannot be reached; with --log info,{CLIENT_LOG}=debug each server is named with the reason");
+            }
             Event::ServerError(error) => tracing::warn!(server = self.server, %error, "NATS has an objection"),
             Event::LameDuckMode => tracing::info!(server = self.server, "the NATS server is about to shut down"),
             Event::Draining | Event::Closed => {}

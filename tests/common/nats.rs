@@ -32,19 +32,31 @@ impl NatsServer {
         server
     }
 
+    /// Three servers that are one cluster.
+    pub fn start_cluster() -> [Self; 3] {
+        let cluster = |routes: &str| format!("cluster {{ name: c, listen: \"127.0.0.1:-1\", routes: [{routes}] }}");
+        let first = Self::start_with(&cluster(""));
+        let route = format!("\"nats-route://127.0.0.1:{}\"", first.port_of("cluster"));
+        let others = [(); 2].map(|()| Self::start_with(&cluster(&route)));
+        let [second, third] = others;
+        [first, second, third]
+    }
+
     fn ports(&mut self) -> (u16, u16) {
         let file = self.scratch.join(&format!("nats-server_{}.ports", self.child.id()));
-        let text = eventually(SOON, || {
+        eventually(SOON, || {
             assert!(self.child.try_wait().expect("our child").is_none(), "nats-server ended at start");
             let text = std::fs::read_to_string(&file).unwrap_or_default();
-            if text.ends_with('}') { Ok(text) } else { Err(format!("{} is not there", file.display())) }
+            if text.ends_with('}') { Ok(()) } else { Err(format!("{} is not there", file.display())) }
         });
-        let ports: serde_json::Value = serde_json::from_str(&text).expect("JSON");
-        let port = |of: &str| {
-            let url = ports[of][0].as_str().unwrap_or_else(|| panic!("no {of} in {ports}"));
-            url.rsplit(':').next().and_then(|port| port.parse().ok()).unwrap_or_else(|| panic!("no port in {url}"))
-        };
-        (port("nats"), port("monitoring"))
+        (self.port_of("nats"), self.port_of("monitoring"))
+    }
+
+    fn port_of(&self, what: &str) -> u16 {
+        let file = self.scratch.join(&format!("nats-server_{}.ports", self.child.id()));
+        let ports: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(file).expect("it was there")).expect("JSON");
+        let url = ports[what][0].as_str().unwrap_or_else(|| panic!("no {what} in {ports}"));
+        url.rsplit(':').next().and_then(|port| port.parse().ok()).unwrap_or_else(|| panic!("no port in {url}"))
     }
 
     pub fn url(&self) -> String {
@@ -53,7 +65,12 @@ impl NatsServer {
 
     /// A gateway that reaches it, with short waits, and whose readiness says at once when it does not.
     pub fn gateway(&self) -> Setup {
-        let setup = gateway().arg("--nats").arg(self.url());
+        Self::gateway_of(&self.url())
+    }
+
+    /// The same for several servers, or other URLs.
+    pub fn gateway_of(urls: &str) -> Setup {
+        let setup = gateway().arg("--nats").arg(urls);
         setup.limit("nats_reconnect_wait_ms", 50).limit("nats_grace_ms", 0).limit("nats_ping_ms", 200)
     }
 
