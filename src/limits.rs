@@ -180,6 +180,14 @@ limits! {
     nats_ping_ms: Millis = 2_000, 100 => 600_000;
     /// How long NATS may be away before `/readyz` answers 503.
     nats_grace_ms: Millis = 5_000, 0 => 3_600_000;
+    /// Messages that the stream `nats.stream` keeps.
+    nats_stream_messages_max: Count = 1_000_000, 1 => 1_000_000_000_000;
+    /// How long it keeps them.
+    nats_stream_age_ms: Millis = 604_800_000, 1_000 => 31_536_000_000;
+    /// Within which time it takes a message id for the same message.
+    nats_stream_duplicates_ms: Millis = 120_000, 100 => 86_400_000;
+    /// On how many servers of a cluster it keeps each message.
+    nats_stream_replicas: Count = 1, 1 => 5;
     /// The longest line that the servers take (their `max_control_line`). Rules that can lead to longer ones are refused at start.
     nats_control_line_bytes: Bytes = 4 * KIB, 512 => 64 * KIB;
     /// Bytes by which a shard's fan-out of one topic may be behind before that topic's publishers pause.
@@ -292,6 +300,12 @@ impl Limits {
             return Err(format!(
                 "limits.ring_completions is {}; it must be at least twice limits.ring_submissions {}",
                 self.ring_completions, self.ring_submissions
+            ));
+        }
+        if self.nats_stream_duplicates_ms > self.nats_stream_age_ms {
+            return Err(format!(
+                "limits.nats_stream_duplicates_ms is {}, above limits.nats_stream_age_ms {}: ids cannot be known for longer than their messages are kept",
+                self.nats_stream_duplicates_ms, self.nats_stream_age_ms
             ));
         }
         if self.drain_pace_ms > self.drain_ms {

@@ -570,3 +570,80 @@ fn what_comes_faster_than_a_shard_takes_it_is_bounded_and_counted() {
     foreign.publish("shardcast.flood", "the end");
     member.expect_text("the end");
 }
+
+/// A server with JetStream, whose files are in a directory of the test's own.
+fn with_jetstream(scratch: &common::Scratch) -> NatsServer {
+    NatsServer::start_with(&format!("jetstream {{ store_dir: {:?} }}", scratch.path()))
+}
+
+#[test]
+fn a_stream_is_made_and_keeps_what_goes_out() {
+    let scratch = common::Scratch::new();
+    let mut server = with_jetstream(&scratch);
+    let setup = || server_setup(&server).env("SHARDCAST_NATS_BRIDGE", "n-* <-> n.*,out -> o.out,in <- i.in");
+    let (a, b) = (start(setup()), start(setup()));
+    let info = server.client().request("$JS.API.STREAM.INFO.KEPT", "");
+    let config = &info["config"];
+    assert_eq!(config["subjects"], serde_json::json!(["n.>", "o.out"]));
+    assert_eq!((config["retention"].as_str(), config["storage"].as_str()), (Some("limits"), Some("file")));
+    let nanos = |seconds: u64| Some(seconds * 1_000_000_000);
+    assert_eq!((config["max_age"].as_u64(), config["duplicate_window"].as_u64()), (nanos(604_800), nanos(120)));
+    assert_eq!((config["max_msgs"].as_u64(), config["num_replicas"].as_u64()), (Some(1_000_000), Some(1)));
+    for (gateway, topic) in [(&a, "n-1"), (&b, "n-2"), (&a, "out"), (&b, "in"), (&a, "own")] {
+        publish(gateway, topic, "keep me");
+    }
+    let kept = |server: &NatsServer, expected: u64| {
+        eventually(SOON, || match server.client().request("$JS.API.STREAM.INFO.KEPT", "")["state"]["messages"].as_u64() {
+            Some(messages) if messages == expected => Ok(()),
+            messages => Err(format!("{messages:?} are kept, {expected} were expected")),
+        });
+    };
+    kept(&server, 3);
+
+    // The files outlive the process.
+    server.kill();
+    wait_until_unready(&a, "disconnected");
+    server.restart();
+    wait_until_ready(&a);
+    wait_until_ready(&b);
+    kept(&server, 3);
+    // Who deletes it gets a new one.
+    assert_eq!(server.client().request("$JS.API.STREAM.DELETE.KEPT", "")["success"], true);
+    kept(&server, 0);
+    publish(&a, "n-1", "keep me too");
+    kept(&server, 1);
+}
+
+fn server_setup(server: &NatsServer) -> common::Setup {
+    server.gateway().env("SHARDCAST_NATS_STREAM", "KEPT")
+}
+
+#[test]
+fn a_stream_that_is_another_is_told_by_its_field_until_it_fits() {
+    let scratch = common::Scratch::new();
+    let server = with_jetstream(&scratch);
+    let mut foreign = server.client();
+    let mut wanted = serde_json::json!({
+        "name": "KEPT", "subjects": ["shardcast.>"], "retention": "limits", "storage": "file", "discard": "old", "num_replicas": 1,
+        "max_age": 60_000_000_000_u64, "max_msgs": 1_000_000, "duplicate_window": 30_000_000_000_u64, "max_consumers": -1,
+    });
+    let made = foreign.request("$JS.API.STREAM.CREATE.KEPT", &wanted.to_string());
+    assert!(made["error"].is_null(), "{made}");
+    let gateway = server_setup(&server).start();
+    wait_until_unready(&gateway, "nats stream: not as asked for");
+    let line = "the stream is not as asked for: max_age is 60s, 604800s (limits.nats_stream_age_ms) is asked for";
+    assert!(gateway.log().contains(line), "{}", gateway.log());
+    wanted["max_age"] = 604_800_000_000_000_u64.into();
+    wanted["duplicate_window"] = 120_000_000_000_u64.into();
+    let changed = foreign.request("$JS.API.STREAM.UPDATE.KEPT", &wanted.to_string());
+    assert!(changed["error"].is_null(), "{changed}");
+    wait_until_ready(&gateway);
+
+    let without = NatsServer::start();
+    let gateway = server_setup(&without).start();
+    wait_until_unready(&gateway, "nats stream: not seen yet");
+    eventually(SOON, || if gateway.log().contains("is JetStream enabled?") { Ok(()) } else { Err("it does not say why".into()) });
+    let mut member = connect(&gateway, "/ws?room=r");
+    member.text("live all the same");
+    member.expect_text("live all the same");
+}

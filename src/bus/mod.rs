@@ -10,3 +10,5 @@ pub mod link;
 pub mod nats;
 pub mod options;
 pub mod status;
+#[cfg(feature = "nats")]
+mod stream;

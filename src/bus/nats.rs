@@ -25,11 +25,12 @@ use nats::connection::State;
 use nats::{Client, ClientError, ConnectOptions, Event, HeaderMap, ServerAddr, Subject, Subscriber};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::{AbortHandle, JoinHandle, LocalSet, spawn_local};
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
-use super::link::{CoreLane, Incoming, Outgoing, Port, Request, link};
+use super::link::{CoreLane, Incoming, LinkShared, Outgoing, Port, Request, link};
 use super::options::Options;
-use super::status::{LinkState, Status};
+use super::status::{LinkState, Status, StreamState};
+use super::stream::Wanted;
 use crate::ids::{ShardId, TopicKey};
 use crate::limits::Limits;
 use crate::proto::sse::EventName;
@@ -61,6 +62,8 @@ const BURST: usize = 64;
 const NODES_MAX: usize = 256;
 /// How often the watch looks by itself.
 const LOOK: Duration = Duration::from_millis(100);
+/// How often it is looked whether the stream is still there, and as asked for; but for who has said that tries may come less often.
+const STREAM_LOOK: Duration = Duration::from_secs(2);
 /// How long the last messages may take at the end.
 const STOP_WITHIN: Duration = Duration::from_secs(2);
 
@@ -72,6 +75,9 @@ pub struct Core {
     notify: Arc<Notify>,
     wake: Box<dyn Fn(ShardId) + Send>,
     message_bytes_max: u64,
+    stream: Option<Wanted>,
+    /// From one try to the next.
+    retry: Duration,
 }
 
 /// Joins `shards` shards to a core, which `run` starts. `node` is a number that no other node has; `wake` wakes a shard from any thread.
@@ -109,7 +115,16 @@ pub fn prepare(
     let notify = Arc::new(Notify::new());
     let rouse = Arc::clone(&notify);
     let (ports, lanes) = link(shards, limits, node, move || rouse.notify_one());
-    let core = Core { lanes, options: client, servers, notify, wake: Box::new(wake), message_bytes_max: limits.message_bytes_max };
+    let core = Core {
+        lanes,
+        options: client,
+        servers,
+        notify,
+        wake: Box::new(wake),
+        message_bytes_max: limits.message_bytes_max,
+        stream: Wanted::new(options, limits),
+        retry: wait,
+    };
     Ok((ports, core))
 }
 
@@ -175,6 +190,10 @@ impl Core {
             }
             .run(self.notify),
         );
+        if let Some(wanted) = self.stream {
+            shared.status.set_stream(StreamState::Unknown);
+            spawn_local(see_to_stream(wanted, client.clone(), Arc::clone(&shared), self.retry));
+        }
         let mut watch = Watch { client: client.clone(), ends, server: String::new(), dropped_known: 0, stopping_for: Duration::ZERO };
         let mut looks = interval(LOOK);
         looks.set_missed_tick_behavior(MissedTickBehavior::Skip);
@@ -200,6 +219,30 @@ impl Core {
         if waits > 0 || !is_flushed {
             tracing::warn!(messages = waits, "not everything has reached NATS before the end");
         }
+    }
+}
+
+/// Makes the stream, or looks whether it is as asked for; again and again, because others may change or delete it.
+async fn see_to_stream(wanted: Wanted, client: Client, shared: Arc<LinkShared>, retry: Duration) {
+    let status = &shared.status;
+    let mut said = None;
+    loop {
+        if !status.is_connected() {
+            sleep(LOOK).await;
+            continue;
+        }
+        let (state, why) = wanted.ensure(&client).await;
+        if let Some(why) = &why
+            && said.as_ref() != Some(why)
+        {
+            tracing::warn!(stream = wanted.name(), "the stream {why}");
+        }
+        if state == StreamState::Fits && status.stream() != StreamState::Fits {
+            tracing::info!(stream = wanted.name(), "the stream is as asked for");
+        }
+        status.set_stream(state);
+        said = why;
+        sleep(if state == StreamState::Fits { STREAM_LOOK.max(retry) } else { retry }).await;
     }
 }
 

@@ -11,6 +11,8 @@ pub struct Options {
     pub servers: Vec<String>,
     /// Which topics go to NATS, and under which subjects.
     pub rules: Rules,
+    /// The JetStream stream that keeps what goes out.
+    pub stream: Option<String>,
     /// A credentials file: a JWT and the seed that signs for it.
     pub creds: Option<PathBuf>,
     /// A file with the seed of an NKEY.
@@ -47,11 +49,32 @@ impl Options {
         if self.user.is_some() != self.password.is_some() {
             return Err("nats.user and nats.password go together; the second is a file with the password".to_owned());
         }
+        if self.stream.is_some() && self.rules.subjects_out().iter().any(|subject| subject == ">") {
+            return Err(
+                "nats.stream keeps what nats.bridge leads out, which is every subject; give those a beginning, as in \"* <-> shardcast.*\""
+                    .to_owned(),
+            );
+        }
+        if self.stream.is_some() && self.rules.subjects_out().is_empty() {
+            return Err("nats.stream keeps what nats.bridge leads out, which is nothing".to_owned());
+        }
         if self.cert.is_some() != self.key.is_some() {
             return Err("nats.cert and nats.key go together".to_owned());
         }
         Ok(())
     }
+}
+
+/// Checks the name of a stream.
+///
+/// # Errors
+/// What is wrong with it and what to write.
+pub fn check_stream(name: &str) -> Result<(), String> {
+    let is_name = |char: char| char.is_ascii_alphanumeric() || matches!(char, '_' | '-');
+    if name.is_empty() || name.len() > 64 || !name.chars().all(is_name) {
+        return Err("is not the name of a stream; write 1 to 64 letters, digits, _ or -".to_owned());
+    }
+    Ok(())
 }
 
 /// Checks the address of a server.
@@ -94,6 +117,12 @@ mod tests {
         assert!(Options { creds: file(), token: file(), ..Options::default() }.check().is_err());
         assert!(Options { user: Some("me".into()), ..Options::default() }.check().is_err());
         assert!(Options { cert: file(), ..Options::default() }.check().is_err());
+        let kept = |rule: &str| {
+            let rules = Rules::new(vec![rule.parse().expect("a rule")]).expect("one rule");
+            Options { stream: Some("KEPT".into()), rules, ..Options::default() }.check()
+        };
+        assert!(kept("* <-> *").is_err() && kept("a <- b").is_err() && kept("* <-> s.*").is_ok());
+        assert!(check_stream("KEPT-2").is_ok() && check_stream("a.b").is_err() && check_stream("").is_err());
         assert_eq!(Options { user: Some("me".into()), password: file(), ..Options::default() }.check(), Ok(()));
     }
 }

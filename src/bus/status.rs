@@ -33,6 +33,25 @@ impl LinkState {
     }
 }
 
+/// How the stream is that keeps what goes out.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum StreamState {
+    /// None is asked for.
+    None,
+    /// It was not seen yet, or cannot be had now.
+    Unknown,
+    /// It is as asked for.
+    Fits,
+    /// It is there, and another one than asked for.
+    Misfits,
+}
+
+impl StreamState {
+    /// Every state.
+    pub const ALL: [Self; 4] = [Self::None, Self::Unknown, Self::Fits, Self::Misfits];
+}
+
 /// A number with one writer and any number of readers.
 #[derive(Debug, Default)]
 pub struct Count(AtomicU64);
@@ -68,6 +87,7 @@ impl Count {
 #[derive(Debug)]
 pub struct Status {
     state: AtomicU8,
+    stream: AtomicU8,
     stopping: AtomicBool,
     /// Whom this process's messages come from, so that none of them is taken for another's.
     pub node: u64,
@@ -105,6 +125,7 @@ impl Status {
     pub fn new(node: u64) -> Self {
         let status = Self {
             state: AtomicU8::new(LinkState::Connecting as u8),
+            stream: AtomicU8::new(StreamState::None as u8),
             stopping: AtomicBool::new(false),
             node,
             down_ms: Count::default(),
@@ -132,6 +153,16 @@ impl Status {
     /// Whether there is one.
     pub fn is_connected(&self) -> bool {
         self.state() == LinkState::Connected
+    }
+
+    /// How the stream is.
+    pub fn stream(&self) -> StreamState {
+        StreamState::ALL[usize::from(self.stream.load(Ordering::Relaxed)) % StreamState::ALL.len()]
+    }
+
+    /// It is so now.
+    pub fn set_stream(&self, state: StreamState) {
+        self.stream.store(state as u8, Ordering::Relaxed);
     }
 
     /// It is so now; what it was before.
@@ -163,6 +194,11 @@ mod tests {
         for state in LinkState::ALL {
             assert_eq!((status.set(state), status.state()), (before, state));
             before = state;
+        }
+        assert_eq!(status.stream(), StreamState::None);
+        for state in StreamState::ALL {
+            status.set_stream(state);
+            assert_eq!(status.stream(), state);
         }
     }
 

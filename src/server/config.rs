@@ -392,6 +392,16 @@ const SETTINGS: &[Setting] = &[
         show: |config| config.nats.rules.iter().map(|rule| rule.to_string()).collect::<Vec<_>>().into(),
     },
     Setting {
+        key: "nats.stream",
+        flag: "",
+        environment: "SHARDCAST_NATS_STREAM",
+        about: "JetStream stream that keeps what goes out to NATS, for programs that read it later. It is made when it is not there, \
+                by limits.nats_stream_…; one that is there and another is told by the log and /readyz.",
+        unit: "name or \"off\"",
+        apply: |config, raw| values::nats_stream(raw).map(|value| config.nats.stream = value),
+        show: |config| config.nats.stream.clone().unwrap_or_else(|| "off".to_owned()).into(),
+    },
+    Setting {
         key: "nats.creds",
         flag: "--nats-creds",
         environment: "SHARDCAST_NATS_CREDS",

@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 use super::clock::Clock;
 use super::lifecycle::{Phase, Readiness};
 use crate::bus::link::LinkShared;
-use crate::bus::status::LinkState;
+use crate::bus::status::{LinkState, StreamState};
 use crate::engine::wakers::Wakers;
 use crate::gateway::inspect::{ConnectionOrder, Finding, Inquiry, Question, TopicOrder, Whom};
 use crate::gateway::{Command, Shared, Word};
@@ -68,6 +68,12 @@ impl Debug {
             LinkState::Disconnected => down_ms >= self.limits.nats_grace_ms,
             LinkState::Connecting | LinkState::GivenUp => true,
         };
+        match status.stream() {
+            StreamState::None | StreamState::Fits => {}
+            _ if is_missed => {}
+            StreamState::Unknown => return Some("nats stream: not seen yet, or not to be had now; the log says why\n".to_owned()),
+            StreamState::Misfits => return Some("nats stream: not as asked for; the log names the field\n".to_owned()),
+        }
         let seconds = down_ms as f64 / 1000.0;
         is_missed.then(|| format!("nats {}: no connection for {seconds:.1} s; topics of this process alone are served\n", state.word()))
     }

@@ -216,6 +216,16 @@ impl NatsClient {
         self.write(&[format!("PUB {subject} {}\r\n", payload.len()).as_bytes(), payload, b"\r\n"].concat());
     }
 
+    /// Asks, and waits for the answer.
+    pub fn request(&mut self, subject: &str, payload: &str) -> serde_json::Value {
+        let inbox = format!("_INBOX.{}", self.sids);
+        self.subscribe(&inbox);
+        self.write(format!("PUB {subject} {inbox} {}\r\n{payload}\r\n", payload.len()).as_bytes());
+        let answer = self.message();
+        assert_eq!(answer.subject, inbox, "the client has nothing else to hear");
+        serde_json::from_slice(&answer.payload).unwrap_or_else(|error| panic!("{error}: {answer:?}"))
+    }
+
     /// With header lines, each ended by CRLF.
     pub fn publish_with(&mut self, subject: &str, headers: &str, payload: &[u8]) {
         let headers = format!("NATS/1.0\r\n{headers}\r\n");

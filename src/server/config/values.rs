@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use super::{Cpus, DriverChoice, LogFormat};
-use crate::bus::options::check_server;
+use crate::bus::options::{check_server, check_stream};
 use crate::gateway::AddressSource;
 use crate::limits::{Limit, Unit};
 use crate::proto::client_address::{ForwardingHeader, Networks};
@@ -91,6 +91,13 @@ pub(super) fn nats_servers(raw: &Raw) -> Result<Vec<String>, String> {
         Raw::Text(text) if text == "off" => Ok(Vec::new()),
         _ => strings(raw, "nats://127.0.0.1:4222")?.into_iter().map(server).collect(),
     }
+}
+
+/// The name of a stream, or `off`.
+pub(super) fn nats_stream(raw: &Raw) -> Result<Option<String>, String> {
+    let name = name_or_off(raw)?;
+    name.as_deref().map_or(Ok(()), check_stream).map_err(|error| format!("{error}, or off"))?;
+    Ok(name)
 }
 
 /// Which topics reach NATS. In a string rules are separated by commas.
