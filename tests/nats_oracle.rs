@@ -10,7 +10,7 @@ mod common;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -62,7 +62,7 @@ fn requester(port: u16, name: String, stop: Arc<AtomicBool>, mut random: StdRng)
 }
 
 /// Says something in its room until it is closed, and comes back.
-fn talker(port: u16, topic: usize, name: String, stop: Arc<AtomicBool>) -> JoinHandle<Said> {
+fn talker(port: u16, topic: usize, name: String, stop: Arc<AtomicBool>, at: Arc<AtomicU64>) -> JoinHandle<Said> {
     thread::spawn(move || {
         let mut said = Said { name, topics: vec![Vec::new(); TOPICS], refused: 0 };
         let mut open = None;
@@ -77,6 +77,7 @@ fn talker(port: u16, topic: usize, name: String, stop: Arc<AtomicBool>) -> JoinH
                 raw
             });
             said.topics[topic].push(number);
+            at.store(number, Ordering::Relaxed);
             let frame = frame::masked(FIN | TEXT, format!("{} {number}", said.name).as_bytes());
             // Others talk too, and it must read on; what it gets to hear is of no interest but for a close frame.
             raw.stream.set_read_timeout(Some(Duration::from_millis(2))).expect("a timeout above zero");
@@ -90,15 +91,17 @@ fn talker(port: u16, topic: usize, name: String, stop: Arc<AtomicBool>) -> JoinH
     })
 }
 
-/// Reads what there is: whether a close frame has come, or the end.
+/// Reads what there is, for a while: whether a close frame has come, or the end.
 fn is_closed(raw: &mut Raw) -> bool {
-    loop {
+    let enough = now() + Duration::from_millis(2);
+    while now() < enough {
         match raw.next_frame() {
             Ok(frame) if frame.first & 0x0f == CLOSE => return true,
             Ok(_) => {}
             Err(end) => return end != raw::End::Open,
         }
     }
+    false
 }
 
 /// Hears everything until both gateways have said that it is over.
@@ -155,17 +158,16 @@ fn whatever_befalls_the_server_nothing_is_lost_here_and_nothing_doubled_there() 
 
     let stop = Arc::new(AtomicBool::new(false));
     let mut publishers: Vec<(usize, bool, JoinHandle<Said>)> = Vec::new();
+    let mut talks = Vec::new();
     for (node, gateway) in gateways.iter().enumerate() {
         for n in 0..REQUESTERS {
             let dice = StdRng::seed_from_u64(random.random());
             publishers.push((node, true, requester(gateway.port, format!("http {node} {n}"), Arc::clone(&stop), dice)));
         }
         for n in 0..TALKERS {
-            publishers.push((
-                node,
-                false,
-                talker(gateway.port, random.random_range(0..TOPICS), format!("ws {node} {n}"), Arc::clone(&stop)),
-            ));
+            let (topic, at) = (random.random_range(0..TOPICS), Arc::<AtomicU64>::default());
+            talks.push(Arc::clone(&at));
+            publishers.push((node, false, talker(gateway.port, topic, format!("ws {node} {n}"), Arc::clone(&stop), at)));
         }
     }
     for _ in 0..FAULTS {
@@ -184,7 +186,12 @@ fn whatever_befalls_the_server_nothing_is_lost_here_and_nothing_doubled_there() 
         wait_until_ready();
         assert!(begun.elapsed() < SOON, "it took {:?} until both were connected again", begun.elapsed());
     }
-    sleep_ms(100);
+    // Whoever talks is heard from here on.
+    let counts = || talks.iter().map(|at| at.load(Ordering::Relaxed)).collect::<Vec<_>>();
+    let since = counts();
+    eventually(SOON, || {
+        if counts().iter().zip(&since).all(|(now, since)| *now > since + 100) { Ok(()) } else { Err("a talker is stuck".into()) }
+    });
     stop.store(true, Ordering::Relaxed);
     let said: Vec<(usize, bool, Said)> =
         publishers.into_iter().map(|(node, by_request, thread)| (node, by_request, thread.join().expect("no panic"))).collect();
@@ -213,6 +220,7 @@ fn whatever_befalls_the_server_nothing_is_lost_here_and_nothing_doubled_there() 
         assert!(*order == heard, "gateway {node}, topic {topic}: two members heard another order");
     }
     let (mut taken, mut refused, mut reached) = (0, 0, 0);
+    let mut since = since.into_iter();
     for (node, by_request, said) in &said {
         for topic in 0..TOPICS {
             let name = &said.name;
@@ -224,6 +232,11 @@ fn whatever_befalls_the_server_nothing_is_lost_here_and_nothing_doubled_there() 
             }
             assert!(is_part(&there, &here), "{name}, topic {topic}: heard there {there:?}, here {here:?}");
             (taken, reached) = (taken + here.len(), reached + there.len());
+        }
+        if !by_request {
+            let last = (0..TOPICS).filter_map(|topic| of(&orders[&(*node, topic)], &said.name).last().copied()).max();
+            let since = since.next().expect("one for each talker");
+            assert!(last > Some(since), "{}: the last that was heard is {last:?}, and the server was back at {since}", said.name);
         }
         refused += said.refused;
     }
