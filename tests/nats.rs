@@ -351,6 +351,7 @@ fn a_frozen_server_fills_the_outbox_and_no_more_and_nothing_is_heard_twice() {
     let (mut here, mut there) = (connect(&a, "/ws?room=n-1"), connect(&b, "/ws?room=n-1"));
     server.wait_for_subscribers("n.1", 2);
 
+    let before = a.pss_bytes();
     server.freeze();
     let filler = "f".repeat(32 * 1024);
     let mut taken = 0;
@@ -367,6 +368,9 @@ fn a_frozen_server_fills_the_outbox_and_no_more_and_nothing_is_heard_twice() {
     assert!(["nats_behind", "nats_unavailable"].contains(&answer.1.as_str()), "{answer:?}");
     let waits = metric(&a, "outbox_bytes");
     assert!(waits <= OUTBOX + 64 * 1024, "{waits} bytes wait");
+    // The client's own queue has 256 of these messages, which is 8 MiB.
+    let grown = a.pss_bytes().saturating_sub(before);
+    assert!(grown < 32 << 20, "{grown} bytes more");
     own_topics_go_on(&a, &mut own);
 
     // What a WebSocket says now is not read, or kept by another shard than its own; it is told when the connection is given up.

@@ -164,6 +164,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(not(feature = "nats"), ignore = "--nats is refused without it")]
     fn every_flag_is_a_key_of_the_configuration_under_that_flag() {
         let words = [
             "--listen=1.2.3.4:5",

@@ -409,11 +409,15 @@ impl Gateway {
         });
     }
 
-    /// Proportional set size: what the process costs, shared pages by their share.
+    /// Proportional set size, shared pages by their share, without those of files: of the program itself we get a larger share with every other gateway
+    /// that ends.
     pub fn pss_bytes(&self) -> u64 {
         let text = std::fs::read_to_string(format!("/proc/{}/smaps_rollup", self.pid())).expect("the gateway runs");
-        let line = text.lines().find(|line| line.starts_with("Pss:")).expect("smaps_rollup has a Pss line");
-        line.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).expect("Pss: N kB") * 1024
+        let field = |name: &str| {
+            let line = text.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("smaps_rollup has no line {name}"));
+            line.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).expect("NAME: N kB") * 1024
+        };
+        field("Pss:").saturating_sub(field("Pss_File:"))
     }
 
     /// Open descriptors.
