@@ -181,7 +181,12 @@ impl Setup {
     pub fn start(self) -> Gateway {
         let directory = self.ordinary_user.then(BinaryCopy::new);
         let binary = directory.as_ref().map_or_else(binary, |copy| copy.path());
-        let mut child = self.command(&binary).spawn().unwrap_or_else(|error| panic!("{} does not start: {error}", binary.display()));
+        let mut child = eventually(SOON, || match self.command(&binary).spawn() {
+            Ok(child) => Ok(child),
+            // A child that another test has just forked still has the descriptor that the copy was written by, until it becomes another program.
+            Err(error) if error.kind() == std::io::ErrorKind::ExecutableFileBusy => Err(format!("{}: {error}", binary.display())),
+            Err(error) => panic!("{} does not start: {error}", binary.display()),
+        });
         let log = Arc::new(Mutex::new(String::new()));
         let reader = read_into(&mut child, &log);
         let mut gateway =
