@@ -7,7 +7,8 @@
 //! ## Bells
 //! Waking costs a system call, so a bell is rung once however much comes until it is answered. Who rings pushes first and then swaps the flag; who answers swaps it back and
 //! then takes everything. Both are read-modify-writes of one flag, so whoever comes second sees what the first did before it: a push behind
-//! the last look finds the flag down and rings.
+//! the last look finds the flag down and rings. Who answers may read an old flag that is down and leave it: a flag that is up was put up before a call that has not
+//! been heard yet, and who hears that call sees it.
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
