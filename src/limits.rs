@@ -160,6 +160,36 @@ limits! {
     receipts_max: Count = 1024, 0 => 1_048_576;
     /// The longest time that a poll waits for a message.
     poll_wait_ms: Millis = 60_000, 100 => 600_000;
+    /// Messages of a shard that wait to be handed to NATS. Beyond it, and a batch at most, whoever publishes to a topic that goes there waits or is answered 429.
+    nats_outbox_messages: Count = 8192, 16 => 1_048_576;
+    /// Their bytes.
+    nats_outbox_bytes_max: Bytes = 4 * MIB, 4 * KIB => GIB;
+    /// Messages from NATS that wait to be taken by a shard. What comes beyond it is dropped and counted, as NATS itself does with readers that are behind.
+    nats_inbox_messages: Count = 8192, 16 => 1_048_576;
+    /// Their bytes.
+    nats_inbox_bytes_max: Bytes = 4 * MIB, 4 * KIB => GIB;
+    /// Topics that NATS is asked for, over all shards; each takes about 8 KiB. Who asks for another one is closed with 4503.
+    nats_subscriptions_max: Count = 10_000, 1 => 1_000_000;
+    /// How long NATS is still asked for a topic that nobody here wants any more: who polls comes back.
+    nats_interest_ms: Millis = 60_000, 0 => 3_600_000;
+    /// From one try to connect to NATS to the next, a quarter more or less. The first one after a loss is made at once.
+    nats_reconnect_wait_ms: Millis = 2_000, 10 => 600_000;
+    /// Tries to connect to NATS in a row; 0 sets no bound. Beyond it nobody tries again, and `/readyz` says so until the process is started anew.
+    nats_reconnects_max: Count = 0, 0 => 1_000_000;
+    /// How often a quiet connection to NATS is asked whether it lives; two answers may be missing before it is taken for lost.
+    nats_ping_ms: Millis = 2_000, 100 => 600_000;
+    /// How long NATS may be away before `/readyz` answers 503.
+    nats_grace_ms: Millis = 5_000, 0 => 3_600_000;
+    /// Messages that the stream `nats.stream` keeps.
+    nats_stream_messages_max: Count = 1_000_000, 1 => 1_000_000_000_000;
+    /// How long it keeps them.
+    nats_stream_age_ms: Millis = 604_800_000, 1_000 => 31_536_000_000;
+    /// Within which time it takes a message id for the same message.
+    nats_stream_duplicates_ms: Millis = 120_000, 100 => 86_400_000;
+    /// On how many servers of a cluster it keeps each message.
+    nats_stream_replicas: Count = 1, 1 => 5;
+    /// The longest line that the servers take (their `max_control_line`). Rules that can lead to longer ones are refused at start.
+    nats_control_line_bytes: Bytes = 4 * KIB, 512 => 64 * KIB;
     /// Bytes by which a shard's fan-out of one topic may be behind before that topic's publishers pause.
     topic_lag_bytes_max: Bytes = MIB, 4 * KIB => GIB;
     /// Bytes of one topic on their way from a shard to the topic's home shard before that shard's publishers to it pause.
@@ -274,6 +304,12 @@ impl Limits {
             return Err(format!(
                 "limits.ring_completions is {}; it must be at least twice limits.ring_submissions {}",
                 self.ring_completions, self.ring_submissions
+            ));
+        }
+        if self.nats_stream_duplicates_ms > self.nats_stream_age_ms {
+            return Err(format!(
+                "limits.nats_stream_duplicates_ms is {}, above limits.nats_stream_age_ms {}: ids cannot be known for longer than their messages are kept",
+                self.nats_stream_duplicates_ms, self.nats_stream_age_ms
             ));
         }
         if self.drain_pace_ms > self.drain_ms {

@@ -1,7 +1,7 @@
 //! What threads meet in: atomics, fences, counted pointers, rings. std's and rtrb's, and under `--cfg shardcast_loom` loom's.
 //!
-//! Only `engine::mailbox` and `engine::segment` use it, because only they have a protocol of their own between threads; plain counters
-//! need no model. The models are in tests/loom. In every other build this file is re-exports and one type without a size.
+//! `engine::mailbox` and `engine::segment` use it, because they have a protocol of their own between threads; plain counters need no model. The
+//! models are in tests/loom. `bus::link` takes its rings from here; its bells are one flag each, and are tested with threads. In every other build this file is re-exports and one type without a size.
 #![forbid(unsafe_code)]
 
 #[cfg(not(shardcast_loom))]

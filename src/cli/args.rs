@@ -70,7 +70,7 @@ pub(super) enum ConfigCommand {
         file: Option<PathBuf>,
     },
     /// Show the effective value of every key and where it comes from
-    Show(Settings),
+    Show(Box<Settings>),
     /// Print a file with every key at its default, described and commented out
     Default,
 }
@@ -96,6 +96,12 @@ pub(super) struct Settings {
     /// File that carries positions and histories over a planned restart [default: off] [env: SHARDCAST_STATE]
     #[arg(long, value_name = "FILE|off")]
     state: Option<String>,
+    /// Servers of a NATS cluster that topics reach other gateways and programs through [env: SHARDCAST_NATS]
+    #[arg(long, value_name = "URL,...")]
+    nats: Option<String>,
+    /// Credentials file for NATS [default: off] [env: SHARDCAST_NATS_CREDS]
+    #[arg(long, value_name = "FILE|off")]
+    nats_creds: Option<String>,
     /// Configuration file (TOML) [env: SHARDCAST_CONFIG]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -110,7 +116,7 @@ pub(super) struct Settings {
 impl Settings {
     /// The configuration file, and the key and value of each flag that was given.
     pub(super) fn into_layers(self) -> (Option<PathBuf>, Vec<(&'static str, String)>) {
-        let Self { listen, admin, shards, cpus, driver, state, config, log_format, log } = self;
+        let Self { listen, admin, shards, cpus, driver, state, nats, nats_creds, config, log_format, log } = self;
         let flags = [
             ("listen", listen),
             ("admin", admin),
@@ -118,6 +124,8 @@ impl Settings {
             ("cpus", cpus),
             ("driver", driver),
             ("state", state),
+            ("nats.servers", nats),
+            ("nats.creds", nats_creds),
             ("log.format", log_format),
             ("log.filter", log),
         ];
@@ -156,6 +164,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(not(feature = "nats"), ignore = "--nats is refused without it")]
     fn every_flag_is_a_key_of_the_configuration_under_that_flag() {
         let words = [
             "--listen=1.2.3.4:5",
@@ -164,6 +173,8 @@ mod tests {
             "--cpus=0,2-3",
             "--driver=epoll",
             "--state=/tmp/s",
+            "--nats=nats://a,b:4223",
+            "--nats-creds=/tmp/c",
             "--log-format=json",
             "--log=debug",
         ];

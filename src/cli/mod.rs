@@ -35,7 +35,7 @@ pub fn run() -> ExitCode {
         Command::Serve(settings) => serve(settings),
         Command::Check(settings) => with_config(settings, |effective| print(check::report(&effective.config))),
         Command::Bench(ask) => bench::run(*ask),
-        Command::Config(ConfigCommand::Show(settings)) => with_config(settings, |effective| print(effective.show())),
+        Command::Config(ConfigCommand::Show(settings)) => with_config(*settings, |effective| print(effective.show())),
         Command::Config(ConfigCommand::Check { file }) => config_check(file),
         Command::Config(ConfigCommand::Default) => print(default_file()),
     }

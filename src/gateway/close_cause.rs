@@ -84,6 +84,8 @@ causes! {
     AddressLimited = "address_limited", Peer, Some(CloseCode::RATE_LIMITED);
     /// More clients come at once than the gateway takes up.
     Busy = "busy", Gateway, Some(CloseCode::OVER_CAPACITY);
+    /// The client publishes to a topic that goes to NATS, to which there is no connection.
+    NatsUnavailable = "nats_unavailable", Gateway, Some(CloseCode::OVER_CAPACITY);
     /// The gateway is shutting down.
     Shutdown = "shutdown", Gateway, Some(CloseCode::SERVICE_RESTART);
     /// The gateway hands some of its clients to others.

@@ -35,6 +35,8 @@ pub struct Counters {
     pub gaps: ByLabel<Counter, GapLabel, { GapLabel::COUNT }>,
     /// Messages that were not taken because their connection, its address, or the topic has as many as it may, by the bound.
     pub rate_limited: ByLabel<Counter, RateLimit, { RateLimit::COUNT }>,
+    /// Messages that were not taken because they could not have gone on to NATS.
+    pub nats_refused: Counter,
     /// Connections that were told an announcement, once for each.
     pub announced: Counter,
     /// Messages given out of a topic's history.

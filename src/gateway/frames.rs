@@ -40,6 +40,12 @@ impl<D: Driver> Gateway<D> {
                         self.end_over_rate(key, &over);
                         return bytes.len();
                     }
+                    let room = self.sessions.get(key).and_then(|session| session.topic);
+                    if let Some(obstacle) = room.and_then(|room| self.obstacle_of_nats(room, payload.len())) {
+                        self.counters.nats_refused.add(1);
+                        self.end_with(key, obstacle.close_cause(), None, &obstacle.reason());
+                        return bytes.len();
+                    }
                     self.counters.messages_in.add(1);
                     self.counters.messages_in_bytes.add(payload.len() as u64);
                     self.take_message(key, kind.opcode(), payload);
@@ -76,11 +82,20 @@ impl<D: Driver> Gateway<D> {
             }
             State::Room => {
                 let topic = session.topic.expect("a member has a topic");
+                if self.is_cut_off_from_nats(topic) {
+                    // It is told so at its next message.
+                    return false;
+                }
                 let takes = self.topics.get(topic).expect("a topic lives as long as its members").takes_messages(&self.limits);
                 if !takes {
                     self.wait_for_topic(key, topic);
+                    return true;
                 }
-                !takes
+                let waits = !self.nats_has_room(topic);
+                if waits {
+                    self.wait_for_nats(key);
+                }
+                waits
             }
             State::Echo => {
                 let full = self.direct_bytes(key) as u64 >= self.limits.echo_bytes_max;

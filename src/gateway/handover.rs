@@ -82,6 +82,7 @@ impl<D: Driver> Gateway<D> {
             return false;
         }
         self.driver.is_still()
+            && self.nats_has_all()
             && self.topics.values().all(Topic::has_no_uplink)
             && (0..self.driver.slots()).all(|slot| {
                 let session = self.sessions.at(slot).map(|(_, session)| session.state);

@@ -11,7 +11,7 @@
 //! | `frames` | WebSocket input: messages, control frames, pauses |
 //! | `rooms`, `topic`, `places` | joining, leaving, publishing; who still finds room |
 //! | `fanout` | laps over a topic's members |
-//! | `peers` | messages between shards |
+//! | `peers`, `bridge` | messages between shards; to NATS and from there |
 //! | `egress` | what a connection is sent next, and the close sequence |
 //! | `budget` | when clients that are lost or turned away are asked to come back |
 //! | `clients`, `rate` | who clients are; how many may come, and how much they may say |
@@ -21,6 +21,7 @@
 #![forbid(unsafe_code)]
 
 mod admission;
+mod bridge;
 mod budget;
 mod clients;
 pub mod close_cause;
@@ -65,6 +66,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender};
 
+use crate::bus::link::Port;
 use crate::engine::driver::{Driver, Event, Wait};
 use crate::engine::mailbox::Mailbox;
 use crate::engine::segment::{Arena, Gather, Range, Ranges};
@@ -72,6 +74,7 @@ use crate::engine::slab::SideTable;
 use crate::engine::sys::{self, Listener};
 use crate::engine::timers::{TICK, TimerWheel};
 use crate::gateway::admission::Admission;
+use crate::gateway::bridge::Bridge;
 use crate::gateway::budget::Budget;
 use crate::gateway::clients::counts_addresses;
 use crate::gateway::counters::Counters;
@@ -92,6 +95,7 @@ use crate::ids::{ConnId, ConnKey, ShardId, TopicKey};
 use crate::limits::Limits;
 use crate::proto::client_address::Prefix;
 use crate::proto::position::Epoch;
+use crate::proto::subject::Rules;
 use crate::proto::topic::TopicName;
 use crate::proto::ws::OpCode;
 use crate::proto::ws::frame::server_header;
@@ -201,6 +205,8 @@ pub struct Parts {
     pub placement: Placement,
     /// Ways to the other shards.
     pub mailbox: Mailbox<ShardMessage>,
+    /// The way to NATS, and which topics go it.
+    pub bridge: Option<(Port, Arc<Rules>)>,
     /// Commands from the rest of the process.
     pub commands: Receiver<Command>,
     /// Seed of everything random here: jitter and hints.
@@ -268,6 +274,7 @@ pub struct Gateway<D> {
     pages: Pages,
     placement: Placement,
     mailbox: Mailbox<ShardMessage>,
+    bridge: Option<Box<Bridge>>,
     commands: Receiver<Command>,
     random: fastrand::Rng,
     epoch: Epoch,
@@ -373,6 +380,7 @@ impl<D: Driver> Gateway<D> {
             pages: parts.pages,
             placement: parts.placement,
             mailbox: parts.mailbox,
+            bridge: parts.bridge.map(|(port, rules)| Box::new(Bridge::new(port, rules, now))),
             commands: parts.commands,
             random: fastrand::Rng::with_seed(parts.seed),
             epoch: parts.epoch,
@@ -529,6 +537,7 @@ impl<D: Driver> Gateway<D> {
         if !self.frozen {
             self.handle_timers();
         }
+        self.attend_to_nats();
         self.resume_publishers();
         self.watch_sends();
         self.unpark_laps();
@@ -549,6 +558,7 @@ impl<D: Driver> Gateway<D> {
         }
         self.counters.loop_turns.add(1);
         self.counters.mailbox_depth.set(self.mailbox.depth() as u64);
+        self.flush_to_nats();
         let (mailbox, driver, counters) = (&mut self.mailbox, &mut self.driver, &self.counters);
         mailbox.flush(|shard| {
             counters.wakes.add(1);
@@ -592,6 +602,7 @@ impl<D: Driver> Gateway<D> {
             self.farewell_wait(),
             self.dismissal_wait(),
             self.watch_wait(),
+            self.bridge_wait(),
             poll,
             parked,
             receipts,

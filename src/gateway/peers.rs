@@ -233,6 +233,10 @@ impl<D: Driver> Gateway<D> {
             self.mailbox.send(from, ShardMessage::Refused { key });
             return;
         };
+        if !self.listen(home) {
+            self.mailbox.send(from, ShardMessage::Refused { key });
+            return self.free_if_unused(home);
+        }
         let topic = self.topics.get_mut(home).expect("found or made above");
         let Role::Home(side) = &mut topic.role else { unreachable!("subscriptions go to a topic's home, which all shards agree on") };
         side.home.subscribe(from, key, topic.raw.log.end());
@@ -293,19 +297,24 @@ impl<D: Driver> Gateway<D> {
     }
 
     fn published_elsewhere(&mut self, from: ShardId, home: TopicKey, key: TopicKey, parcel: Parcel) {
+        let has_room = self.nats_has_room(home);
         let Some(topic) = self.topics.get_mut(home) else { return };
-        let takes = topic.takes_messages(&self.limits);
+        let takes = topic.takes_messages(&self.limits) && has_room;
         let Role::Home(side) = &mut topic.role else { return };
         if takes {
             self.number(from, home, key, parcel);
         } else {
             side.held.get_or_insert_default().push_back(HeldParcel { from, key, parcel });
+            if !has_room {
+                self.hold_for_nats(home);
+            }
         }
     }
 
     fn number(&mut self, from: ShardId, home: TopicKey, key: TopicKey, mut parcel: Parcel) {
         self.take_said_in_parcel(from, home, key, &mut parcel);
         if parcel.frames > 0 {
+            self.send_parcel_to_nats(home, &parcel);
             self.append_at_home(home, |log| log.append_parcel(parcel));
         }
         self.mailbox.send(from, ShardMessage::Published { key });
@@ -314,11 +323,15 @@ impl<D: Driver> Gateway<D> {
     /// Takes what was held back and wakes paused publishers, if enough was worked off.
     pub(super) fn release(&mut self, home: TopicKey) {
         loop {
+            let has_room = self.nats_has_room(home);
             let Some(topic) = self.topics.get_mut(home) else { return };
             let open = topic.lag() < self.limits.topic_lag_bytes_max;
             let Role::Home(side) = &mut topic.role else { return };
             if !open {
                 return;
+            }
+            if !has_room && side.held.is_some() {
+                return self.hold_for_nats(home);
             }
             let Some(held) = side.take_held() else { break };
             self.number(held.from, home, held.key, held.parcel);

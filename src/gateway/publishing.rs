@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Gateway;
+use super::bridge::Obstacle;
 use super::peers::ShardMessage;
 use super::polls::for_origin;
 use super::rooms::TOPICS_FULL;
@@ -367,6 +368,11 @@ impl<D: Driver> Gateway<D> {
     }
 
     fn number_offer(&mut self, from: ShardId, home: TopicKey, offer: Offer) -> Option<Receipt> {
+        let full = (!self.nats_has_room(home)).then_some(Obstacle::Full);
+        if let Some(obstacle) = self.obstacle_of_nats(home, offer.payload.len()).or(full) {
+            self.counters.nats_refused.add(1);
+            return Some(obstacle.receipt());
+        }
         let topic = self.topics.get(home).expect("the caller has the topic");
         if !topic.takes_messages(&self.limits) {
             let message = "the topic's subscribers are behind (limits.topic_lag_bytes_max)";
@@ -391,6 +397,7 @@ impl<D: Driver> Gateway<D> {
         let (header, len) = server_header(offer.kind.opcode(), offer.payload.len());
         let sender = ConnId { shard: from, key: offer.ticket.conn };
         let position = Position { epoch: self.epoch, offset: topic.raw.offset() + 1 };
+        self.send_to_nats(home, offer.kind, &offer.payload, offer.attributes.as_deref());
         self.append_at_home(home, |log| log.append_with(sender, offer.attributes, &header[..len], &offer.payload));
         if let Some(id) = offer.id {
             self.keys.remember(offer.topic, id, position, self.now, &self.limits);

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use super::bridge::SUBSCRIPTIONS_FULL;
 use super::close_cause::CloseCause;
 use super::counters::HandshakeResult;
 use super::feed::FeedKey;
@@ -19,8 +20,8 @@ use crate::ids::{ConnKey, TopicKey};
 use crate::limits::Limits;
 use crate::proto::position::Start;
 use crate::proto::topic::TopicName;
-use crate::proto::ws::OpCode;
 use crate::proto::ws::frame::server_header;
+use crate::proto::ws::{MessageKind, OpCode};
 
 /// The reason that goes with 4503 when it is topics that there are too many of.
 pub(super) const TOPICS_FULL: &str = "no room for another topic (limits.topics_max); an open one can be joined";
@@ -32,6 +33,10 @@ impl<D: Driver> Gateway<D> {
         let Some(topic_key) = self.topics.find(&name).or_else(|| self.make_topic(name)) else {
             return self.refuse_join(key, &upgrade, CloseCause::OverCapacity, TOPICS_FULL);
         };
+        if !self.listen(topic_key) {
+            self.refuse_join(key, &upgrade, CloseCause::OverCapacity, SUBSCRIPTIONS_FULL);
+            return self.free_if_unused(topic_key);
+        }
         let guest = Guest { conn: key, number: 0, turn: 0 };
         let topic = self.topics.get_mut(topic_key).expect("found or made above");
         let answered = match &mut topic.role {
@@ -214,6 +219,7 @@ impl<D: Driver> Gateway<D> {
         let topic = self.topics.remove(key).expect("found above");
         match topic.role {
             Role::Home(side) => {
+                self.forget_bridged(key);
                 debug_assert!(topic.places.as_ref().is_none_or(|places| places.taken() == 0), "nobody is in a topic that goes");
                 let gone = Gone { offset: topic.raw.offset(), said: side.said };
                 if let Some(name) = name.filter(|_| gone.offset > 0) {
@@ -249,6 +255,8 @@ impl<D: Driver> Gateway<D> {
             self.appended(topic_key);
         } else {
             self.append_at_home(topic_key, |log| log.append(sender, header, payload));
+            let kind = if opcode == OpCode::Text { MessageKind::Text } else { MessageKind::Binary };
+            self.send_to_nats(topic_key, kind, payload, None);
         }
     }
 

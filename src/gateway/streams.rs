@@ -8,6 +8,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::Gateway;
+use super::bridge::SUBSCRIPTIONS_FULL;
 use super::close_cause::CloseCause;
 use super::counters::Transport;
 use super::feed::{Feed, FeedKey, Format, LastSend};
@@ -184,6 +185,10 @@ impl<D: Driver> Gateway<D> {
             let Some(topic_key) = self.topics.find(&name).or_else(|| self.make_topic(name)) else {
                 return self.refuse_stream(key, CloseCause::OverCapacity, TOPICS_FULL);
             };
+            if !self.listen(topic_key) {
+                self.refuse_stream(key, CloseCause::OverCapacity, SUBSCRIPTIONS_FULL);
+                return self.free_if_unused(topic_key);
+            }
             let topic = self.topics.get_mut(topic_key).expect("found or made above");
             let waits = matches!(&topic.role, Role::Away(side) if side.key.is_none());
             if !waits && !topic.take_place() {

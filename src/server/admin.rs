@@ -294,7 +294,10 @@ impl Pages {
             "/metrics" => Response::new(200).body(Metrics::CONTENT_TYPE, self.metrics.encode().as_bytes()),
             "/healthz" => text(200, "ok\n"),
             "/readyz" => match self.readiness.phase() {
-                Phase::Serving => text(200, "ok\n"),
+                Phase::Serving => match self.debug.nats_is_missed() {
+                    None => text(200, "ok\n"),
+                    Some(why) => text(503, &why),
+                },
                 Phase::Starting => text(503, "starting: not every shard accepts clients yet\n"),
                 Phase::Draining => text(503, "draining: shutting down, clients are asked to reconnect elsewhere\n"),
             },
@@ -374,6 +377,7 @@ mod tests {
             queued_bytes_max: 1,
             shared: Shared::new(1, 1, 1, 1, 1),
             readiness: Readiness::new(),
+            nats: None,
         };
         let metrics = Metrics::new(vec![Arc::new(Counters::default())], facts);
         let readiness = Readiness::new();
@@ -385,6 +389,7 @@ mod tests {
             shared: Shared::new(1, 1, 1, 1, 1),
             readiness: Arc::clone(&readiness),
             doors: Arc::default(),
+            nats: None,
         };
         admin.start(Clock::new(), metrics, debug, orders).expect("a thread can be started");
         (address, readiness)

@@ -15,6 +15,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use self::values::Raw;
+use crate::bus::options::Options as NatsOptions;
 use crate::gateway::{AddressSource, Addressing};
 use crate::limits::{Limit, Limits, TABLE};
 
@@ -39,6 +40,8 @@ pub struct Config {
     pub state: Option<PathBuf>,
     /// What SIGUSR2 does.
     pub restart: RestartChoice,
+    /// How NATS is reached, and what for.
+    pub nats: NatsOptions,
     /// Every bound.
     pub limits: Limits,
     /// What is logged, and how it looks.
@@ -57,6 +60,7 @@ impl Default for Config {
             addressing: Addressing::default(),
             state: None,
             restart: RestartChoice::HandOver,
+            nats: NatsOptions::default(),
             limits: Limits::default(),
             log: LogConfig { format: LogFormat::Text, filter: "info".to_owned() },
         }
@@ -405,6 +409,106 @@ const SETTINGS: &[Setting] = &[
         show: |config| config.state.as_ref().map_or_else(|| "off".to_owned(), |path| path.display().to_string()).into(),
     },
     Setting {
+        key: "nats.servers",
+        flag: "--nats",
+        environment: "SHARDCAST_NATS",
+        about: "Servers of a NATS cluster, for example [\"nats://10.0.0.1:4222\"]; tls:// wants TLS. In the environment and the flag separated by commas. None: every topic is this process's own.",
+        unit: "URLs",
+        apply: |config, raw| values::nats_servers(raw).map(|value| config.nats.servers = value),
+        show: |config| config.nats.servers.clone().into(),
+    },
+    Setting {
+        key: "nats.bridge",
+        flag: "",
+        environment: "SHARDCAST_NATS_BRIDGE",
+        about: "Which topics reach NATS, and under which subjects: \"TOPICS <-> SUBJECTS\", or -> for those that only go out, <- for those that only come in. Both sides are names, or beginnings of names with a *. Of several rules for a topic the first holds; a topic without one is this process's own.",
+        unit: "rules",
+        apply: |config, raw| values::bridge_rules(raw).map(|value| config.nats.rules = value),
+        show: |config| config.nats.rules.iter().map(|rule| rule.to_string()).collect::<Vec<_>>().into(),
+    },
+    Setting {
+        key: "nats.stream",
+        flag: "",
+        environment: "SHARDCAST_NATS_STREAM",
+        about: "JetStream stream that keeps what goes out to NATS, for programs that read it later. It is made when it is not there, \
+                by limits.nats_stream_…; one that is there and another is told by the log and /readyz.",
+        unit: "name or \"off\"",
+        apply: |config, raw| values::nats_stream(raw).map(|value| config.nats.stream = value),
+        show: |config| config.nats.stream.clone().unwrap_or_else(|| "off".to_owned()).into(),
+    },
+    Setting {
+        key: "nats.creds",
+        flag: "--nats-creds",
+        environment: "SHARDCAST_NATS_CREDS",
+        about: "Credentials file (a JWT and the seed that signs for it) that NATS knows this gateway by.",
+        unit: "path or \"off\"",
+        apply: |config, raw| values::path_or_off(raw).map(|value| config.nats.creds = value),
+        show: |config| values::shown_path(&config.nats.creds),
+    },
+    Setting {
+        key: "nats.nkey",
+        flag: "",
+        environment: "SHARDCAST_NATS_NKEY",
+        about: "File with the seed of an NKEY that NATS knows this gateway by.",
+        unit: "path or \"off\"",
+        apply: |config, raw| values::path_or_off(raw).map(|value| config.nats.nkey = value),
+        show: |config| values::shown_path(&config.nats.nkey),
+    },
+    Setting {
+        key: "nats.token",
+        flag: "",
+        environment: "SHARDCAST_NATS_TOKEN",
+        about: "File with a token that NATS knows this gateway by.",
+        unit: "path or \"off\"",
+        apply: |config, raw| values::path_or_off(raw).map(|value| config.nats.token = value),
+        show: |config| values::shown_path(&config.nats.token),
+    },
+    Setting {
+        key: "nats.user",
+        flag: "",
+        environment: "SHARDCAST_NATS_USER",
+        about: "User that NATS knows this gateway by; nats.password goes with it.",
+        unit: "name or \"off\"",
+        apply: |config, raw| values::name_or_off(raw).map(|value| config.nats.user = value),
+        show: |config| config.nats.user.clone().unwrap_or_else(|| "off".to_owned()).into(),
+    },
+    Setting {
+        key: "nats.password",
+        flag: "",
+        environment: "SHARDCAST_NATS_PASSWORD",
+        about: "File with the password of nats.user.",
+        unit: "path or \"off\"",
+        apply: |config, raw| values::path_or_off(raw).map(|value| config.nats.password = value),
+        show: |config| values::shown_path(&config.nats.password),
+    },
+    Setting {
+        key: "nats.ca",
+        flag: "",
+        environment: "SHARDCAST_NATS_CA",
+        about: "Certificates (PEM) that those of NATS servers are signed by, in place of the system's.",
+        unit: "path or \"off\"",
+        apply: |config, raw| values::path_or_off(raw).map(|value| config.nats.ca = value),
+        show: |config| values::shown_path(&config.nats.ca),
+    },
+    Setting {
+        key: "nats.cert",
+        flag: "",
+        environment: "SHARDCAST_NATS_CERT",
+        about: "Certificate (PEM) that this gateway shows to NATS servers; nats.key goes with it.",
+        unit: "path or \"off\"",
+        apply: |config, raw| values::path_or_off(raw).map(|value| config.nats.cert = value),
+        show: |config| values::shown_path(&config.nats.cert),
+    },
+    Setting {
+        key: "nats.key",
+        flag: "",
+        environment: "SHARDCAST_NATS_KEY",
+        about: "Key (PEM) of nats.cert.",
+        unit: "path or \"off\"",
+        apply: |config, raw| values::path_or_off(raw).map(|value| config.nats.key = value),
+        show: |config| values::shown_path(&config.nats.key),
+    },
+    Setting {
         key: "log.format",
         flag: "--log-format",
         environment: "SHARDCAST_LOG_FORMAT",
@@ -545,6 +649,18 @@ impl Builder {
             self.problems.push(format!(
                 "client_address is \"{}\" and no proxy is trusted to say it; list the networks of yours in trusted_proxies",
                 values::address_source_word(addressing.source)
+            ));
+        }
+        if let Err(problem) = self.config.nats.check() {
+            self.problems.push(problem);
+        }
+        if self.config.nats.is_on() && !cfg!(feature = "nats") {
+            self.problems.push("nats.servers is given, and this binary was built without NATS (the feature nats)".to_owned());
+        }
+        let (longest, max) = (self.config.nats.rules.control_line_bytes_max() as u64, self.config.limits.nats_control_line_bytes);
+        if longest > max {
+            self.problems.push(format!(
+                "nats.bridge leads to lines of up to {longest} bytes, above limits.nats_control_line_bytes {max}; give shorter subjects, or raise the second together with max_control_line of the servers"
             ));
         }
         if self.problems.is_empty() {

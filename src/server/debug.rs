@@ -12,6 +12,8 @@ use serde_json::{Map, Value, json};
 
 use super::clock::Clock;
 use super::lifecycle::{Phase, Readiness};
+use crate::bus::link::LinkShared;
+use crate::bus::status::{LinkState, StreamState};
 use crate::engine::wakers::Wakers;
 use crate::gateway::inspect::{ConnectionOrder, Finding, Inquiry, Question, TopicOrder, Whom};
 use crate::gateway::{Command, Shared, Word};
@@ -50,11 +52,32 @@ pub struct Debug {
     pub readiness: Arc<Readiness>,
     /// The shards, once they serve.
     pub doors: Arc<OnceLock<Doors>>,
+    /// What is known of the connection to NATS, if there is to be one.
+    pub nats: Option<Arc<LinkShared>>,
 }
 
 type Answered<T> = Result<T, Response>;
 
 impl Debug {
+    /// Why this process is not ready, if that is NATS: there was no connection yet, or none for longer than is borne with.
+    pub(super) fn nats_is_missed(&self) -> Option<String> {
+        let status = &self.nats.as_ref()?.status;
+        let (state, down_ms) = (status.state(), status.down_ms.value());
+        let is_missed = match state {
+            LinkState::Connected => false,
+            LinkState::Disconnected => down_ms >= self.limits.nats_grace_ms,
+            LinkState::Connecting | LinkState::GivenUp => true,
+        };
+        match status.stream() {
+            StreamState::None | StreamState::Fits => {}
+            _ if is_missed => {}
+            StreamState::Unknown => return Some("nats stream: not seen yet, or not to be had now; the log says why\n".to_owned()),
+            StreamState::Misfits => return Some("nats stream: not as asked for; the log names the field\n".to_owned()),
+        }
+        let seconds = down_ms as f64 / 1000.0;
+        is_missed.then(|| format!("nats {}: no connection for {seconds:.1} s; topics of this process alone are served\n", state.word()))
+    }
+
     /// Whether a path is answered here.
     pub fn knows(path: &str) -> bool {
         let acts = |prefix: &str| path.strip_prefix(prefix).is_some_and(|rest| rest.ends_with("/disconnect"));

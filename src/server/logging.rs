@@ -11,7 +11,14 @@ use super::config::{LogConfig, LogFormat};
 /// # Errors
 /// When the filter does not parse (the configuration refuses those earlier) or a log was started before.
 pub fn init(config: &LogConfig) -> Result<(), String> {
-    let builder = tracing_subscriber::fmt().with_env_filter(parse_filter(&config.filter)?).with_writer(io::stderr);
+    let mut filter = parse_filter(&config.filter)?;
+    let is_quieter = ["off", "error"].contains(&config.filter.trim().to_ascii_lowercase().as_str());
+    if !is_quieter && !config.filter.contains(NATS_CLIENT) {
+        // What it tells of its connection is told by `bus::nats` too, with names.
+        filter =
+            filter.add_directive(format!("{NATS_CLIENT}=warn").parse().map_err(|error| format!("the log cannot be started: {error}"))?);
+    }
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
     let result = match config.format {
         LogFormat::Text => {
             let ansi = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
@@ -41,6 +48,9 @@ pub fn parse_filter(text: &str) -> Result<EnvFilter, String> {
     }
     EnvFilter::builder().parse(text).map_err(|error| format!("{text:?} is not a log filter: {error}"))
 }
+
+/// What the lines of the NATS client are filtered by.
+const NATS_CLIENT: &str = "async_nats";
 
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 

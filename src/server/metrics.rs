@@ -15,6 +15,8 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
 use super::lifecycle::{Phase, Readiness};
+use crate::bus::link::LinkShared;
+use crate::bus::status::Status;
 use crate::gateway::Shared;
 use crate::gateway::close_cause::CloseCause;
 use crate::gateway::counters::{
@@ -38,6 +40,8 @@ pub struct ProcessFacts {
     pub shared: Arc<Shared>,
     /// How far the gateway is.
     pub readiness: Arc<Readiness>,
+    /// What is known of the connection to NATS, if there is to be one.
+    pub nats: Option<Arc<LinkShared>>,
 }
 
 /// The metrics page.
@@ -130,6 +134,10 @@ impl Collector for Page {
         page.gauge("shardcast_queued_bytes", "Memory of all queued messages, as allocated.", facts.shared.memory.bytes() as u64)?;
         page.gauge("shardcast_queued_bytes_max", "Memory of all queued messages at most.", facts.queued_bytes_max)?;
         page.gauge("shardcast_topics", "Topics.", self.shards.iter().map(|shard| shard.topics.value()).sum::<u64>())?;
+
+        if let Some(link) = &facts.nats {
+            page.nats(link)?;
+        }
 
         page.gauge_by_shard("shardcast_mailbox_depth", "Messages that wait in each shard's mailboxes.", |shard| {
             shard.mailbox_depth.value()
@@ -248,6 +256,37 @@ impl Writer<'_, '_> {
         Ok(())
     }
 
+    fn total(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
+        let metric = self.encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+        ConstCounter::new(value).encode(metric)
+    }
+
+    /// The connection to NATS.
+    fn nats(&mut self, link: &LinkShared) -> fmt::Result {
+        let status: &Status = &link.status;
+        self.gauge("shardcast_nats_connected", "Whether there is a connection to NATS.", u64::from(status.is_connected()))?;
+        self.gauge("shardcast_nats_down_seconds", "For how long there has been none.", status.down_ms.value() as f64 / 1000.0)?;
+        self.total("shardcast_nats_connects", "Connections to NATS that came to be.", status.connects.value())?;
+        self.total("shardcast_nats_disconnects", "Connections to NATS that were lost.", status.disconnects.value())?;
+        self.gauge("shardcast_nats_subscriptions", "Topics that NATS is asked for.", status.subscriptions.value())?;
+        self.gauge("shardcast_nats_outbox", "Messages that wait to be handed to NATS.", link.outbox_entries())?;
+        self.gauge("shardcast_nats_outbox_bytes", "Their bytes.", link.outbox_bytes())?;
+        self.total("shardcast_nats_published", "Messages handed to NATS.", status.published.value())?;
+        self.total("shardcast_nats_received", "Messages of others that came from NATS.", status.received.value())?;
+        self.total("shardcast_nats_echoes", "Messages of this node that came back from NATS, and were left out.", status.echoes.value())?;
+        self.total(
+            "shardcast_nats_late",
+            "Messages from NATS that came behind a later one of their node, and were left out.",
+            status.late.value(),
+        )?;
+        self.total("shardcast_nats_dropped", "Messages from NATS for which there was no room.", status.dropped.value())?;
+        self.total("shardcast_nats_oversized", "Messages from NATS over limits.message_bytes_max.", status.oversized.value())?;
+        self.total("shardcast_nats_unsent", "Messages that had their place and that NATS did not take.", status.refused.value())?;
+        self.counter("shardcast_nats_refused", "Messages of clients not taken because they could not have gone on to NATS.", |shard| {
+            &shard.nats_refused
+        })
+    }
+
     /// What was delivered over each transport; WebSocket is the only one that delivers so far.
     fn deliveries(&mut self, name: &str, help: &str, counter: impl Fn(&Counters) -> &Counter) -> fmt::Result {
         let sum: u64 = self.shards.iter().map(|shard| counter(shard).value()).sum();
@@ -295,6 +334,8 @@ fn resident_bytes() -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bus::link::link;
+    use crate::limits::Limits;
 
     fn page(shards: Vec<Arc<Counters>>) -> String {
         let facts = ProcessFacts {
@@ -305,6 +346,7 @@ mod tests {
             queued_bytes_max: 1 << 30,
             shared: Shared::new(1, 1000, 1 << 30, 1, 1),
             readiness: Readiness::new(),
+            nats: Some(Arc::clone(link(1, &Limits::default(), 7, || {}).0[0].shared())),
         };
         Metrics::new(shards, facts).encode()
     }
@@ -338,6 +380,8 @@ mod tests {
             "shardcast_driver_info{driver=\"uring\",kernel=\"6.12.9\"} 1",
             "shardcast_connections_max 1000",
             "process_start_time_seconds 1700000000.5",
+            "shardcast_nats_connected 0",
+            "shardcast_nats_published_total 0",
         ] {
             has(&page, line);
         }

@@ -1,11 +1,11 @@
 //! SIGTERM and SIGINT: the first begins the drain, the second ends the process at once. SIGUSR2: a restart in place.
 
 use std::io;
-use std::thread;
+use std::thread::{self, JoinHandle};
 
 use crossbeam_channel::Sender;
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR2};
-use signal_hook::iterator::Signals;
+use signal_hook::iterator::{Handle, Signals};
 
 use super::lifecycle::Order;
 use crate::engine::sys;
@@ -28,8 +28,9 @@ impl ShutdownSignals {
     ///
     /// # Errors
     /// When that thread cannot be started.
-    pub fn report(mut self, orders: Sender<Order>) -> io::Result<()> {
-        thread::Builder::new().name("signals".to_owned()).spawn(move || {
+    pub fn report(mut self, orders: Sender<Order>) -> io::Result<Reporting> {
+        let handle = self.signals.handle();
+        let thread = thread::Builder::new().name("signals".to_owned()).spawn(move || {
             let mut ending = false;
             for signal in self.signals.forever() {
                 if signal == SIGUSR2 {
@@ -42,7 +43,22 @@ impl ShutdownSignals {
                 }
             }
         })?;
-        Ok(())
+        Ok(Reporting { handle, thread })
+    }
+}
+
+/// Signals are being reported.
+pub struct Reporting {
+    handle: Handle,
+    thread: JoinHandle<()>,
+}
+
+impl Reporting {
+    /// Ends that: what a program that this process becomes has for descriptors is none of it.
+    pub fn stop(self) {
+        self.handle.close();
+        // A thread that panicked has ended the process.
+        let _ = self.thread.join();
     }
 }
 
@@ -65,9 +81,10 @@ mod tests {
         let signals = register().expect("handlers can be set");
         signal_hook::low_level::raise(SIGTERM).expect("a process may signal itself");
         let (orders, ordered) = unbounded();
-        signals.report(orders).expect("a thread can be started");
+        let reporting = signals.report(orders).expect("a thread can be started");
         assert!(matches!(ordered.recv(), Ok(Order::Signal("SIGTERM"))));
         signal_hook::low_level::raise(SIGUSR2).expect("a process may signal itself");
         assert!(matches!(ordered.recv(), Ok(Order::Restart)));
+        reporting.stop();
     }
 }

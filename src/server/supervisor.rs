@@ -1,5 +1,6 @@
 //! From a configuration to a serving process, and back: listeners, shards, signals, shutdown, restart.
 
+use std::cell::Cell;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::net::SocketAddr;
@@ -12,6 +13,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::admin::{Admin, AdminError};
+use super::bus::Bridges;
 use super::clock::{Clock, unix_time};
 use super::config::{Config, Cpus, DriverChoice, RestartChoice};
 use super::debug::{Debug, Doors};
@@ -23,7 +25,8 @@ use super::shard::{DriverKind, Seat, Started, ring_size, run};
 use super::state::{StateFile, StateFileError, Written};
 use super::systemd::Notifier;
 use super::takeover::{Sockets, Takeover};
-use super::{admin, debug, host, lifecycle, signals, systemd};
+use super::{admin, bus, debug, host, lifecycle, signals, systemd};
+use crate::bus::link::LinkShared;
 use crate::engine::mailbox::mesh;
 use crate::engine::sys::{self, ListenOptions, Listener};
 use crate::engine::uring::probe::{Blocked, probe};
@@ -68,6 +71,9 @@ pub enum ServeError {
     /// Sockets were passed that cannot be used.
     #[error("{0}")]
     Passed(String),
+    /// NATS cannot be used as configured.
+    #[error("{0}")]
+    Nats(String),
     /// The state file.
     #[error(transparent)]
     State(#[from] StateFileError),
@@ -113,7 +119,7 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
     let program = Program::of_this_process().map_err(system("find this program"))?;
     let nofile = sys::raise_nofile().map_err(system("raise the limit of file descriptors"))?;
     let allowed = sys::allowed_cpus();
-    let shards = config.shards.unwrap_or_else(|| host::shards_by_default(&allowed));
+    let shards = config.shards.unwrap_or_else(|| bus::shards_beside(&config.nats, host::shards_by_default(&allowed)));
     let cpus = seats(&config.cpus, shards, &allowed)?;
     let limits = Arc::new(config.limits.clone());
     let driver = choose_driver(config.driver, &limits, shards)?;
@@ -135,6 +141,11 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
         if limits.history_bytes_max > 0 { limits.history_bytes_max } else { host::memory_allowed() / 8 },
     );
     let counters: Vec<Arc<Counters>> = (0..shards).map(|_| Arc::default()).collect();
+    let wakers = Wakers::new(shards).map_err(system("make eventfds"))?;
+    let (nats, bridges) =
+        bus::start(&config.nats, &limits, shards, random(), &wakers, bus::spare_cpu(&cpus, &allowed)).map_err(ServeError::Nats)?;
+    let link = bridges.link.clone();
+    let nats = Rc::new(Cell::new(nats));
     let readiness = Readiness::new();
     let (orders, ordered) = bounded(ORDERS_MAX);
     let doors = Arc::new(OnceLock::new());
@@ -148,6 +159,7 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
             queued_bytes_max: shared.queued_bytes_max,
             shared: Arc::clone(&shared),
             readiness: Arc::clone(&readiness),
+            nats: link.clone(),
         };
         let debug = Debug {
             clock,
@@ -155,6 +167,7 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
             shared: Arc::clone(&shared),
             readiness: Arc::clone(&readiness),
             doors: Arc::clone(&doors),
+            nats: link.clone(),
         };
         admin.start(clock, Metrics::new(counters.clone(), facts), debug, orders.clone())
     };
@@ -162,7 +175,6 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
         start_admin(house)?;
     }
 
-    let wakers = Wakers::new(shards).map_err(system("make eventfds"))?;
     // From here on clients are served: the file must be gone by then.
     let bytes_max = shared.history_bytes_max.saturating_mul(2).saturating_add(STATE_BYTES_BESIDE);
     let state = fresh.as_ref().and_then(|house| house.state.as_ref());
@@ -189,18 +201,18 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
         keeps_state: config.state.is_some(),
     };
     let listening = fresh.as_mut().map(|house| std::mem::take(&mut house.listeners));
-    let Crew { commands, threads, states } = plan.start(listening, snapshots)?;
+    let Crew { commands, threads, states } = plan.start(listening, snapshots, bridges)?;
     let mut house = match (fresh, takeover) {
         (Some(house), _) => house,
         (None, Some(before)) => {
-            let mut house = plan.take_over(before, hash_key, patience, &commands)?;
+            let mut house = plan.take_over(before, hash_key, patience, &commands, link.as_deref())?;
             start_admin(&mut house)?;
             house
         }
         (None, None) => unreachable!("a house is opened or taken over"),
     };
     doors.get_or_init(|| Doors { commands: commands.clone(), wakers: Arc::clone(&plan.wakers) });
-    shutdown.report(plan.orders.clone()).map_err(system("watch for signals"))?;
+    let reporting = shutdown.report(plan.orders.clone()).map_err(system("watch for signals"))?;
     readiness.set(Phase::Serving);
     let address = house.place.address();
     let admin_text = house.admin_address.map_or_else(|| "admin off".to_owned(), |address| format!("admin http://{address}"));
@@ -229,7 +241,16 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
                 lock: house.state.as_ref().map(StateFile::share_lock).transpose().map_err(system("keep the lock of the state"))?,
                 patience,
             };
-            Some(Box::new(move || estate.hand_over()) as Box<dyn Fn() -> Result<HandedOver, String>>)
+            let nats = Rc::clone(&nats);
+            let hand_over = move || {
+                let handed_over = estate.hand_over();
+                if let (Ok(_), Some(nats)) = (&handed_over, nats.take()) {
+                    // What clients have published goes out.
+                    nats.stop();
+                }
+                handed_over
+            };
+            Some(Box::new(hand_over) as Box<dyn Fn() -> Result<HandedOver, String>>)
         }
     };
     let (state, admin_kept) = (house.state.take(), house.admin_kept.take());
@@ -264,6 +285,9 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
         // A shard that panicked has ended the process.
         let _ = thread.join();
     }
+    if let Some(nats) = nats.take() {
+        nats.stop();
+    }
     written.transpose()?;
     // Who has told it to end meanwhile is obeyed.
     let is_over = ordered.try_iter().any(|order| matches!(order, Order::Signal(_)));
@@ -271,6 +295,7 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
         None => tracing::info!("shut down"),
         Some(kept) => {
             tracing::info!("begins again");
+            reporting.stop();
             return Err(ServeError::Restart { error: program.begin_again(kept) });
         }
     }
@@ -363,8 +388,8 @@ fn choose_driver(choice: DriverChoice, limits: &Limits, shards: u16) -> Result<D
 const ORDERS_MAX: usize = 64;
 /// What a state file may have besides its histories, which may take as much again as they do in memory.
 const STATE_BYTES_BESIDE: u64 = 1 << 30;
-/// How often it is looked whether shards that take over are still.
-const STILLNESS_LOOK: Duration = Duration::from_micros(200);
+/// How often a process that takes over looks whether NATS is there, and its shards are still.
+const LOOK: Duration = Duration::from_micros(200);
 /// Chunks of a shard's state that wait to be written.
 const STATE_CHUNKS: usize = 4;
 /// How often it is told how much of the state is written.
@@ -558,7 +583,12 @@ struct Crew {
 
 impl Plan<'_> {
     /// Starts every shard, with what it goes on from, and waits until all of them serve; without listeners, frozen.
-    fn start(&self, listeners: Option<Vec<Listener>>, snapshots: Vec<Snapshot>) -> Result<Crew, ServeError> {
+    fn start(
+        &self,
+        listeners: Option<Vec<Listener>>,
+        snapshots: Vec<Snapshot>,
+        mut bridges: Bridges,
+    ) -> Result<Crew, ServeError> {
         let shards = self.counters.len();
         let frozen = listeners.is_none();
         let mut listeners = listeners.into_iter().flatten();
@@ -581,6 +611,7 @@ impl Plan<'_> {
                 pages: Pages { index: web::INDEX },
                 placement: self.placement,
                 mailbox,
+                bridge: bridges.take_next(),
                 commands: commands_in,
                 seed: random(),
                 frozen,
@@ -622,7 +653,16 @@ impl Plan<'_> {
         hash_key: (u64, u64),
         patience: Duration,
         commands: &[Sender<Command>],
+        nats: Option<&LinkShared>,
     ) -> Result<House, ServeError> {
+        // Clients who publish would be told that there is no NATS, where there was one a moment before.
+        let until = self.clock.now() + patience * 3 / 4;
+        while nats.is_some_and(|nats| !nats.status.is_connected()) {
+            if self.clock.now() >= until {
+                return Err(ServeError::Takeover("there is no connection to NATS yet".to_owned()));
+            }
+            thread::park_timeout(LOOK);
+        }
         let sockets = before.begin().map_err(ServeError::Takeover)?;
         let (mut restored, sockets_of_connections) = before.take(unix_time().as_millis() as u64).map_err(ServeError::Takeover)?;
         if (restored.epoch, restored.hash_key) != (self.epoch, hash_key) {
@@ -647,7 +687,7 @@ impl Plan<'_> {
                     patience.as_millis()
                 )));
             }
-            thread::park_timeout(STILLNESS_LOOK);
+            thread::park_timeout(LOOK);
         }
         before.taken();
         let mut listeners = std::mem::take(&mut house.listeners).into_iter();

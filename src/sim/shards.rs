@@ -101,6 +101,7 @@ impl<K: Kernel> Shards<K> {
                 pages: Pages { index: "a page" },
                 placement,
                 mailbox,
+                bridge: None,
                 commands: receiver,
                 seed: plan.seed.wrapping_add(index as u64),
                 frozen: false,

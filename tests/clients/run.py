@@ -8,6 +8,7 @@ import sys
 import time
 import traceback
 
+import bus
 import chat
 import common
 import curl
@@ -16,7 +17,7 @@ import gateway as harness
 import polls
 
 CASE_SECONDS_MAX = 60
-CASES = [*chat.CASES, *events.CASES, *curl.CASES, *polls.CASES]
+CASES = [*chat.CASES, *events.CASES, *curl.CASES, *polls.CASES, *bus.CASES]
 
 
 def main(words):

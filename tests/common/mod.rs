@@ -2,7 +2,7 @@
 //!
 //! [`gateway`] describes one and starts it; [`Gateway`] is the running process, looked at from outside (metrics, memory, descriptors, CPU). Clients:
 //! [`foreign`] (tungstenite, for what a well-behaved client sees), [`raw`] (bytes on a socket, for what no library would send), [`swarm`] (thousands
-//! of connections on one epoll thread), [`events`] (readers of event streams). [`freeze`] stops one thread of the gateway.
+//! of connections on one epoll thread), [`events`] (readers of event streams), [`nats`] (a real nats-server and its other clients). [`freeze`] stops one thread of the gateway.
 #![allow(dead_code, reason = "every test file takes from here what it needs")]
 #![allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "tests stand outside the gateway: real time, real threads")]
 
@@ -11,6 +11,7 @@ pub mod foreign;
 pub mod frame;
 pub mod freeze;
 pub mod metrics;
+pub mod nats;
 pub mod raw;
 pub mod swarm;
 
@@ -180,7 +181,12 @@ impl Setup {
     pub fn start(self) -> Gateway {
         let directory = self.ordinary_user.then(BinaryCopy::new);
         let binary = directory.as_ref().map_or_else(binary, |copy| copy.path());
-        let mut child = self.command(&binary).spawn().unwrap_or_else(|error| panic!("{} does not start: {error}", binary.display()));
+        let mut child = eventually(SOON, || match self.command(&binary).spawn() {
+            Ok(child) => Ok(child),
+            // A child that another test has just forked still has the descriptor that the copy was written by, until it becomes another program.
+            Err(error) if error.kind() == std::io::ErrorKind::ExecutableFileBusy => Err(format!("{}: {error}", binary.display())),
+            Err(error) => panic!("{} does not start: {error}", binary.display()),
+        });
         let log = Arc::new(Mutex::new(String::new()));
         let reader = read_into(&mut child, &log);
         let mut gateway =
@@ -436,11 +442,15 @@ impl Gateway {
         });
     }
 
-    /// Proportional set size: what the process costs, shared pages by their share.
+    /// Proportional set size, shared pages by their share, without those of files: of the program itself we get a larger share with every other gateway
+    /// that ends.
     pub fn pss_bytes(&self) -> u64 {
         let text = std::fs::read_to_string(format!("/proc/{}/smaps_rollup", self.pid())).expect("the gateway runs");
-        let line = text.lines().find(|line| line.starts_with("Pss:")).expect("smaps_rollup has a Pss line");
-        line.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).expect("Pss: N kB") * 1024
+        let field = |name: &str| {
+            let line = text.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("smaps_rollup has no line {name}"));
+            line.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).expect("NAME: N kB") * 1024
+        };
+        field("Pss:").saturating_sub(field("Pss_File:"))
     }
 
     /// Open descriptors.

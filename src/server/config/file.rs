@@ -38,7 +38,7 @@ pub(super) fn apply(path: &Path, text: &str, builder: &mut Builder) {
     }
 }
 
-const SECTIONS: [&str; 2] = ["limits", "log"];
+const SECTIONS: [&str; 3] = ["limits", "log", "nats"];
 
 struct Entry<'a> {
     /// With its section.

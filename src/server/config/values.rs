@@ -4,9 +4,11 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use super::{Cpus, DriverChoice, LogFormat, RestartChoice};
+use crate::bus::options::{check_server, check_stream};
 use crate::gateway::AddressSource;
 use crate::limits::{Limit, Unit};
 use crate::proto::client_address::{ForwardingHeader, Networks};
+use crate::proto::subject::{DEFAULT_RULE, RuleError, Rules};
 use crate::server::host::SHARDS_MAX;
 
 /// A value as a layer gives it, before anybody has looked at the key.
@@ -66,6 +68,42 @@ pub(super) fn path_or_off(raw: &Raw) -> Result<Option<PathBuf>, String> {
         Raw::Text(text) if !text.is_empty() && !text.ends_with('/') => Ok(Some(PathBuf::from(text))),
         _ => Err(format!("is {}; write the path of a file, for example \"/var/lib/shardcast/state\", or off", raw.describe())),
     }
+}
+
+/// A file as it is printed.
+pub(super) fn shown_path(path: &Option<PathBuf>) -> toml::Value {
+    path.as_ref().map_or_else(|| "off".to_owned(), |path| path.display().to_string()).into()
+}
+
+/// A name, or `off`.
+pub(super) fn name_or_off(raw: &Raw) -> Result<Option<String>, String> {
+    match raw {
+        Raw::Text(text) if text == "off" => Ok(None),
+        Raw::Text(text) if !text.is_empty() => Ok(Some(text.clone())),
+        _ => Err(format!("is {}; write a name, or off", raw.describe())),
+    }
+}
+
+/// Servers of a NATS cluster. In a string they are separated by commas.
+pub(super) fn nats_servers(raw: &Raw) -> Result<Vec<String>, String> {
+    let server = |url: &str| check_server(url).map(|()| url.to_owned()).map_err(|error| format!("has a server that {error}"));
+    match raw {
+        Raw::Text(text) if text == "off" => Ok(Vec::new()),
+        _ => strings(raw, "nats://127.0.0.1:4222")?.into_iter().map(server).collect(),
+    }
+}
+
+/// The name of a stream, or `off`.
+pub(super) fn nats_stream(raw: &Raw) -> Result<Option<String>, String> {
+    let name = name_or_off(raw)?;
+    name.as_deref().map_or(Ok(()), check_stream).map_err(|error| format!("{error}, or off"))?;
+    Ok(name)
+}
+
+/// Which topics reach NATS. In a string rules are separated by commas.
+pub(super) fn bridge_rules(raw: &Raw) -> Result<Rules, String> {
+    let rules = strings(raw, DEFAULT_RULE)?.into_iter().map(str::parse).collect::<Result<_, RuleError>>();
+    rules.and_then(Rules::new).map_err(|error| format!("has a mistake: {error}"))
 }
 
 /// A number of shards, or `auto`.
