@@ -56,7 +56,8 @@ impl<D: Driver> Gateway<D> {
             match session.state {
                 State::Polling => self.poll_timed_out(key),
                 State::Body => {
-                    let message = "the gateway is restarting, and this request has not come whole: nothing of it was published; send it again";
+                    let message =
+                        "the gateway is restarting, and this request has not come whole: nothing of it was published; send it again";
                     self.refuse_upload(key, Receipt::refused(503, "restarting", message, Some(retry_ms)), false);
                 }
                 _ => {}

@@ -113,10 +113,7 @@ impl Program {
         let names = if kept.admin.is_some() { "clients:admin" } else { "clients" };
         let sockets: Vec<OwnedFd> = std::iter::once(kept.clients).chain(kept.admin).collect();
         let mut command = self.command();
-        command
-            .env("LISTEN_PID", std::process::id().to_string())
-            .env("LISTEN_FDS", sockets.len().to_string())
-            .env("LISTEN_FDNAMES", names);
+        command.env("LISTEN_PID", std::process::id().to_string()).env("LISTEN_FDS", sockets.len().to_string()).env("LISTEN_FDNAMES", names);
         sys::exec_with(&mut command, sockets)
     }
 }

@@ -330,7 +330,15 @@ impl Reading {
         let age = |at_ms| Duration::from_millis(self.unix_ms.saturating_sub(at_ms));
         let Some(restored) = &mut self.restored else {
             let Record::Life { epoch, hash_key } = record else { return Err(StateError::Senseless("it does not begin with an epoch")) };
-            self.restored = Some(Restored { epoch, hash_key, floor: 0, gone: Vec::new(), topics: Vec::new(), keys: Vec::new(), connections: Vec::new() });
+            self.restored = Some(Restored {
+                epoch,
+                hash_key,
+                floor: 0,
+                gone: Vec::new(),
+                topics: Vec::new(),
+                keys: Vec::new(),
+                connections: Vec::new(),
+            });
             return Ok(false);
         };
         if (self.expected > 0) != matches!(record, Record::Message { .. }) {

@@ -583,12 +583,7 @@ struct Crew {
 
 impl Plan<'_> {
     /// Starts every shard, with what it goes on from, and waits until all of them serve; without listeners, frozen.
-    fn start(
-        &self,
-        listeners: Option<Vec<Listener>>,
-        snapshots: Vec<Snapshot>,
-        mut bridges: Bridges,
-    ) -> Result<Crew, ServeError> {
+    fn start(&self, listeners: Option<Vec<Listener>>, snapshots: Vec<Snapshot>, mut bridges: Bridges) -> Result<Crew, ServeError> {
         let shards = self.counters.len();
         let frozen = listeners.is_none();
         let mut listeners = listeners.into_iter().flatten();

@@ -43,10 +43,14 @@ impl Takeover {
         let numbers: Vec<u64> = life.split(':').map_while(|number| number.parse().ok()).collect();
         let [version, before, epoch, high, low] = numbers[..] else { return Err(format!("{VARIABLE} is {life:?}, which no process says")) };
         if version != u64::from(VERSION) {
-            return Err(format!("the process before hands over in version {version}, and this program takes over in version {VERSION}: restart with restart = \"drain\""));
+            return Err(format!(
+                "the process before hands over in version {version}, and this program takes over in version {VERSION}: restart with restart = \"drain\""
+            ));
         }
         if before != u64::from(shards) {
-            return Err(format!("the process before has {before} shards, and this one would have {shards}: restart with restart = \"drain\", or keep shards"));
+            return Err(format!(
+                "the process before has {before} shards, and this one would have {shards}: restart with restart = \"drain\", or keep shards"
+            ));
         }
         let stdin = std::io::stdin().as_fd().try_clone_to_owned();
         let wire = stdin.and_then(|stdin| {

@@ -189,8 +189,17 @@ impl Setup {
         });
         let log = Arc::new(Mutex::new(String::new()));
         let reader = read_into(&mut child, &log);
-        let mut gateway =
-            Gateway { child, log, reader: Some(reader), port: 0, admin: 0, exited: None, driver: self.driver, successor: None, _binary: directory };
+        let mut gateway = Gateway {
+            child,
+            log,
+            reader: Some(reader),
+            port: 0,
+            admin: 0,
+            exited: None,
+            driver: self.driver,
+            successor: None,
+            _binary: directory,
+        };
         let deadline = Instant::now() + 2 * SOON;
         loop {
             if let Some((port, admin)) = gateway.ready_ports() {

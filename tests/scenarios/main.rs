@@ -7,6 +7,7 @@
 mod common;
 
 mod floods;
+mod handover;
 mod idle;
 mod paced_drain;
 mod reconnect_storm;

@@ -636,9 +636,9 @@ fn key_of(data: u64) -> ConnKey {
 mod tests {
     use std::time::Duration;
 
-    use super::calls::timeout_ms;
     use super::super::driver_tests::bench::{Bench, Client, Loopback, bytes};
     use super::super::driver_tests::driver_tests;
+    use super::calls::timeout_ms;
     use super::*;
 
     fn make(shard: ShardId, wakers: &Arc<Wakers>) -> (EpollDriver, SocketAddr) {

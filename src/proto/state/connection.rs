@@ -142,10 +142,8 @@ pub(super) mod tests {
     /// One of each kind.
     pub(in super::super) fn examples() -> impl Iterator<Item = Connection> {
         let topic = |name| TopicName::parse(name).expect("a name");
-        let topics = vec![
-            Following { topic: topic("a"), at: 7, behind: false },
-            Following { topic: topic("news.sport"), at: 0, behind: true },
-        ];
+        let topics =
+            vec![Following { topic: topic("a"), at: 7, behind: false }, Following { topic: topic("news.sport"), at: 0, behind: true }];
         let doings = [
             Doing::Request { served: true, preface: false },
             Doing::Room { topic: topic("lobby"), no_echo: true, after: None },
