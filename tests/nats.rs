@@ -548,6 +548,30 @@ fn a_gateway_that_ends_has_sent_what_it_took() {
 }
 
 /// A shard that stands still takes nothing: what comes for it beyond its bounds is dropped and counted, and what was taken comes in order.
+/// The next process is connected before clients are its own: none of them is told that there is no NATS, and what they say goes out.
+#[test]
+fn clients_who_are_handed_over_speak_to_nats_as_before() {
+    let server = NatsServer::start();
+    let (mut a, b) = (start(server.gateway()), start(server.gateway()));
+    let (mut here, mut there) = (connect(&a, "/ws?room=news"), connect(&b, "/ws?room=news"));
+    for round in 0..3 {
+        for number in 0..50 {
+            here.text(&format!("{round} {number}"));
+        }
+        a.hand_over();
+        here.text(&format!("{round} after"));
+        for word in (0..50).map(|number| format!("{round} {number}")).chain([format!("{round} after")]) {
+            here.expect_text(&word);
+            there.expect_text(&word);
+        }
+        server.wait_for_subscribers("shardcast.news", 2);
+        there.text("and back");
+        here.expect_text("and back");
+        there.expect_text("and back");
+    }
+    wait_until_ready(&a);
+}
+
 #[test]
 fn what_comes_faster_than_a_shard_takes_it_is_bounded_and_counted() {
     const MESSAGES: u64 = 5000;
