@@ -150,6 +150,20 @@ fn a_watchdog_is_fed_until_the_last_shard_has_finished() {
     drop(deaf);
 }
 
+/// The next process is the service from the moment when it has everything, and it is alive.
+#[test]
+fn a_hand_over_makes_the_next_process_the_service() {
+    let systemd = Systemd::new(false);
+    let mut gateway = gateway().env("NOTIFY_SOCKET", &systemd.address).env("WATCHDOG_USEC", "800000").start();
+    systemd.expect("READY=1");
+    let before = gateway.pid();
+    gateway.hand_over();
+    assert_ne!(gateway.pid(), before);
+    systemd.expect(&format!("MAINPID={}", gateway.pid()));
+    // What the one before has said is behind us.
+    systemd.expect("WATCHDOG=1");
+}
+
 #[test]
 fn a_gateway_whose_supervisor_cannot_be_reached_warns_and_serves() {
     let gateway = gateway().env("NOTIFY_SOCKET", "/nonexistent/notify").start();

@@ -125,6 +125,8 @@ impl<D: Driver> Gateway<D> {
         let doing = match session.state {
             _ if frozen.ends => Doing::Ending,
             State::Head => Doing::Request { served: session.served, preface: session.awaits_preface() },
+            // One that waits for its place has none that could be told.
+            State::Room if !session.seated && cold.is_none_or(|cold| cold.replay_after.is_none()) => return None,
             State::Room => Doing::Room {
                 topic: session.topic.and_then(|topic| self.topics.name(topic))?.clone(),
                 no_echo: session.no_echo,
