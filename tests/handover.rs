@@ -98,7 +98,7 @@ fn what_is_half_here_and_half_there_goes_on_where_it_was() {
     slow.expect_upgraded();
     let mut bulk = raw::ws(&gateway, "/ws?room=bulk&echo=0");
     let payload = |number: u32| format!("{number} {}", "z".repeat(60_000));
-    for number in 0..40 {
+    for number in 0..200 {
         bulk.send_text(&payload(number));
     }
     // A head, a frame and a fragmented message, each cut in the middle.
@@ -130,13 +130,38 @@ fn what_is_half_here_and_half_there_goes_on_where_it_was() {
     fragmented.write(&second[8..]);
     fragmented.expect_text("one message");
     ask(&mut idle);
-    for number in 0..40 {
+    for number in 0..200 {
         slow.expect_text(&payload(number));
     }
     bulk.send_text("and the end");
     slow.expect_text("and the end");
     bulk.close(1000);
     assert_eq!(gateway.metrics().sum("shardcast_gaps_total", &[]), 0.0);
+}
+
+/// Who has shut his side is still given what he is owed.
+#[test]
+fn who_only_listens_any_more_hears_whole_messages() {
+    let mut gateway = gateway().limit("queue_bytes_max", 64 << 20).limit("handover_bytes_max", 64 << 20).start();
+    let mut slow = Raw::connect_with_small_buffer(gateway.port);
+    slow.write(raw::upgrade("/ws?room=bulk", "").as_bytes());
+    slow.expect_upgraded();
+    let mut bulk = raw::ws(&gateway, "/ws?room=bulk");
+    let payload = |number: u32| format!("{number} {}", "z".repeat(60_000));
+    for number in 0..200 {
+        publish(&mut bulk, &payload(number));
+    }
+    slow.shutdown_write();
+    sleep_ms(50);
+    gateway.hand_over();
+    publish(&mut bulk, "not for who has left");
+    // What was being sent to it, up to the end of a message.
+    let mut number = 0;
+    while let Ok(frame) = slow.next_frame() {
+        assert_eq!(frame.payload, payload(number).as_bytes());
+        number += 1;
+    }
+    assert!(number > 0 && slow.unread().is_empty(), "{number} messages, and {} bytes of another", slow.unread().len());
 }
 
 #[test]
@@ -216,7 +241,7 @@ fn who_is_owed_too_much_is_left_behind_and_the_others_are_not() {
     slow.write(raw::upgrade("/ws?room=bulk", "").as_bytes());
     slow.expect_upgraded();
     let mut bulk = raw::ws(&gateway, "/ws?room=bulk");
-    for _ in 0..100 {
+    for _ in 0..200 {
         publish(&mut bulk, &"z".repeat(60_000));
     }
     gateway.hand_over();

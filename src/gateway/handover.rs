@@ -50,17 +50,11 @@ impl<D: Driver> Gateway<D> {
         self.frozen = true;
         self.end_rebalance();
         self.driver.freeze();
-        let retry_ms = self.retry_ms();
         for slot in 0..self.driver.slots() {
-            let Some((key, session)) = self.sessions.at(slot) else { continue };
-            match session.state {
-                State::Polling => self.poll_timed_out(key),
-                State::Body => {
-                    let message =
-                        "the gateway is restarting, and this request has not come whole: nothing of it was published; send it again";
-                    self.refuse_upload(key, Receipt::refused(503, "restarting", message, Some(retry_ms)), false);
-                }
-                _ => {}
+            if let Some((key, session)) = self.sessions.at(slot)
+                && session.state == State::Polling
+            {
+                self.poll_timed_out(key);
             }
         }
         // Who has asked and does not wait any more has no use for it.
@@ -69,8 +63,24 @@ impl<D: Driver> Gateway<D> {
 
     /// Says whether there is nothing to do until somebody outside does something.
     pub(super) fn tell_stillness(&mut self) {
+        // Everything has come that had been taken in: a body that is not whole now will not be.
+        if self.events.is_empty() && self.driver.is_still() {
+            self.refuse_uploads();
+        }
         if self.is_still() {
             self.shared.rest(self.shard, self.mailbox.sent(), self.mail_received);
+        }
+    }
+
+    fn refuse_uploads(&mut self) {
+        let retry_ms = self.retry_ms();
+        for slot in 0..self.driver.slots() {
+            if let Some((key, session)) = self.sessions.at(slot)
+                && session.state == State::Body
+            {
+                let message = "the gateway is restarting, and this request has not come whole: nothing of it was published; send it again";
+                self.refuse_upload(key, Receipt::refused(503, "restarting", message, Some(retry_ms)), false);
+            }
         }
     }
 
@@ -87,7 +97,7 @@ impl<D: Driver> Gateway<D> {
             && self.topics.values().all(Topic::has_no_uplink)
             && (0..self.driver.slots()).all(|slot| {
                 let session = self.sessions.at(slot).map(|(_, session)| session.state);
-                !matches!(session, Some(State::Joining | State::Awaiting | State::Polling))
+                !matches!(session, Some(State::Joining | State::Awaiting | State::Polling | State::Body))
             })
     }
 
@@ -199,8 +209,11 @@ impl<D: Driver> Gateway<D> {
             }
             Doing::Ending => {
                 let Some(session) = self.sessions.get_mut(key) else { return };
-                session.state = State::Lingering;
-                self.driver.shut_write(key);
+                // What it is owed goes first, whatever its peer does meanwhile.
+                session.state = if is_owed { State::Finishing } else { State::Lingering };
+                if !is_owed {
+                    self.driver.shut_write(key);
+                }
                 self.timers.set(key.slot, self.now + Duration::from_millis(self.limits.linger_ms));
             }
         }
@@ -216,6 +229,10 @@ impl<D: Driver> Gateway<D> {
 
     /// Goes on.
     pub(super) fn thaw(&mut self, listener: Option<Listener>) {
+        if !self.frozen {
+            // It was called off before it came to a freeze.
+            return;
+        }
         self.frozen = false;
         self.shared.stir(self.shard);
         self.driver.thaw();
@@ -234,8 +251,13 @@ impl<D: Driver> Gateway<D> {
             let Some((key, session)) = self.sessions.at(slot) else { continue };
             if self.driver.unsent(key) > 0 {
                 session.sent_us = micros(self.now);
-                self.recent_sends.push(key);
-            } else if session.cold.is_some() {
+                match session.state {
+                    // What was told to be sent was not: our side is shut, or the connection taken down, behind it; and not for ever.
+                    State::Lingering => session.state = State::Finishing,
+                    State::Closed => self.timers.set(key.slot, self.now + Duration::from_millis(self.limits.linger_ms)),
+                    _ => self.recent_sends.push(key),
+                }
+            } else if session.cold.is_some() && session.state != State::Joining {
                 // It may wait for the next piece of a history.
                 self.pump(key);
             }

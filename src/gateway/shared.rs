@@ -183,10 +183,13 @@ impl Shared {
     /// Whether all shards are frozen and have nothing to do, and no message is on its way between them: so it stays until one of them is told otherwise.
     pub fn all_still(&self) -> bool {
         let all = |what: fn(&Stillness) -> &AtomicU64| self.stillness.iter().map(|shard| what(shard).load(Ordering::SeqCst)).sum::<u64>();
-        let still = || self.stillness.iter().all(|shard| shard.still.load(Ordering::SeqCst));
-        // What was received was sent before: received first, so that no message between the two is missed. A shard that was stirred by one meanwhile is not
-        // still at the second look.
-        still() && all(|shard| &shard.received) == all(|shard| &shard.sent) && still()
+        let look = || {
+            let still = self.stillness.iter().all(|shard| shard.still.load(Ordering::SeqCst));
+            let (received, sent) = (all(|shard| &shard.received), all(|shard| &shard.sent));
+            (still && received == sent).then_some(sent)
+        };
+        // A shard counts at the end of a step what it has sent in it: a sum that was met half-way is another one at the second look, in which that shard rests.
+        look().is_some_and(|first| look() == Some(first))
     }
 
     /// Counts a connection in that was admitted by the process before.

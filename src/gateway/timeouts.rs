@@ -36,7 +36,8 @@ impl<D: Driver> Gateway<D> {
                 // Its receipts come, or the process ends.
                 State::Awaiting => {}
                 State::Finishing | State::Lingering => self.take_down(key, CloseHow::Reset),
-                State::Closed => {}
+                // Taken down by a shard that was frozen, behind what its peer is owed (`handover`): that has taken too long.
+                State::Closed => self.driver.close(key, CloseHow::Reset),
             }
         }
         self.fired = fired;

@@ -562,7 +562,7 @@ impl Driver for EpollDriver {
         self.frozen = false;
         self.arm_accept();
         for key in self.rests.thaw() {
-            if let Some(conn) = self.conns.get_mut(key)
+            if let Some(conn) = self.conns.get_mut(key).filter(|conn| conn.send.is_none())
                 && let Ok(data) = self.rests.next(key)
             {
                 conn.send = Some(Sending { data, done: 0, blocked: false });

@@ -400,7 +400,8 @@ impl<K: Kernel> Driver for UringDriver<K> {
 
     fn close(&mut self, conn: ConnKey, how: CloseHow) {
         let Some(state) = self.conns.get_mut(conn) else { return };
-        if state.closing.is_some() || (self.frozen && how == CloseHow::Close && self.rests.close_behind(conn)) {
+        let waits = self.frozen && !state.failed && how == CloseHow::Close;
+        if state.closing.is_some() || (waits && self.rests.close_behind(conn)) {
             return;
         }
         self.rests.forget(conn);
