@@ -165,8 +165,7 @@ impl<D: Driver> Gateway<D> {
 
     fn inherit_one(&mut self, socket: Socket, connection: Connection) {
         let Connection { doing, age_ms, client, input, rest } = connection;
-        let is_owed = !rest.is_empty();
-        let rest = is_owed.then(|| {
+        let rest = (!rest.is_empty()).then(|| {
             let range = Arena::new(1, 1, &self.shared.memory).append(&rest, &[]);
             Rc::new(Gather::new(Ranges::from_buf([range])))
         });
@@ -209,11 +208,8 @@ impl<D: Driver> Gateway<D> {
             }
             Doing::Ending => {
                 let Some(session) = self.sessions.get_mut(key) else { return };
-                // What it is owed goes first, whatever its peer does meanwhile.
-                session.state = if is_owed { State::Finishing } else { State::Lingering };
-                if !is_owed {
-                    self.driver.shut_write(key);
-                }
+                session.state = State::Lingering;
+                self.driver.shut_write(key);
                 self.timers.set(key.slot, self.now + Duration::from_millis(self.limits.linger_ms));
             }
         }
@@ -252,7 +248,7 @@ impl<D: Driver> Gateway<D> {
             if self.driver.unsent(key) > 0 {
                 session.sent_us = micros(self.now);
                 match session.state {
-                    // What was told to be sent was not: our side is shut, or the connection taken down, behind it; and not for ever.
+                    // What was told to be sent was not: our side is shut, or the connection taken down, behind it whatever its peer does; and not for ever.
                     State::Lingering => session.state = State::Finishing,
                     State::Closed => self.timers.set(key.slot, self.now + Duration::from_millis(self.limits.linger_ms)),
                     _ => self.recent_sends.push(key),
