@@ -142,11 +142,8 @@ fn what_is_half_here_and_half_there_goes_on_where_it_was() {
 /// Who has shut his side is still given what he is being sent.
 #[test]
 fn who_only_listens_any_more_hears_the_end_of_a_message() {
-    let mut gateway = gateway()
-        .limit("message_bytes_max", 32 << 20)
-        .limit("queue_bytes_max", 64 << 20)
-        .limit("handover_bytes_max", 64 << 20)
-        .start();
+    let mut gateway =
+        gateway().limit("message_bytes_max", 32 << 20).limit("queue_bytes_max", 64 << 20).limit("handover_bytes_max", 64 << 20).start();
     let mut slow = Raw::connect_with_small_buffer(gateway.port);
     slow.write(raw::upgrade("/ws?room=bulk", "").as_bytes());
     slow.expect_upgraded();
