@@ -254,6 +254,8 @@ pub struct Holdings {
 const MAILBOX_BUDGET: usize = 256;
 /// How often a shard looks whether another one's queue has room again, or memory is free again.
 const POLL: Duration = Duration::from_millis(1);
+/// So much later than asked for is a step late: the shard was not let run, or an earlier one took that long.
+const LATE: Duration = Duration::from_millis(100);
 /// How often a shard looks whether receipts have waited long enough.
 const RECEIPTS: Duration = Duration::from_millis(10);
 /// How often memory kept for frames to come is looked through.
@@ -280,6 +282,10 @@ pub struct Gateway<D> {
     epoch: Epoch,
 
     now: Time,
+    /// When the wait that has begun ends by itself; `None`: never.
+    wakes_by: Option<Time>,
+    /// The last step came late, and judged no deadlines.
+    was_late: bool,
     events: Vec<Event>,
     /// How many of them were handled, where a turn's messages were too many for one step.
     handled: usize,
@@ -385,6 +391,8 @@ impl<D: Driver> Gateway<D> {
             random: fastrand::Rng::with_seed(parts.seed),
             epoch: parts.epoch,
             now,
+            wakes_by: None,
+            was_late: false,
             events: Vec::new(),
             handled: 0,
             messages_left: 0,
@@ -471,6 +479,11 @@ impl<D: Driver> Gateway<D> {
         if stays_awake {
             wait = Wait::No;
         }
+        self.wakes_by = match wait {
+            Wait::No => Some(self.now),
+            Wait::For(wait) => Some(self.now + wait),
+            Wait::Forever => None,
+        };
         self.driver.enter(wait)
     }
 
@@ -523,6 +536,9 @@ impl<D: Driver> Gateway<D> {
     /// Handles what happened and works off what is due. `now` is the one clock reading of the step.
     pub fn step(&mut self, now: Time) -> Progress {
         self.now = now;
+        // A shard whose core was taken away after it had collected: what came meanwhile is collected before anybody is judged by the clock.
+        let is_late = self.wakes_by.is_some_and(|by| now.since(by) > LATE);
+        self.was_late = is_late && !self.was_late;
         self.requests_left = self.limits.requests_per_turn;
         self.teardowns_left = self.limits.teardowns_per_turn;
         self.replay_bytes_left = self.limits.replay_bytes_per_turn;
@@ -534,7 +550,7 @@ impl<D: Driver> Gateway<D> {
         while let Ok(command) = self.commands.try_recv() {
             self.obey(command);
         }
-        if !self.frozen {
+        if !self.frozen && !self.was_late && self.events.is_empty() {
             self.handle_timers();
         }
         self.attend_to_nats();

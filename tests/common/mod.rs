@@ -402,10 +402,19 @@ impl Gateway {
         let deadline = Instant::now() + limit;
         loop {
             if let Some(status) = self.try_exit() {
+                self.hear_it_out();
                 return status;
             }
             assert!(Instant::now() < deadline, "the gateway did not exit within {limit:?}");
             sleep_ms(5);
+        }
+    }
+
+    /// What it wrote last is read a moment after its end. Where another process has its stderr too, no end of it can be waited for.
+    fn hear_it_out(&mut self) {
+        let deadline = Instant::now() + Duration::from_millis(500);
+        while self.reader.as_ref().is_some_and(|reader| !reader.is_finished()) && Instant::now() < deadline {
+            sleep_ms(1);
         }
     }
 
