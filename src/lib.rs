@@ -13,6 +13,8 @@ pub mod bus;
 pub mod cli;
 #[cfg(feature = "gateway")]
 pub mod engine;
+#[cfg(any(feature = "bus", feature = "nats"))]
+pub mod events;
 #[cfg(feature = "gateway")]
 pub mod gateway;
 #[cfg(feature = "gateway")]

@@ -19,7 +19,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("server", &["ids", "limits", "time", "sync", "proto", "engine", "hub", "gateway", "bus", "web"]),
     ("sim", &["ids", "limits", "time", "sync", "proto", "engine", "hub", "gateway", "bus"]),
     ("bin", &["time", "engine", "gateway", "server", "sim"]),
-    ("events", &["ids", "limits", "time", "bus"]),
+    ("events", &["bus"]),
     ("client", &["ids", "limits", "time", "proto"]),
     ("load", &["ids", "limits", "time", "proto", "client"]),
     ("cli", &["ids", "limits", "time", "sync", "proto", "engine", "hub", "gateway", "bus", "web", "server", "events", "client", "load"]),
@@ -242,6 +242,45 @@ fn every_dependency_says_what_it_saves_us() {
         } else if in_dependencies && line.contains('=') && !line.trim_start().starts_with('#') && !line.contains(" # ") {
             writeln!(complaints, "Cargo.toml:{}: add a comment at the end of the line: what does this dependency save us?", number + 1)
                 .expect("a string");
+        }
+    }
+    verdict(complaints);
+}
+
+/// What a part of the crate that is used alone never builds: rings, cryptography, a command line. With what that is by name.
+const NOT_ALONE: &[(&str, &[&str])] = &[(
+    "bus",
+    &["io-uring", "libc", "mio", "socket2", "rustls", "ring", "async-nats", "tungstenite", "clap", "toml", "monoio", "serde_json"],
+)];
+
+#[test]
+fn a_part_used_alone_builds_only_what_it_needs() {
+    let mut complaints = String::new();
+    for (feature, unwanted) in NOT_ALONE {
+        let mut tree = std::process::Command::new(env!("CARGO"));
+        tree.current_dir(root()).args([
+            "tree",
+            "--no-default-features",
+            "--features",
+            feature,
+            "-e",
+            "normal,build",
+            "--prefix",
+            "none",
+            "-f",
+            "{p}",
+        ]);
+        let tree = tree.output().expect("cargo runs");
+        assert!(tree.status.success(), "{}", String::from_utf8_lossy(&tree.stderr));
+        let tree = String::from_utf8(tree.stdout).expect("text");
+        let built: Vec<&str> = tree.lines().filter_map(|line| line.split(' ').next()).collect();
+        assert!(built.contains(&"shardcast") && built.len() > 2, "this is no tree: {tree}");
+        for name in built.iter().filter(|name| unwanted.contains(name)) {
+            writeln!(
+                complaints,
+                "--no-default-features --features {feature} builds {name}; make what needs it a feature of its own (Cargo.toml)"
+            )
+            .expect("a string");
         }
     }
     verdict(complaints);

@@ -1,6 +1,6 @@
 //! Models of what threads of the gateway do to each other: loom runs each in every interleaving, and with every stale value a load may see.
 //!
-//! The code under test is the gateway's own, on loom's atomics (src/sync.rs). `tests/run loom` is how to run them.
+//! The code under test is the gateway's own, on loom's atomics (src/sync.rs, and for the bus src/events/bus/parts.rs). `tests/run loom` is how to run them.
 //!
 //! What they do not show: rtrb itself, in whose place a ring with the same orderings stands; and a mistake in code that publishes data by SeqCst
 //! fences alone, because loom's fences do that and the language's do not.
@@ -9,6 +9,8 @@
 #[cfg(not(shardcast_loom))]
 compile_error!("without loom's atomics below it a model proves nothing: run `tests/run loom`, which passes --cfg shardcast_loom");
 
+#[cfg(all(test, shardcast_loom))]
+mod bus;
 #[cfg(all(test, shardcast_loom))]
 mod mailbox;
 #[cfg(all(test, shardcast_loom))]
