@@ -1,13 +1,14 @@
 //! shardcast: a Linux realtime gateway on thread-per-core io_uring shards.
 //!
-//! What is built is chosen by features: `server`, the program, is the default; `gateway` is its shards alone.
+//! What is built is chosen by features: `server`, the program, is the default; `gateway` is its shards alone; `bus` and `nats` are the libraries for
+//! other services ([`events`]).
 //!
 //! The map is docs/architecture.md. Layers, from the bottom: [`ids`], [`limits`] and [`time`] are the vocabulary; [`proto`] turns bytes
 //! into values and back; [`engine`] moves bytes and wakes shards; [`hub`] decides who gets what in which order; [`gateway`] joins those
 //! three into the life of a connection; [`bus`] joins its topics to NATS; [`server`] owns the threads; [`cli`] is the command line; [`web`] holds the pages; [`load`] is a client
 //! that measures.
 
-#[cfg(feature = "gateway")]
+#[cfg(any(feature = "gateway", feature = "nats"))]
 pub mod bus;
 #[cfg(feature = "server")]
 pub mod cli;

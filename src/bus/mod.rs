@@ -5,10 +5,12 @@
 //! nothing: a message from NATS gets its place in its topic as any other does.
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "gateway")]
 pub mod link;
-#[cfg(feature = "nats")]
+#[cfg(all(feature = "nats", feature = "gateway"))]
 pub mod nats;
+#[cfg(feature = "gateway")]
 pub mod options;
 pub mod status;
 #[cfg(feature = "nats")]
-mod stream;
+pub(crate) mod stream;

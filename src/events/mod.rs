@@ -6,9 +6,14 @@
 
 #[cfg(feature = "bus")]
 mod bus;
+#[cfg(feature = "nats")]
+pub mod event_bus;
 
 #[cfg(feature = "bus")]
 pub use bus::{
     Bus, BusOptions, Delivery, Lag, Lagged, Published, QUEUE_MESSAGES_MAX, RecvError, RecvTimeoutError, SubscribeError, SubscribeOptions,
     SubscriberId, Subscription, TOPIC_BYTES_MAX, TryRecvError,
 };
+
+#[cfg(feature = "nats")]
+pub use event_bus::EventBus;
