@@ -6,6 +6,7 @@
 #![allow(dead_code, reason = "every test file takes from here what it needs")]
 #![allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "tests stand outside the gateway: real time, real threads")]
 
+pub mod basics;
 pub mod events;
 pub mod foreign;
 pub mod frame;
@@ -25,10 +26,8 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+pub use basics::*;
 use metrics::Metrics;
-
-/// How long anything may take that should come at once. Generous: two test gateways and their clients share two cores.
-pub const SOON: Duration = Duration::from_secs(10);
 
 /// The label of a close that is not in a WebSocket close code: see `gateway/close_cause.rs`.
 pub const SLOW_CONSUMER: &str = "slow_consumer";
@@ -239,33 +238,6 @@ impl Setup {
 
 fn binary() -> PathBuf {
     std::env::var_os("SHARDCAST_TEST_BINARY").map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_shardcast")), PathBuf::from)
-}
-
-/// A directory for one test, gone with it.
-pub struct Scratch(PathBuf);
-
-impl Scratch {
-    pub fn new() -> Self {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let name = format!("shardcast-test-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let directory = std::env::temp_dir().join(name);
-        std::fs::create_dir(&directory).expect("a fresh name in the temporary directory");
-        Self(directory)
-    }
-
-    pub fn path(&self) -> &Path {
-        &self.0
-    }
-
-    pub fn join(&self, name: &str) -> PathBuf {
-        self.0.join(name)
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
 }
 
 /// The binary where any user can execute it: the checkout may be closed to others.
@@ -553,26 +525,6 @@ fn wait_for(pid: u32, options: i32) -> Option<i32> {
     let waited = unsafe { libc::waitpid(pid.cast_signed(), &raw mut status, options) };
     assert!(waited >= 0, "process {pid} is no child: {}", std::io::Error::last_os_error());
     (waited > 0).then_some(status)
-}
-
-/// Asks again until the answer is `Ok`, and fails with the last reason after `limit`.
-pub fn eventually<T>(limit: Duration, mut ask: impl FnMut() -> Result<T, String>) -> T {
-    let deadline = Instant::now() + limit;
-    loop {
-        match ask() {
-            Ok(answer) => return answer,
-            Err(reason) => assert!(Instant::now() < deadline, "after {limit:?}: {reason}"),
-        }
-        sleep_ms(10);
-    }
-}
-
-pub fn now() -> Instant {
-    Instant::now()
-}
-
-pub fn sleep_ms(ms: u64) {
-    std::thread::sleep(Duration::from_millis(ms));
 }
 
 /// The seed of a random schedule: `SHARDCAST_TEST_SEED`, or a new one. Printed, so that a failure can be run again.

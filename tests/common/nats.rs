@@ -1,5 +1,7 @@
 //! A real nats-server on loopback, and a client of it that shares no code with the gateway: the lines of the protocol on a socket.
 
+#![allow(dead_code, reason = "every test file takes from here what it needs")]
+
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -7,7 +9,9 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use super::{SOON, Scratch, Setup, eventually, gateway};
+use super::basics::{SOON, Scratch, eventually};
+#[cfg(feature = "gateway")]
+use super::{Setup, gateway};
 
 /// A running nats-server. Dropping it kills it.
 pub struct NatsServer {
@@ -64,11 +68,13 @@ impl NatsServer {
     }
 
     /// A gateway that reaches it, with short waits, and whose readiness says at once when it does not.
+    #[cfg(feature = "gateway")]
     pub fn gateway(&self) -> Setup {
         Self::gateway_of(&self.url())
     }
 
     /// The same for several servers, or other URLs.
+    #[cfg(feature = "gateway")]
     pub fn gateway_of(urls: &str) -> Setup {
         let setup = gateway().arg("--nats").arg(urls);
         setup.limit("nats_reconnect_wait_ms", 50).limit("nats_grace_ms", 0).limit("nats_ping_ms", 200)
