@@ -29,8 +29,8 @@ use super::terms::{Counts, Terms};
 
 /// Messages that are asked for at once.
 const ASK: usize = 256;
-/// How long the server keeps a request that it cannot answer yet. A lane that stops waits for its end.
-const ASK_LASTS: Duration = Duration::from_secs(1);
+/// How long the server keeps a request that it cannot answer yet, at most. A lane that stops waits for its end.
+pub(super) const ASK_LASTS_MAX: Duration = Duration::from_secs(1);
 /// How long after it our own end of the request is due, in which a message may be on its way.
 const ASK_GRACE: Duration = Duration::from_secs(1);
 /// From one try to the next where the server refuses.
@@ -72,6 +72,8 @@ pub(super) struct Common {
     pub(super) dead: DeadLetters,
     pub(super) durable: String,
     pub(super) terms: Terms,
+    /// How long the server keeps a request: so short that it ends before a lease that was just renewed.
+    pub(super) ask_lasts: Duration,
     pub(super) counts: Counts,
     pub(super) handle: Box<Handle>,
 }
@@ -192,12 +194,12 @@ impl Lane {
         // Among what is missing is what the room is for.
         let least = usize::from(self.order.is_gathering());
         let room = self.common.terms.held_max.saturating_sub(self.order.known()).clamp(least, ASK);
-        if self.asked > 0 || room == 0 || now < self.ask_after || now + ASK_LASTS > self.charge.borrow().until {
+        if self.asked > 0 || room == 0 || now < self.ask_after || now + self.common.ask_lasts > self.charge.borrow().until {
             return;
         }
-        let batch = BatchConfig { batch: room, expires: Some(ASK_LASTS), ..BatchConfig::default() };
+        let batch = BatchConfig { batch: room, expires: Some(self.common.ask_lasts), ..BatchConfig::default() };
         match self.consumer.request_batch(batch, self.inbox.as_str().into()).await {
-            Ok(()) => (self.asked, self.asked_until) = (room, now + ASK_LASTS),
+            Ok(()) => (self.asked, self.asked_until) = (room, now + self.common.ask_lasts),
             Err(error) => {
                 tracing::debug!(%error, "events cannot be asked for");
                 self.ask_after = now + PAUSE;

@@ -47,7 +47,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use self::dead::DeadLetters;
-use self::lane::{Arrived, Common, Failure};
+use self::lane::{ASK_LASTS_MAX, Arrived, Common, Failure};
 use self::leases::Leases;
 use self::steward::{Post, Steward};
 use self::subject::{Subjects, check_name, check_subject};
@@ -438,6 +438,7 @@ impl EventBus {
             dead: self.graveyard(),
             durable: durable.to_owned(),
             terms,
+            ask_lasts: ASK_LASTS_MAX.min(options.lease / 3),
             counts: Counts::default(),
             handle: Box::new(handle),
         });
