@@ -15,5 +15,8 @@ pub use bus::{
     SubscriberId, Subscription, TOPIC_BYTES_MAX, TryRecvError,
 };
 
+/// The client of NATS that [`EventBus`] is built on, for connections of one's own making.
+#[cfg(feature = "nats")]
+pub use ::nats;
 #[cfg(feature = "nats")]
 pub use event_bus::EventBus;

@@ -1,11 +1,15 @@
 //! The durable bus (`events::EventBus`) against a real nats-server: what is acknowledged is there, what is handled is in order, and who dies is
 //! replaced.
 
-#[path = "common/basics.rs"]
+#[path = "../common/basics.rs"]
 mod basics;
 // Not `common`: none of this needs a gateway, and it is built without one.
-#[path = "common/nats.rs"]
+#[path = "../common/nats.rs"]
 mod nats;
+#[path = "../../examples/orders.rs"]
+mod orders;
+mod outages;
+mod processes;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -49,12 +53,16 @@ fn run<T>(test: impl Future<Output = T>) -> T {
 }
 
 /// Asks again until the answer is `Ok`, and lets tasks run meanwhile.
-async fn eventually<T>(mut ask: impl FnMut() -> Result<T, String>) -> T {
-    let deadline = now() + 2 * SOON;
+async fn eventually<T>(ask: impl FnMut() -> Result<T, String>) -> T {
+    eventually_within(2 * SOON, ask).await
+}
+
+async fn eventually_within<T>(limit: Duration, mut ask: impl FnMut() -> Result<T, String>) -> T {
+    let deadline = now() + limit;
     loop {
         match ask() {
             Ok(answer) => return answer,
-            Err(reason) => assert!(now() < deadline, "after {:?}: {reason}", 2 * SOON),
+            Err(reason) => assert!(now() < deadline, "after {limit:?}: {reason}"),
         }
         sleep(Duration::from_millis(10)).await;
     }
@@ -365,4 +373,18 @@ fn a_bus_that_is_another_one_is_refused_with_the_field() {
         let info = server.client().request("$JS.API.CONSUMER.INFO.EVENTS.reader", "");
         assert_eq!((&info["config"]["ack_wait"], &info["config"]["max_ack_pending"]), (&3_000_000_000_u64.into(), &50.into()), "{info}");
     });
+}
+
+#[test]
+fn the_example_of_orders_bills_what_can_be_billed() {
+    let (server, _store) = server();
+    let (orders, dead) = run(orders::run(&server.url(), options(), terms())).expect("it comes to its end");
+    let expected = [
+        ("order-1", vec!["invoice written", "invoice closed"]),
+        ("order-2", vec!["invoice written", "invoice withdrawn"]),
+        ("order-3", vec!["invoice withdrawn"]),
+    ];
+    assert_eq!(orders, expected.into_iter().map(|(order, done)| (order.to_owned(), done)).collect());
+    let told: Vec<_> = dead.iter().map(|letter| (letter.subject.as_str(), letter.deliveries, letter.reason.as_str())).collect();
+    assert_eq!(told, [("orders.created", 3, "an order of -1 cents cannot be billed")]);
 }
