@@ -26,9 +26,9 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::clock::{Clock, unix_time};
 use super::restart::Program;
-use super::state::write_to;
 use super::wire::Wire;
 use crate::engine::wakers::Wakers;
+use crate::gateway::state_stream::write_to;
 use crate::gateway::{self, Chunk, Shared};
 use crate::ids::ShardId;
 use crate::proto::position::Epoch;
@@ -176,7 +176,7 @@ impl Estate {
             let descriptors: Vec<_> = sockets.iter().map(crate::engine::sys::Socket::descriptor).collect();
             wire.send(bytes, &descriptors)
         };
-        let written = write_to(put, self.epoch, self.hash_key, chunks, |_| {})?;
+        let written = write_to(put, self.epoch, self.hash_key, chunks.into_iter().flatten(), |_| {})?;
         wire.end()?;
         Ok(written.counts[3])
     }

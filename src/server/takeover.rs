@@ -6,9 +6,9 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use super::handover::{ADMIN, END, LISTENER, LOCK, PASSED, PREPARED, TAKEN, VARIABLE, VERSION};
-use super::state::Restored;
 use super::wire::Wire;
 use crate::engine::sys::Socket;
+use crate::gateway::state_stream::Restored;
 use crate::proto::position::Epoch;
 
 /// The process before, and what it has said.
