@@ -145,7 +145,8 @@ fn no_shard_ends_while_another_has_messages_for_it() {
     let room = (0..).map(|number| format!("room-{number}")).find(|room| placement.home(room) == home).expect("half of all");
     let client = world.borrow_mut().connect(away, LinkOptions::default()).expect("it listens");
     let say = |bytes: &[u8]| assert_eq!(world.borrow_mut().client_write(client, bytes).ok(), Some(bytes.len()));
-    let upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+    let upgrade =
+        "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
     say(format!("GET /ws?room={room} HTTP/1.1\r\nHost: gateway\r\n{upgrade}").as_bytes());
     shards.run_until(Duration::from_millis(10), |_| false);
     shards.drain(Duration::from_secs(30), true);

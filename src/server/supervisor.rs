@@ -209,7 +209,8 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
     let (mut house, before) = match (fresh, takeover) {
         (Some(house), _) => (house, None),
         (None, Some(mut before)) => {
-            let mut house = plan.take_over(&mut before, hash_key, patience, &commands, link.as_deref())?;
+            let taken = plan.take_over(&mut before, hash_key, patience, &commands, link.as_deref());
+            let mut house = taken.inspect_err(|error| before.refuse(&error.to_string()))?;
             start_admin(&mut house)?;
             (house, Some(before))
         }
@@ -233,6 +234,7 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
                 shared: Arc::clone(&shared),
                 wakers: Arc::clone(&plan.wakers),
                 shards: commands.clone(),
+                nats: link.clone(),
                 passed: house.place.share_passed().map_err(system("keep the socket that was passed"))?,
                 admin: house.admin_kept.as_ref().map(OwnedFd::try_clone).transpose().map_err(system("keep the admin listener"))?,
                 lock: house.state.as_ref().map(StateFile::share_lock).transpose().map_err(system("keep the lock of the state"))?,
