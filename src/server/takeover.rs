@@ -107,6 +107,11 @@ impl Takeover {
         let _ = self.say(TAKEN);
     }
 
+    /// Says why this process takes nothing: the one before logs it, and may end this one before it has said so itself.
+    pub fn refuse(&mut self, why: &str) {
+        let _ = self.say(&why.replace('\n', " "));
+    }
+
     fn say(&mut self, word: &str) -> Result<(), String> {
         self.wire.send(format!("{word}\n").as_bytes(), &[]).map_err(|error| format!("the process before is gone: {error}"))
     }
