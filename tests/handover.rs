@@ -349,6 +349,42 @@ fn a_next_process_that_is_killed_at_any_time_leaves_one_of_the_two() {
     }
 }
 
+/// However few descriptors the next process may have, it takes everything or nothing: by the time that it says so, it has all that it needs.
+#[test]
+fn a_next_process_with_too_few_descriptors_takes_nothing() {
+    let mut place = Replaceable::new(&[]);
+    let mut publisher = raw::ws(&place.gateway, "/ws?room=a");
+    let mut reader = events::open(place.gateway.port, "/events?topic=a");
+    let mut serves = |what: &str| {
+        publish(&mut publisher, what);
+        reader.expect(what);
+    };
+    // What a process needs to begin at all is some 20.
+    for descriptors in 12..200 {
+        place.replace(&format!("ulimit -n {descriptors}; exec {} \"$@\"", place.real.display()));
+        let taken = place.gateway.try_to_hand_over();
+        serves(&format!("with {descriptors}"));
+        if taken {
+            let ready = format!("GET /readyz {HOST}\r\n");
+            assert_eq!(raw::http(place.gateway.admin, ready.as_bytes()).status, 200);
+            let late = place.gateway.log().matches("the process before").count();
+            assert!(late > 0, "none has failed once it had begun to take over: {}", place.gateway.log());
+            return;
+        }
+    }
+    panic!("200 descriptors are not enough: {}", place.gateway.log());
+}
+
+/// A next process that nobody listens to serves all the same.
+#[test]
+fn a_next_process_that_cannot_say_that_it_is_ready_serves() {
+    let mut place = Replaceable::new(&[]);
+    let mut publisher = raw::ws(&place.gateway, "/ws?room=a");
+    place.replace(&format!("exec {} \"$@\" 2>/dev/full", place.real.display()));
+    place.gateway.hand_over();
+    publish(&mut publisher, "served");
+}
+
 #[test]
 fn a_state_file_is_handed_over_and_written_by_who_ends_last() {
     let place = Scratch::new();

@@ -3,13 +3,15 @@
 mod common;
 
 use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
 
 use common::events::{self, Reader};
 use common::foreign::{Client, connect};
 use common::freeze::Frozen;
 use common::nats::NatsServer;
 use common::raw::{self, Raw, Response};
-use common::{Gateway, SOON, eventually};
+use common::{Gateway, SOON, eventually, sleep_ms};
 use serde_json::Value;
 use tungstenite::Message;
 
@@ -547,7 +549,6 @@ fn a_gateway_that_ends_has_sent_what_it_took() {
     }
 }
 
-/// A shard that stands still takes nothing: what comes for it beyond its bounds is dropped and counted, and what was taken comes in order.
 /// The next process is connected before clients are its own: none of them is told that there is no NATS, and what they say goes out.
 #[test]
 fn clients_who_are_handed_over_speak_to_nats_as_before() {
@@ -572,6 +573,90 @@ fn clients_who_are_handed_over_speak_to_nats_as_before() {
     wait_until_ready(&a);
 }
 
+/// A way to a server on which the first connection gets some 1.6 MB/s up, and every other one what it likes.
+fn slow_way(server: &NatsServer) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
+    let port = listener.local_addr().expect("bound").port();
+    let url = server.url();
+    let pass = |mut from: TcpStream, mut to: TcpStream, is_slow: bool| {
+        std::thread::spawn(move || {
+            let mut bytes = [0; 16 * 1024];
+            while let Ok(count @ 1..) = from.read(&mut bytes) {
+                if is_slow {
+                    sleep_ms(10);
+                }
+                if to.write_all(&bytes[..count]).is_err() {
+                    break;
+                }
+            }
+            let _ = to.shutdown(std::net::Shutdown::Write);
+        });
+    };
+    std::thread::spawn(move || {
+        for (number, client) in listener.incoming().enumerate() {
+            let client = client.expect("it accepts");
+            let server = TcpStream::connect(url.trim_start_matches("nats://")).expect("nats-server accepts");
+            pass(client.try_clone().expect("descriptors"), server.try_clone().expect("descriptors"), number == 0);
+            pass(server, client, false);
+        }
+    });
+    port
+}
+
+/// What a client says to the next process comes behind what it has said to the one before, though that is still on a slow way to the server.
+#[test]
+fn who_is_handed_over_does_not_overtake_himself_on_the_way_to_nats() {
+    let server = NatsServer::start();
+    let mut listener = server.client();
+    listener.subscribe("shardcast.news");
+    let url = format!("nats://127.0.0.1:{}", slow_way(&server));
+    let mut gateway = start(NatsServer::gateway_of(&url).limit("nats_ping_ms", 10_000));
+    let mut talker = connect(&gateway, "/ws?room=news&echo=0");
+    let filler = "f".repeat(20_000);
+    for number in 0..100 {
+        talker.text(&format!("{number} {filler}"));
+    }
+    eventually(SOON, || match metric(&gateway, "published_total") {
+        100 => Ok(()),
+        sent => Err(format!("{sent} of 100 are on their way")),
+    });
+    gateway.hand_over();
+    talker.text("100 and the end");
+    for number in 0..=100 {
+        let message = listener.message();
+        assert_eq!(message.text().split(' ').next(), Some(&*number.to_string()));
+    }
+}
+
+/// With a server that does not answer there is no hand-over, and clients notice nothing of the trial.
+#[test]
+fn over_a_frozen_server_nothing_is_handed_over() {
+    let server = NatsServer::start();
+    let mut gateway = start(half(&server).limit("nats_ping_ms", 10_000).limit("handover_ms", 1000));
+    let mut own = events::open(gateway.port, "/events?topic=own");
+    let mut member = connect(&gateway, "/ws?room=n-1");
+    server.wait_for_subscribers("n.1", 1);
+    server.freeze();
+    assert!(!gateway.try_to_hand_over());
+    assert!(gateway.log().contains("there is no connection to NATS"), "{}", gateway.log());
+    own_topics_go_on(&gateway, &mut own);
+    server.thaw();
+    let mut foreign = server.client();
+    foreign.publish("n.1", "still there");
+    member.expect_text("still there");
+    gateway.hand_over();
+    foreign.publish("n.1", "and again");
+    member.expect_text("and again");
+    // Who listens to everything keeps the server from saying that nobody does.
+    foreign.subscribe(">");
+    foreign.settle();
+    gateway.hand_over();
+    assert!(gateway.log().contains("may overtake it"), "{}", gateway.log());
+    foreign.publish("n.1", "in the end");
+    member.expect_text("in the end");
+}
+
+/// A shard that stands still takes nothing: what comes for it beyond its bounds is dropped and counted, and what was taken comes in order.
 #[test]
 fn what_comes_faster_than_a_shard_takes_it_is_bounded_and_counted() {
     const MESSAGES: u64 = 5000;

@@ -1,12 +1,19 @@
 //! Whole simulated gateways in the debug build: the first seeds break no rule, and a seed is one run.
 
+use std::cell::RefCell;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use shardcast::engine::sim::Choices;
+use shardcast::engine::sim::{Chaos, Choices, LinkOptions, SimRingSize, World};
 use shardcast::gateway::close_cause::CloseCause;
 use shardcast::gateway::counters::Counters;
-use shardcast::sim::{Crowd, Obeys, Shards, StormPlan, run};
+use shardcast::hub::Placement;
+use shardcast::ids::ShardId;
+use shardcast::limits::Limits;
+use shardcast::proto::ws::OpCode;
+use shardcast::proto::ws::frame::encode_masked_into;
+use shardcast::sim::{Crowd, Obeys, Shards, ShardsPlan, StormPlan, run};
 
 #[test]
 fn the_first_seeds_break_no_rule() {
@@ -125,4 +132,54 @@ fn shards_whose_drain_is_called_off_take_clients_again() {
         assert_eq!(more, told, "goodbyes went on");
         crowd.connect(100, Shards::step);
     }
+}
+
+/// A shard gives out the state of its topics when it ends. One that ended while another still had messages for it would leave them out.
+#[test]
+fn no_shard_ends_while_another_has_messages_for_it() {
+    let world = Rc::new(RefCell::new(World::new(Choices::seeded(1), Chaos::CALM)));
+    let limits = Limits { connections_max: 10, queued_bytes_max: 1 << 30, ..Limits::default() };
+    let mut shards = Shards::start(&ShardsPlan { shards: 2, limits, ring: SimRingSize::default(), seed: 1 }, &world);
+    let (home, away) = (ShardId(0), ShardId(1));
+    let placement = Placement::new(2, (1, !1));
+    let room = (0..).map(|number| format!("room-{number}")).find(|room| placement.home(room) == home).expect("half of all");
+    let client = world.borrow_mut().connect(away, LinkOptions::default()).expect("it listens");
+    let say = |bytes: &[u8]| assert_eq!(world.borrow_mut().client_write(client, bytes).ok(), Some(bytes.len()));
+    let upgrade =
+        "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+    say(format!("GET /ws?room={room} HTTP/1.1\r\nHost: gateway\r\n{upgrade}").as_bytes());
+    shards.run_until(Duration::from_millis(10), |_| false);
+    shards.drain(Duration::from_secs(30), true);
+    // The door is shut, and no goodbye is said yet.
+    shards.run_until(Duration::from_millis(150), |_| false);
+
+    let turns = |shards: &mut Shards, shard: ShardId| {
+        for _ in 0..20 {
+            world.borrow_mut().stir();
+            shards.step(shard);
+        }
+    };
+    let mut message = Vec::new();
+    encode_masked_into(&mut message, true, OpCode::Text, [1, 2, 3, 4], &[b'x'; 100]);
+    // The home does not see to its mail: the second waits until the first has arrived.
+    for _ in 0..2 {
+        say(&message);
+        turns(&mut shards, away);
+    }
+    world.borrow_mut().client_close(client);
+    turns(&mut shards, away);
+    assert_eq!(shards.shared.connections(), 0);
+    let pass = |shards: &mut Shards, shard| {
+        for _ in 0..5 {
+            let now = world.borrow().now;
+            world.borrow_mut().now = now + Duration::from_millis(20);
+            turns(shards, shard);
+            assert!(shards.due(shard).is_some(), "{shard} ends before the second message is in its home's history");
+        }
+    };
+    pass(&mut shards, away);
+    pass(&mut shards, home);
+    assert!(shards.shared.is_drained() && shards.shared.history_bytes() < 200, "only the first has arrived");
+    shards.run_until(Duration::from_secs(1), |_| false);
+    assert!(shards.have_finished() && shards.shared.history_bytes() >= 200);
 }

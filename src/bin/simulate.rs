@@ -186,7 +186,9 @@ fn many(args: &Args) -> ExitCode {
                 Ok(report) => total.add(&report),
                 Err(finding) => {
                     found += 1;
-                    println!("seed {seed}: {finding}\n  again: cargo run --profile sim --features sim --bin simulate -- --seed {seed}");
+                    println!(
+                        "seed {seed}: {finding}\n  again: cargo run --profile sim --features simulate --bin simulate -- --seed {seed}"
+                    );
                     stop.fetch_or(args.first_finding, Ordering::Relaxed);
                 }
             }

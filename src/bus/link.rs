@@ -150,6 +150,14 @@ impl LinkShared {
         }
     }
 
+    /// Asks the server for a word, behind everything that shards have given to the core. When `Status::answered` is the number that is returned here, the
+    /// server has handled all of that. It may never be: who may not ask, or is heard by somebody who listens to everything, gets no answer.
+    pub fn ask_server(&self) -> u64 {
+        let asked = self.status.ask();
+        (self.rouse)();
+        asked
+    }
+
     /// The process ends: see [`Status::stop`].
     pub fn stop(&self) {
         self.status.stop();

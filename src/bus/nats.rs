@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_core::Stream;
-use nats::client::PublishErrorKind;
+use nats::client::{PublishErrorKind, RequestErrorKind};
 use nats::connection::State;
 use nats::{Client, ClientError, ConnectOptions, Event, HeaderMap, ServerAddr, Subject, Subscriber};
 use tokio::sync::{Notify, mpsc};
@@ -185,6 +185,7 @@ impl Core {
                 ends: Rc::clone(&ends),
                 node: shared.status.node,
                 sent: 0,
+                asked: 0,
                 topics: HashMap::new(),
                 message_bytes_max: self.message_bytes_max,
             }
@@ -246,6 +247,14 @@ async fn see_to_stream(wanted: Wanted, client: Client, shared: Arc<LinkShared>, 
     }
 }
 
+/// Asks for what nobody has: that it is so the server says itself, once it has handled what was sent before. (The client tells nobody of its pings.)
+async fn ask(client: Client, shared: Arc<LinkShared>, number: u64) {
+    match client.request(client.new_inbox(), Bytes::new()).await {
+        Err(error) if error.kind() != RequestErrorKind::NoResponders => tracing::debug!(%error, "the NATS server gives no word"),
+        _ => shared.status.answer(number),
+    }
+}
+
 /// The core's ends of the ways to the shards.
 struct Ends {
     lanes: Vec<RefCell<CoreLane>>,
@@ -277,6 +286,8 @@ struct Pump {
     node: u64,
     /// Messages so far: their numbers.
     sent: u64,
+    /// Times that the server was asked for its word.
+    asked: u64,
     /// The tasks of the topics that NATS is asked for.
     topics: HashMap<(ShardId, TopicKey), AbortHandle>,
     message_bytes_max: u64,
@@ -289,6 +300,7 @@ impl Pump {
         loop {
             notify.notified().await;
             self.ends.lane(shards[0]).answer_bell();
+            let asked = shared.status.asked();
             let mut is_idle = false;
             while !is_idle {
                 is_idle = true;
@@ -300,6 +312,10 @@ impl Pump {
                         self.carry_out(shard, request, &shared.status).await;
                     }
                 }
+            }
+            if asked > self.asked {
+                self.asked = asked;
+                spawn_local(ask(self.client.clone(), Arc::clone(&shared), asked));
             }
             if shared.status.is_stopping() {
                 return;

@@ -115,6 +115,8 @@ pub struct Status {
     pub subscriptions: Count,
     /// The largest message that the server takes, its headers included.
     pub max_payload: Count,
+    asked: AtomicU64,
+    answered: AtomicU64,
 }
 
 /// The largest message that a server takes unless it says otherwise.
@@ -140,6 +142,8 @@ impl Status {
             late: Count::default(),
             subscriptions: Count::default(),
             max_payload: Count::default(),
+            asked: AtomicU64::new(0),
+            answered: AtomicU64::new(0),
         };
         status.max_payload.set(MAX_PAYLOAD);
         status
@@ -169,6 +173,26 @@ impl Status {
     pub fn set(&self, state: LinkState) -> LinkState {
         let before = self.state.swap(state as u8, Ordering::Relaxed);
         LinkState::ALL[usize::from(before) % LinkState::ALL.len()]
+    }
+
+    /// The server's word is wanted, behind everything that shards have given to the core so far: how often that was so.
+    pub fn ask(&self) -> u64 {
+        self.asked.fetch_add(1, Ordering::AcqRel) + 1
+    }
+
+    /// How often it was wanted. What had been given before is there for who reads it.
+    pub fn asked(&self) -> u64 {
+        self.asked.load(Ordering::Acquire)
+    }
+
+    /// The server has given its word.
+    pub fn answer(&self, asked: u64) {
+        self.answered.fetch_max(asked, Ordering::AcqRel);
+    }
+
+    /// Up to which time it has.
+    pub fn answered(&self) -> u64 {
+        self.answered.load(Ordering::Acquire)
     }
 
     /// The process ends: what waits goes out, and then nothing more.

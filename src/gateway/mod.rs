@@ -53,6 +53,7 @@ mod seldom;
 mod session;
 mod shared;
 mod snapshot;
+pub mod state_stream;
 mod streams;
 mod timeouts;
 mod topic;

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use crossbeam_channel::{Sender, bounded};
+use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::clock::Clock;
 use super::debug::Debug;
@@ -84,13 +84,24 @@ impl Admin {
         self.listener.try_clone().map(OwnedFd::from)
     }
 
-    /// Answers from now on until the process ends.
+    /// Answers until the process ends, once the other end of `opened` is gone: until then the process before answers at the same listener.
     ///
     /// # Errors
     /// When its thread cannot be started.
-    pub fn start(self, clock: Clock, metrics: Metrics, debug: Debug, orders: Sender<Order>) -> Result<(), AdminError> {
+    pub fn start(
+        self,
+        clock: Clock,
+        metrics: Metrics,
+        debug: Debug,
+        orders: Sender<Order>,
+        opened: Receiver<()>,
+    ) -> Result<(), AdminError> {
         let pages = Arc::new(Pages { metrics, readiness: Arc::clone(&debug.readiness), debug, orders });
-        let run = move || accept_forever(&self.listener, clock, &pages);
+        let run = move || {
+            // Nothing is ever sent.
+            let _ = opened.recv();
+            accept_forever(&self.listener, clock, &pages);
+        };
         thread::Builder::new().name("admin".to_owned()).spawn(run).map_err(AdminError::Thread)?;
         Ok(())
     }
@@ -391,7 +402,7 @@ mod tests {
             doors: Arc::default(),
             nats: None,
         };
-        admin.start(Clock::new(), metrics, debug, orders).expect("a thread can be started");
+        admin.start(Clock::new(), metrics, debug, orders, bounded(0).1).expect("a thread can be started");
         (address, readiness)
     }
 

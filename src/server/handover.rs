@@ -26,12 +26,14 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::clock::{Clock, unix_time};
 use super::restart::Program;
-use super::state::write_to;
 use super::wire::Wire;
+use crate::bus::link::LinkShared;
 use crate::engine::wakers::Wakers;
+use crate::gateway::state_stream::write_to;
 use crate::gateway::{self, Chunk, Shared};
 use crate::ids::ShardId;
 use crate::proto::position::Epoch;
+use crate::time::Time;
 
 /// How a process learns that it takes over from another, whose socket is its standard input: version, shards, epoch and the key of names' hashes.
 pub const VARIABLE: &str = "HANDOVER_FROM";
@@ -79,6 +81,8 @@ pub struct Estate {
     pub admin: Option<OwnedFd>,
     /// The lock of the state file.
     pub lock: Option<OwnedFd>,
+    /// The connection to NATS, where there is one.
+    pub nats: Option<Arc<LinkShared>>,
     /// How long each step may take: `limits.handover_ms`.
     pub patience: Duration,
 }
@@ -126,8 +130,16 @@ impl Estate {
 
     fn hand_over_to(&self, child: &mut Child, wire: &mut Wire) -> Result<HandedOver, String> {
         expect(wire, PREPARED)?;
+        let until = self.clock.now() + self.patience;
+        // As much of it as there is goes out while clients are still served.
+        let ordered = self.nats_has_handled_all(self.clock.now() + self.patience / 4);
+        if !ordered {
+            tracing::warn!(
+                "the NATS server has not said within {} ms that it has handled what clients have published: what they say to the next process may overtake it",
+                (self.patience / 4).as_millis()
+            );
+        }
         let begun = self.clock.now();
-        let until = begun + self.patience;
         let listeners = self.freeze()?;
         while !self.shared.all_still() {
             if self.clock.now() >= until {
@@ -135,9 +147,26 @@ impl Estate {
             }
             thread::park_timeout(LOOK);
         }
+        if ordered && !self.nats_has_handled_all(until) {
+            let patience = self.patience.as_millis();
+            return Err(format!("NATS has not handled what clients have published within {patience} ms (limits.handover_ms)"));
+        }
         let connections = self.give(wire, &listeners).map_err(|error| format!("the next process does not listen any more: {error}"))?;
         expect(wire, TAKEN)?;
         Ok(HandedOver { pid: child.id(), connections: Some((connections, self.clock.now().since(begun))) })
+    }
+
+    /// Whether the NATS server says until then that it has handled what shards have for it: the next process has a connection of its own, which is no later.
+    fn nats_has_handled_all(&self, until: Time) -> bool {
+        let Some(nats) = &self.nats else { return true };
+        let asked = nats.ask_server();
+        while nats.status.answered() < asked {
+            if self.clock.now() >= until {
+                return false;
+            }
+            thread::park_timeout(LOOK);
+        }
+        true
     }
 
     /// Has every shard freeze; the listeners that they have.
@@ -176,7 +205,7 @@ impl Estate {
             let descriptors: Vec<_> = sockets.iter().map(crate::engine::sys::Socket::descriptor).collect();
             wire.send(bytes, &descriptors)
         };
-        let written = write_to(put, self.epoch, self.hash_key, chunks, |_| {})?;
+        let written = write_to(put, self.epoch, self.hash_key, chunks.into_iter().flatten(), |_| {})?;
         wire.end()?;
         Ok(written.counts[3])
     }

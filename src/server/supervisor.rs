@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::io;
+use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
@@ -22,7 +22,7 @@ use super::lifecycle::{End, Lifecycle, Order, Phase, Readiness};
 use super::metrics::{Metrics, ProcessFacts};
 use super::restart::{Kept, Program};
 use super::shard::{DriverKind, Seat, Started, ring_size, run};
-use super::state::{StateFile, StateFileError, Written};
+use super::state::{StateFile, StateFileError};
 use super::systemd::Notifier;
 use super::takeover::{Sockets, Takeover};
 use super::{admin, bus, debug, host, lifecycle, signals, systemd};
@@ -32,6 +32,7 @@ use crate::engine::sys::{self, ListenOptions, Listener};
 use crate::engine::uring::probe::{Blocked, probe};
 use crate::engine::wakers::Wakers;
 use crate::gateway::counters::Counters;
+use crate::gateway::state_stream::Written;
 use crate::gateway::{Chunk, Command, Inheritance, Pages, Parts, Shared, Snapshot};
 use crate::hub::Placement;
 use crate::ids::ShardId;
@@ -149,6 +150,9 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
     let readiness = Readiness::new();
     let (orders, ordered) = bounded(ORDERS_MAX);
     let doors = Arc::new(OnceLock::new());
+    // Dropped, it has the admin listener accept.
+    let (open, opened) = bounded::<()>(0);
+    let mut open = Some(open);
     let start_admin = |house: &mut House| {
         let Some(admin) = house.admin.take() else { return Ok(()) };
         let facts = ProcessFacts {
@@ -169,10 +173,11 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
             doors: Arc::clone(&doors),
             nats: link.clone(),
         };
-        admin.start(clock, Metrics::new(counters.clone(), facts), debug, orders.clone())
+        admin.start(clock, Metrics::new(counters.clone(), facts), debug, orders.clone(), opened.clone())
     };
     if let Some(house) = &mut fresh {
         start_admin(house)?;
+        open.take();
     }
 
     // From here on clients are served: the file must be gone by then.
@@ -202,26 +207,20 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
     };
     let listening = fresh.as_mut().map(|house| std::mem::take(&mut house.listeners));
     let Crew { commands, threads, states } = plan.start(listening, snapshots, bridges)?;
-    let mut house = match (fresh, takeover) {
-        (Some(house), _) => house,
-        (None, Some(before)) => {
-            let mut house = plan.take_over(before, hash_key, patience, &commands, link.as_deref())?;
+    let (mut house, before) = match (fresh, takeover) {
+        (Some(house), _) => (house, None),
+        (None, Some(mut before)) => {
+            let taken = plan.take_over(&mut before, hash_key, patience, &commands, link.as_deref());
+            let mut house = taken.inspect_err(|error| before.refuse(&error.to_string()))?;
             start_admin(&mut house)?;
-            house
+            (house, Some(before))
         }
         (None, None) => unreachable!("a house is opened or taken over"),
     };
     doors.get_or_init(|| Doors { commands: commands.clone(), wakers: Arc::clone(&plan.wakers) });
     let reporting = shutdown.report(plan.orders.clone()).map_err(system("watch for signals"))?;
-    readiness.set(Phase::Serving);
     let address = house.place.address();
     let admin_text = house.admin_address.map_or_else(|| "admin off".to_owned(), |address| format!("admin http://{address}"));
-    eprintln!(
-        "shardcast {} ready: http://{address} ({shards} shard{}, {} driver, {admin_text})",
-        env!("CARGO_PKG_VERSION"),
-        if shards == 1 { "" } else { "s" },
-        driver.name()
-    );
 
     let hand_over = match config.restart {
         // The container would end with it.
@@ -236,6 +235,7 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
                 shared: Arc::clone(&shared),
                 wakers: Arc::clone(&plan.wakers),
                 shards: commands.clone(),
+                nats: link.clone(),
                 passed: house.place.share_passed().map_err(system("keep the socket that was passed"))?,
                 admin: house.admin_kept.as_ref().map(OwnedFd::try_clone).transpose().map_err(system("keep the admin listener"))?,
                 lock: house.state.as_ref().map(StateFile::share_lock).transpose().map_err(system("keep the lock of the state"))?,
@@ -253,6 +253,22 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
             Some(Box::new(hand_over) as Box<dyn Fn() -> Result<HandedOver, String>>)
         }
     };
+    if let Some(before) = before {
+        // From here on nothing may fail: the process before ends, and clients have only this one.
+        before.taken();
+        let mut listeners = std::mem::take(&mut house.listeners).into_iter();
+        plan.command(&commands, || Command::Thaw { listener: listeners.next() });
+    }
+    readiness.set(Phase::Serving);
+    drop(open);
+    // Who does not hear it is served all the same.
+    let _ = writeln!(
+        io::stderr(),
+        "shardcast {} ready: http://{address} ({shards} shard{}, {} driver, {admin_text})",
+        env!("CARGO_PKG_VERSION"),
+        if shards == 1 { "" } else { "s" },
+        driver.name()
+    );
     let (state, admin_kept) = (house.state.take(), house.admin_kept.take());
     let place = Rc::new(house.place);
     let (limits, here) = (Arc::clone(&plan.limits), Rc::clone(&place));
@@ -641,10 +657,10 @@ impl Plan<'_> {
 }
 
 impl Plan<'_> {
-    /// Has the shards, which are frozen, go on with everything that the process before has; then they serve, and that one ends.
+    /// Has the shards, which are frozen, take up everything that the process before has. It is told so later, and until then nothing is theirs.
     fn take_over(
         &self,
-        mut before: Takeover,
+        before: &mut Takeover,
         hash_key: (u64, u64),
         patience: Duration,
         commands: &[Sender<Command>],
@@ -664,7 +680,7 @@ impl Plan<'_> {
             return Err(ServeError::Takeover("the process before has said whose offsets they are in two ways".to_owned()));
         }
         let shards = commands.len();
-        let mut house = House::inherit(self.config, shards as u16, &self.limits, sockets)?;
+        let house = House::inherit(self.config, shards as u16, &self.limits, sockets)?;
         let connections = std::mem::take(&mut restored.connections);
         // Every topic is where it was before the first connection asks for one.
         let snapshots = restored.split(&self.placement);
@@ -684,9 +700,6 @@ impl Plan<'_> {
             }
             thread::park_timeout(LOOK);
         }
-        before.taken();
-        let mut listeners = std::mem::take(&mut house.listeners).into_iter();
-        self.command(commands, || Command::Thaw { listener: listeners.next() });
         Ok(house)
     }
 

@@ -6,9 +6,9 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use super::handover::{ADMIN, END, LISTENER, LOCK, PASSED, PREPARED, TAKEN, VARIABLE, VERSION};
-use super::state::Restored;
 use super::wire::Wire;
 use crate::engine::sys::Socket;
+use crate::gateway::state_stream::Restored;
 use crate::proto::position::Epoch;
 
 /// The process before, and what it has said.
@@ -105,6 +105,11 @@ impl Takeover {
     /// Says that this process has everything, before it does anything with it. A process before that has died meanwhile is no reason not to.
     pub fn taken(mut self) {
         let _ = self.say(TAKEN);
+    }
+
+    /// Says why this process takes nothing: the one before logs it, and may end this one before it has said so itself.
+    pub fn refuse(&mut self, why: &str) {
+        let _ = self.say(&why.replace('\n', " "));
     }
 
     fn say(&mut self, word: &str) -> Result<(), String> {

@@ -6,7 +6,7 @@
 //! | file | what it holds |
 //! |---|---|
 //! | `plan` | what a simulation consists of |
-//! | `shards` | gateways over simulated kernels |
+//! | `shards`, `takeover` | gateways over simulated kernels; how another process goes on with what they have |
 //! | `client`, `stream`, `reader`, `poller`, `poster`, `exchange`, `stranger` | who connects |
 //! | `epilogue` | those who come back when everything has been said |
 //! | `ears` | where a reader with a cursor is in each topic |
@@ -30,6 +30,7 @@ mod shards;
 mod storm;
 mod stranger;
 mod stream;
+mod takeover;
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -64,6 +65,8 @@ const TALK: Duration = Duration::from_secs(60);
 const GONE_WITHIN: Duration = Duration::from_secs(90);
 /// How long a drain may take.
 const DRAIN: Duration = Duration::from_secs(10);
+/// How soon shards that are frozen are still: nobody outside can keep them from it.
+const HANDED_OVER_WITHIN: Duration = Duration::from_secs(10);
 /// How many of a million are told to come back in a rebalance, and over how long.
 const REBALANCED_PPM: u32 = 400_000;
 const REBALANCE: Duration = Duration::from_millis(20);
@@ -154,6 +157,8 @@ struct Simulation {
 enum Next {
     Begin(Time),
     CallOff(Time),
+    /// Once it is still, from this time on another process takes over; or none does.
+    HandOver(Time),
 }
 
 /// Who can do something now.
@@ -264,6 +269,10 @@ impl Simulation {
                 world.now = world.now + Duration::from_secs(seconds);
             }
         }
+        if let Some(Next::HandOver(_)) = interlude {
+            // Time has jumped over it.
+            self.shards.thaw();
+        }
         // In a gentle world everybody gets to say what he has to say, or else the reason is his own.
         for client in &self.clients {
             let fine = self.plan.harsh || client.is_excused() || client.is_done(&self.ledger);
@@ -289,6 +298,31 @@ impl Simulation {
             Next::Begin(at) if now < at => Some(next),
             Next::Begin(_) if self.plan.interlude == Interlude::Rebalance => {
                 self.shards.rebalance(REBALANCED_PPM, REBALANCE);
+                None
+            }
+            Next::Begin(_) if self.plan.interlude == Interlude::HandOver => {
+                self.shards.freeze();
+                let seed = self.plan.shards.seed;
+                Some(Next::HandOver(now + Duration::from_micros([0, 300, 20_000][seed as usize / 600_000 % 3])))
+            }
+            Next::HandOver(at) => {
+                // One of four next processes fails, at any time.
+                if (self.plan.shards.seed / 1_800_000).is_multiple_of(4) {
+                    if now < at {
+                        return Some(next);
+                    }
+                    self.shards.thaw();
+                    return None;
+                }
+                if now >= at && self.shards.shared.all_still() {
+                    self.shards.hand_over();
+                    return None;
+                }
+                if now.since(at) < HANDED_OVER_WITHIN {
+                    return Some(next);
+                }
+                assert!(self.plan.harsh, "what was under way at a freeze does not end within {HANDED_OVER_WITHIN:?}");
+                self.shards.thaw();
                 None
             }
             Next::Begin(_) => {
@@ -484,7 +518,7 @@ impl Simulation {
 
     /// Whether who asks for something gets it, or something is wrong: in a gentle world, until the end.
     fn serves(&self) -> bool {
-        !self.plan.harsh && self.plan.interlude != Interlude::CalledOff
+        !self.plan.harsh && !matches!(self.plan.interlude, Interlude::CalledOff | Interlude::HandOver)
     }
 
     // ---- the end ------------------------------------------------------------------------------------------------------------------
@@ -566,7 +600,7 @@ impl Simulation {
     }
 
     fn report(&self) -> Report {
-        let sum = |count: fn(&crate::gateway::counters::Counters) -> u64| self.shards.counters.iter().map(|counters| count(counters)).sum();
+        let sum = |count: fn(&crate::gateway::counters::Counters) -> u64| self.shards.all_counters().map(count).sum();
         Report {
             steps: self.steps,
             heard: self.ledger.accounts.iter().map(|account| account.heard.len() as u64).sum(),
@@ -577,7 +611,7 @@ impl Simulation {
             said: self.ledger.accounts.iter().map(|account| account.said.len() as u64).sum(),
             closes: CloseCause::ALL
                 .iter()
-                .map(|cause| self.shards.counters.iter().map(|counters| counters.closes.of(*cause).value()).sum())
+                .map(|cause| self.shards.all_counters().map(|counters| counters.closes.of(*cause).value()).sum())
                 .collect(),
             wakes: self.world.borrow().wakes,
             starved: sum(|counters| counters.recv_starved.value()),

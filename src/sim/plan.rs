@@ -45,6 +45,8 @@ pub enum Interlude {
     Rebalance,
     /// It drains, and that is called off as soon as it can be, or when many are gone.
     CalledOff,
+    /// It is frozen, and another process takes everything over; or none does, and it goes on.
+    HandOver,
 }
 
 /// How a simulation ends.
@@ -280,6 +282,7 @@ impl Plan {
         let interlude = match seed % 10 {
             0 => Interlude::Rebalance,
             1 => Interlude::CalledOff,
+            2 | 3 => Interlude::HandOver,
             _ => Interlude::None,
         };
         Self { shards, chaos, fds_max, harsh, rooms, clients, readers, pollers, posters, epilogue, interlude, end }

@@ -37,14 +37,14 @@ pub struct ShardsPlan {
 /// How long a step takes, where nobody says otherwise.
 const TICK: Duration = Duration::from_micros(10);
 
-struct Seat<K> {
-    gateway: Gateway<UringDriver<K>>,
-    commands: Sender<Command>,
-    state: State,
+pub(super) struct Seat<K> {
+    pub(super) gateway: Gateway<UringDriver<K>>,
+    pub(super) commands: Sender<Command>,
+    pub(super) state: State,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum State {
+pub(super) enum State {
     /// Inside its wait.
     Waiting,
     /// It has done a step and has not begun to wait: others may send it something just then.
@@ -54,13 +54,16 @@ enum State {
 
 /// The shards, each inside its wait or finished.
 pub struct Shards<K = SimKernel> {
-    world: Rc<RefCell<World>>,
+    pub(super) world: Rc<RefCell<World>>,
+    pub(super) plan: ShardsPlan,
     limits: Arc<Limits>,
-    seats: Vec<Seat<K>>,
+    pub(super) seats: Vec<Seat<K>>,
     /// What they share.
     pub shared: Arc<Shared>,
     /// What each counts.
     pub counters: Vec<Arc<Counters>>,
+    /// What each of processes before this one has counted.
+    pub earlier: Vec<Arc<Counters>>,
     /// Queued bytes when nothing is queued: what every shard keeps for pings.
     pub memory_at_rest: usize,
 }
@@ -78,6 +81,19 @@ impl<K: Kernel> Shards<K> {
     /// # Panics
     /// If a shard cannot begin, which it always can here.
     pub fn start_on(plan: &ShardsPlan, world: &Rc<RefCell<World>>, around: impl Fn(SimKernel) -> K) -> Self {
+        Self::make(plan, world, false, |_, pool| {
+            let shard = world.borrow_mut().add_ring(plan.ring, pool);
+            UringDriver::new(around(SimKernel::new(world, shard)))
+        })
+    }
+
+    /// Makes them all, each on the driver that it is given.
+    pub(super) fn make(
+        plan: &ShardsPlan,
+        world: &Rc<RefCell<World>>,
+        frozen: bool,
+        mut driver: impl FnMut(ShardId, Rc<RecvPool>) -> UringDriver<K>,
+    ) -> Self {
         let limits = Arc::new(plan.limits.clone());
         // 0 is worked out from the machine's memory by the real process.
         let history_bytes_max = if limits.history_bytes_max > 0 { limits.history_bytes_max } else { 1 << 30 };
@@ -88,7 +104,7 @@ impl<K: Kernel> Shards<K> {
         let mut seats = Vec::new();
         for (index, mailbox) in mesh(plan.shards.into(), limits.mailbox_messages as usize).into_iter().enumerate() {
             let pool = RecvPool::new(limits.recv_buffers as usize, limits.recv_buffer_bytes as usize);
-            let shard = world.borrow_mut().add_ring(plan.ring, pool);
+            let shard = ShardId(index as u16);
             let (commands, receiver) = bounded(16);
             let parts = Parts {
                 shard,
@@ -104,14 +120,14 @@ impl<K: Kernel> Shards<K> {
                 bridge: None,
                 commands: receiver,
                 seed: plan.seed.wrapping_add(index as u64),
-                frozen: false,
+                frozen,
             };
-            let mut gateway = Gateway::new(UringDriver::new(around(SimKernel::new(world, shard))), parts, now);
+            let mut gateway = Gateway::new(driver(shard, pool), parts, now);
             gateway.begin_wait().expect("a simulated kernel takes everything");
             seats.push(Seat { gateway, commands, state: State::Waiting });
         }
         let memory_at_rest = shared.memory.bytes();
-        Self { world: Rc::clone(world), limits, seats, shared, counters, memory_at_rest }
+        Self { world: Rc::clone(world), plan: plan.clone(), limits, seats, shared, counters, earlier: Vec::new(), memory_at_rest }
     }
 
     /// All of them.
@@ -213,11 +229,16 @@ impl<K: Kernel> Shards<K> {
         self.command(|| Command::Rebalance { share_ppm, window });
     }
 
-    fn command(&mut self, command: impl Fn() -> Command) {
+    pub(super) fn command(&mut self, mut command: impl FnMut() -> Command) {
         for (index, seat) in self.seats.iter().enumerate() {
             seat.commands.send(command()).expect("a shard that is asked for something has not finished");
             self.world.borrow_mut().signal(ShardId(index as u16));
         }
+    }
+
+    /// What they and those before them have counted.
+    pub fn all_counters(&self) -> impl Iterator<Item = &Counters> {
+        self.earlier.iter().chain(&self.counters).map(Arc::as_ref)
     }
 
     /// Whether all have finished.

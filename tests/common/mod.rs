@@ -295,17 +295,27 @@ impl Gateway {
 
     /// Has it hand everything over to a new process (SIGUSR2), which is the gateway from then on.
     pub fn hand_over(&mut self) {
+        assert!(self.try_to_hand_over(), "{}", self.log());
+    }
+
+    /// The same; or it serves on, and says that there was no hand-over.
+    pub fn try_to_hand_over(&mut self) -> bool {
         // SAFETY: an orphan of a gateway that has ended becomes our child, to be waited for; nothing is passed in but numbers.
         unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1) };
-        let known = self.log().matches("handed over; this process ends").count();
+        let known = self.log().lines().count();
         self.signal(libc::SIGUSR2);
         let successor = eventually(SOON, || {
             let log = self.log();
-            let lines: Vec<&str> = log.lines().filter(|line| line.contains("handed over; this process ends")).collect();
-            let line = lines.get(known).ok_or("it has not handed over")?;
+            let mut news = log.lines().skip(known);
+            let line = news.find(|line| line.contains("handed over; this process ends") || line.contains("no hand-over"));
+            let line = line.ok_or("it has not handed over")?;
+            if line.contains("no hand-over") {
+                return Ok(None);
+            }
             let pid = line.split("pid=").nth(1).and_then(|rest| rest.split(' ').next()).and_then(|pid| pid.parse().ok());
-            pid.ok_or_else(|| format!("no process in {line}"))
+            pid.map(Some).ok_or_else(|| format!("no process in {line}"))
         });
+        let Some(successor) = successor else { return false };
         match self.successor {
             None => {
                 let status = self.child.wait().expect("our child");
@@ -314,6 +324,7 @@ impl Gateway {
             Some(pid) => assert_eq!(wait_for(pid, 0), Some(0), "the process that has handed over"),
         }
         self.successor = Some(successor);
+        true
     }
 
     /// What it has written to stderr.

@@ -81,6 +81,31 @@ impl World {
         ShardId((self.rings.len() - 1) as u16)
     }
 
+    /// Another process takes a shard's place, with a ring of its own. It has the listening socket, which it has yet to open here, and connections.
+    ///
+    /// # Panics
+    /// If anything is in flight on the ring of before.
+    pub fn renew_ring(&mut self, shard: ShardId, size: SimRingSize, pool: Rc<RecvPool>) {
+        let ring = &mut self.rings[shard.index()];
+        assert!(ring.accept.is_none(), "shard {shard} accepts although it is frozen");
+        let mut next = Ring::new(size, pool);
+        next.backlog = std::mem::take(&mut ring.backlog);
+        next.listening = false;
+        *ring = next;
+        for link in self.links.iter_mut().flatten().filter(|link| link.owner == Some(shard)) {
+            assert!(link.recv.is_none() && link.send.is_none(), "shard {shard} reads or sends although it is frozen");
+            (link.owner, link.last_recv, link.listed) = (None, None, false);
+        }
+    }
+
+    /// A process ends that has passed these descriptors on: its others are closed.
+    pub fn close_others(&mut self, passed: &[Socket]) {
+        let passed: HashSet<i32> = passed.iter().map(|socket| socket.0).collect();
+        let open = |(index, link): (usize, &u32)| (*link != NO_LINK).then_some(Socket(index as i32 + FIRST_FD));
+        let others: Vec<Socket> = self.fds.iter().enumerate().filter_map(open).filter(|socket| !passed.contains(&socket.0)).collect();
+        others.into_iter().for_each(|socket| self.close(socket, CloseHow::Close));
+    }
+
     /// Makes room for so many connections, which each shard may have, so that none is made while a measurement is under way.
     pub fn reserve(&mut self, connections: usize) {
         self.links.reserve(connections);
