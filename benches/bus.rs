@@ -35,7 +35,9 @@ fn one_thread(c: &mut Criterion) {
             let mut own: Vec<_> = (0..subscribers).map(|_| subscribe(&bus, "t")).collect();
             b.iter(|| {
                 bus.publish("t", 1);
-                own.iter_mut().for_each(|one| drop(black_box(one.try_recv())));
+                own.iter_mut().for_each(|one| {
+                    black_box(one.try_recv()).expect("it is there");
+                });
             });
         });
         group.bench_function("tokio broadcast", |b| {
@@ -43,14 +45,18 @@ fn one_thread(c: &mut Criterion) {
             let mut own: Vec<_> = (1..subscribers).map(|_| sender.subscribe()).chain([first]).collect();
             b.iter(|| {
                 sender.send(1_u64).expect("they are there");
-                own.iter_mut().for_each(|one| drop(black_box(one.try_recv())));
+                own.iter_mut().for_each(|one| {
+                    black_box(one.try_recv()).expect("it is there");
+                });
             });
         });
         group.bench_function("crossbeam channels", |b| {
             let own: Vec<_> = (0..subscribers).map(|_| crossbeam_channel::bounded(QUEUE)).collect();
             b.iter(|| {
                 own.iter().for_each(|(sender, _)| sender.try_send(1_u64).expect("there is room"));
-                own.iter().for_each(|(_, receiver)| drop(black_box(receiver.try_recv())));
+                own.iter().for_each(|(_, receiver)| {
+                    black_box(receiver.try_recv()).expect("it is there");
+                });
             });
         });
         group.finish();
@@ -114,7 +120,7 @@ fn two_threads(c: &mut Criterion) {
         let (sender, mut own) = broadcast::channel(QUEUE);
         let on = runtime();
         let (answers, thread) = answer(burst, move || on.block_on(own.recv()).is_ok());
-        round(&mut group, "tokio broadcast, async", move |n| drop(sender.send(n).expect("it is there")), answers, burst);
+        round(&mut group, "tokio broadcast, async", move |n| assert_eq!(sender.send(n).expect("it is there"), 1), answers, burst);
         thread.join().expect("no panic");
 
         let (sender, own) = crossbeam_channel::bounded(QUEUE);

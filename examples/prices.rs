@@ -18,7 +18,9 @@ use shardcast::events::{Bus, Lag, SubscribeOptions, Subscription};
 /// The price of a metal, in cents.
 #[derive(Clone, Debug)]
 pub struct Price {
+    /// `gold`.
     pub metal: &'static str,
+    /// Hundredths of a dollar per ounce.
     pub cents: u32,
 }
 

@@ -5,7 +5,7 @@
 //!
 //! The map is docs/architecture.md. Layers, from the bottom: [`ids`], [`limits`] and [`time`] are the vocabulary; [`proto`] turns bytes
 //! into values and back; [`engine`] moves bytes and wakes shards; [`hub`] decides who gets what in which order; [`gateway`] joins those
-//! three into the life of a connection; [`bus`] joins its topics to NATS; [`server`] owns the threads; [`cli`] is the command line; [`web`] holds the pages; [`load`] is a client
+//! three into the life of a connection; [`bus`] joins its topics to NATS; [`events`] are libraries of their own; [`server`] owns the threads; [`cli`] is the command line; [`web`] holds the pages; [`load`] is a client
 //! that measures.
 
 #[cfg(any(feature = "gateway", feature = "nats"))]

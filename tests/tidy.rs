@@ -248,10 +248,10 @@ fn every_dependency_says_what_it_saves_us() {
 }
 
 /// What a part of the crate that is used alone never builds: rings, cryptography, a command line. With what that is by name.
-const NOT_ALONE: &[(&str, &[&str])] = &[(
-    "bus",
-    &["io-uring", "libc", "mio", "socket2", "rustls", "ring", "async-nats", "tungstenite", "clap", "toml", "monoio", "serde_json"],
-)];
+const NOT_ALONE: &[(&str, &[&str])] = &[
+    ("bus", &["io-uring", "libc", "mio", "socket2", "rustls", "ring", "async-nats", "tungstenite", "clap", "toml", "monoio", "serde_json"]),
+    ("nats", &["io-uring", "httparse", "tungstenite", "clap", "toml", "monoio", "prometheus-client", "mimalloc", "rtrb"]),
+];
 
 #[test]
 fn a_part_used_alone_builds_only_what_it_needs() {

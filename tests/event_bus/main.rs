@@ -1,6 +1,8 @@
 //! The durable bus (`events::EventBus`) against a real nats-server: what is acknowledged is there, what is handled is in order, and who dies is
 //! replaced.
 
+#![allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "tests stand outside: real time, real threads")]
+
 #[path = "../common/basics.rs"]
 mod basics;
 // Not `common`: none of this needs a gateway, and it is built without one.

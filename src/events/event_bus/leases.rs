@@ -68,8 +68,8 @@ impl Leases {
             return Ok(Some(lease));
         }
         // A write whose answer was lost is ours all the same.
-        match self.stream.get_last_raw_message_by_subject(subject).await {
-            Ok(last) if last.payload == self.holder.as_bytes() => self.write(subject, last.sequence).await,
+        match tokio::time::timeout(self.turn(), self.stream.get_last_raw_message_by_subject(subject)).await {
+            Ok(Ok(last)) if last.payload == self.holder.as_bytes() => self.write(subject, last.sequence).await,
             _ => Ok(None),
         }
     }

@@ -33,7 +33,7 @@ pub struct Terms {
     pub backoff_max: Duration,
     /// Handlers of one partition that run at the same time, each for another key: 16. With 1 everything is handled in the order of the stream.
     pub handlers_max: usize,
-    /// Events of one partition that are delivered and not yet answered for: 1,000. Those behind a failed event of their key wait among them.
+    /// Events of one partition that are delivered and not yet answered for: 1,000. They are in memory, those behind a failed event of their key among them.
     pub held_max: usize,
 }
 
