@@ -15,12 +15,18 @@ use shardcast::events::event_bus::{DeadLetter, Event, Options, Received, Terms};
 use shardcast::events::{EventBus, event_bus::PublishError};
 use tokio::sync::mpsc;
 
-/// What happens to an order. Amounts are in cents.
+/// What happens to an order.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Change {
-    Created { cents: i64 },
+    /// It is there.
+    Created {
+        /// What is to be paid, in cents.
+        cents: i64,
+    },
+    /// The money has come.
     Paid,
+    /// Nobody wants it any more.
     Cancelled,
 }
 

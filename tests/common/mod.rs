@@ -21,7 +21,6 @@ use std::os::fd::RawFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -45,6 +44,19 @@ pub fn gateway() -> Setup {
         inherited: 0,
         passed: None,
         ordinary_user: false,
+    }
+}
+
+impl nats::NatsServer {
+    /// A gateway that reaches it, with short waits, and whose readiness says at once when it does not.
+    pub fn gateway(&self) -> Setup {
+        Self::gateway_of(&self.url())
+    }
+
+    /// The same for several servers, or other URLs.
+    pub fn gateway_of(urls: &str) -> Setup {
+        let setup = gateway().arg("--nats").arg(urls);
+        setup.limit("nats_reconnect_wait_ms", 50).limit("nats_grace_ms", 0).limit("nats_ping_ms", 200)
     }
 }
 

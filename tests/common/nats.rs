@@ -10,8 +10,6 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use super::basics::{SOON, Scratch, eventually};
-#[cfg(feature = "gateway")]
-use super::{Setup, gateway};
 
 /// A running nats-server. Dropping it kills it.
 pub struct NatsServer {
@@ -65,19 +63,6 @@ impl NatsServer {
 
     pub fn url(&self) -> String {
         format!("nats://127.0.0.1:{}", self.port)
-    }
-
-    /// A gateway that reaches it, with short waits, and whose readiness says at once when it does not.
-    #[cfg(feature = "gateway")]
-    pub fn gateway(&self) -> Setup {
-        Self::gateway_of(&self.url())
-    }
-
-    /// The same for several servers, or other URLs.
-    #[cfg(feature = "gateway")]
-    pub fn gateway_of(urls: &str) -> Setup {
-        let setup = gateway().arg("--nats").arg(urls);
-        setup.limit("nats_reconnect_wait_ms", 50).limit("nats_grace_ms", 0).limit("nats_ping_ms", 200)
     }
 
     /// SIGKILL: nobody is told anything.
