@@ -61,9 +61,7 @@ pub enum RecvTimeoutError {
 ///     message = prices.recv() => ("prices", message?),
 /// };
 /// assert_eq!((topic, message), ("prices", 42));
-/// # Ok(()) })
-/// # .map_err(|error: Box<dyn std::error::Error>| error)
-/// # .map(|()| ())?; Ok::<(), Box<dyn std::error::Error>>(())
+/// # Ok::<(), Box<dyn std::error::Error>>(()) })?; Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct Subscription<T> {
     pub(super) receiver: Receiver<Delivery<T>>,
@@ -160,12 +158,12 @@ impl<T> Subscription<T> {
     ///
     /// ```
     /// # use shardcast::events::Bus;
-    /// let (numbers, words) = (Bus::new(), Bus::new());
+    /// let (numbers, words) = (Bus::new(), Bus::<&str>::new());
     /// let (even, hello) = (numbers.subscribe("even")?, words.subscribe("hello")?);
     /// numbers.publish("even", 2);
     /// crossbeam_channel::select! {
     ///     recv(even.receiver()) -> number => assert_eq!(number?.into_inner(), 2),
-    ///     recv(hello.receiver()) -> word => println!("{}", word?.into_inner().to_uppercase() as String),
+    ///     recv(hello.receiver()) -> word => println!("{}", word?.into_inner()),
     /// }
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
