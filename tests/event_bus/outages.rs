@@ -54,8 +54,7 @@ impl Swallower {
 
 fn carry(mut from: TcpStream, mut to: TcpStream, swallows: Option<&AtomicBool>) {
     let (mut buffer, mut has_swallowed) = ([0; 16384], false);
-    loop {
-        let Ok(count) = from.read(&mut buffer) else { break };
+    while let Ok(count) = from.read(&mut buffer) {
         let swallows = swallows.is_some_and(|swallows| swallows.load(Ordering::SeqCst));
         if count == 0 || (has_swallowed && !swallows) || (!swallows && to.write_all(&buffer[..count]).is_err()) {
             break;

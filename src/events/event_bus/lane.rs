@@ -97,6 +97,8 @@ pub(super) struct Lane {
     asked_until: Instant,
     ask_after: Instant,
     gathering_since: Instant,
+    /// The last request was refused.
+    is_refused: bool,
     /// When those that were given back are due.
     due: HashMap<u64, Instant>,
 }
@@ -124,6 +126,7 @@ impl Lane {
             asked_until: now,
             ask_after: now,
             gathering_since: now,
+            is_refused: false,
             due: HashMap::new(),
         };
         lane.serve().await;
@@ -214,8 +217,14 @@ impl Lane {
             Some(status) => {
                 self.asked = 0;
                 if status != StatusCode::TIMEOUT && status != StatusCode::NOT_FOUND {
-                    tracing::debug!(durable = %self.common.durable, %status, description = ?message.description, "NATS has no events to give");
                     self.ask_after = Instant::now() + PAUSE;
+                    // A consumer that somebody has deleted, JetStream that starts or has no leader: said once.
+                    if !std::mem::replace(&mut self.is_refused, true) {
+                        let (durable, description) = (&self.common.durable, message.description.unwrap_or_default());
+                        tracing::warn!(%durable, consumer = %self.consumer.cached_info().name, %status, %description, "NATS gives no events; it is asked again");
+                    }
+                } else if std::mem::replace(&mut self.is_refused, false) {
+                    tracing::info!(durable = %self.common.durable, "NATS gives events again");
                 }
                 return;
             }
