@@ -402,7 +402,7 @@ mod tests {
             doors: Arc::default(),
             nats: None,
         };
-        admin.start(Clock::new(), metrics, debug, orders).expect("a thread can be started");
+        admin.start(Clock::new(), metrics, debug, orders, bounded(0).1).expect("a thread can be started");
         (address, readiness)
     }
 
