@@ -17,8 +17,8 @@ use super::bus::Bridges;
 use super::clock::{Clock, unix_time};
 use super::config::{Config, Cpus, DriverChoice, RestartChoice};
 use super::debug::{Debug, Doors};
-use super::handover::{Estate, HandedOver};
-use super::lifecycle::{End, Lifecycle, Order, Phase, Readiness};
+use super::handover::Estate;
+use super::lifecycle::{End, HandOver, Lifecycle, Order, Phase, Readiness};
 use super::metrics::{Metrics, ProcessFacts};
 use super::restart::{Kept, Program};
 use super::shard::{DriverKind, Seat, Started, ring_size, run};
@@ -241,16 +241,7 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
                 lock: house.state.as_ref().map(StateFile::share_lock).transpose().map_err(system("keep the lock of the state"))?,
                 patience,
             };
-            let nats = Rc::clone(&nats);
-            let hand_over = move || {
-                let handed_over = estate.hand_over();
-                if let (Ok(_), Some(nats)) = (&handed_over, nats.take()) {
-                    // What clients have published goes out.
-                    nats.stop();
-                }
-                handed_over
-            };
-            Some(Box::new(hand_over) as Box<dyn Fn() -> Result<HandedOver, String>>)
+            Some(Box::new(move || estate.hand_over()) as HandOver)
         }
     };
     if let Some(before) = before {
@@ -280,6 +271,12 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
         Ok(Kept { clients, admin: admin.map_err(|error| format!("the admin listener cannot be kept: {error}"))? })
     };
     let trial = program.clone();
+    let parted = Rc::clone(&nats);
+    let part_from_nats = move || {
+        if let Some(nats) = parted.take() {
+            nats.stop();
+        }
+    };
     let parts = lifecycle::Parts {
         clock,
         limits: plan.limits,
@@ -293,6 +290,7 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
         listen_again: Box::new(listen_again),
         try_restart: Box::new(move || trial.try_out(clock)),
         hand_over,
+        part_from_nats: Box::new(part_from_nats),
         keep: Box::new(keep),
     };
     let End { notifier, restart } = Lifecycle::new(parts).run(&ordered);
