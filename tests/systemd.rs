@@ -4,10 +4,11 @@ mod common;
 
 use common::freeze::Frozen;
 use common::raw::{self, Raw};
-use common::{SOON, foreign, gateway, now, sleep_ms};
+use common::{SOON, eventually, foreign, gateway, now, put_program, sleep_ms};
 use std::net::{TcpListener, UdpSocket};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::linux::net::SocketAddrExt;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener};
 use std::path::PathBuf;
 use std::process::Command;
@@ -162,6 +163,31 @@ fn a_hand_over_makes_the_next_process_the_service() {
     systemd.expect(&format!("MAINPID={}", gateway.pid()));
     // What the one before has said is behind us.
     systemd.expect("WATCHDOG=1");
+}
+
+/// A hand-over may take longer than the watchdog waits: its shards turn all the while, serving or frozen.
+#[test]
+fn the_watchdog_hears_of_a_process_that_waits_for_the_next_one() {
+    let systemd = Systemd::new(false);
+    let setup = gateway().ordinary_user().limit("handover_ms", 1500);
+    let gateway = setup.env("NOTIFY_SOCKET", &systemd.address).env("WATCHDOG_USEC", "400000").start();
+    systemd.expect("READY=1");
+    let path = std::fs::read_link(format!("/proc/{}/exe", gateway.pid())).expect("it runs");
+    let real = path.with_extension("real");
+    std::fs::copy(&path, &real).expect("our directory");
+    std::fs::set_permissions(&real, std::fs::Permissions::from_mode(0o755)).expect("our file");
+    for prepared in ["", "echo prepared >&0;"] {
+        let script = format!("#!/bin/sh\n[ \"$1\" = config ] && exec {} \"$@\"\n{prepared} exec sleep 60\n", real.display());
+        put_program(&path, &script);
+        let known = gateway.log().matches("no hand-over").count();
+        gateway.signal(libc::SIGUSR2);
+        eventually(SOON, || match gateway.log().matches("handing over to the next process").count() {
+            begun if begun > known => Ok(()),
+            _ => Err("it has not begun".to_owned()),
+        });
+        assert!(systemd.count("WATCHDOG=1", Duration::from_millis(1200)) >= 4, "{prepared}");
+        eventually(SOON, || if gateway.log().matches("no hand-over").count() > known { Ok(()) } else { Err("it waits".to_owned()) });
+    }
 }
 
 #[test]

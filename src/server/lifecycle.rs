@@ -12,6 +12,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::thread;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender};
@@ -115,12 +116,17 @@ fn conflict(message: impl Into<String>) -> Reply {
 
 /// How often the main thread looks at a drain.
 const LOOK: Duration = Duration::from_millis(10);
+/// How often it looks whether a hand-over is done: as long as the old process may outlast it.
+const HANDING_OVER_LOOK: Duration = Duration::from_millis(1);
 /// How often it tells how far the drain is.
 const TELL: Duration = Duration::from_secs(1);
 /// How long after the deadline shards may take to finish.
 const OVERDUE: Duration = Duration::from_secs(2);
 /// How long calling a drain off may take: until every shard has closed its listener.
 const CALL_OFF_WITHIN: Duration = Duration::from_secs(2);
+
+/// Hands everything over to the next process.
+pub type HandOver = Box<dyn Fn() -> Result<HandedOver, String> + Send + Sync>;
 
 /// What the main thread works with.
 pub struct Parts {
@@ -146,8 +152,10 @@ pub struct Parts {
     pub listen_again: Box<dyn Fn() -> Result<Vec<Listener>, String>>,
     /// Looks whether a restart would succeed.
     pub try_restart: Box<dyn Fn() -> Result<(), String>>,
-    /// Hands everything over to the next process. None where a restart is a drain.
-    pub hand_over: Option<Box<dyn Fn() -> Result<HandedOver, String>>>,
+    /// None where a restart is a drain.
+    pub hand_over: Option<HandOver>,
+    /// Lets what waits for NATS go out, before the process ends.
+    pub part_from_nats: Box<dyn Fn()>,
     /// The sockets that stay open over a restart, where whoever comes waits from now on.
     pub keep: Box<dyn Fn() -> Result<Kept, String>>,
 }
@@ -304,6 +312,19 @@ impl Lifecycle {
         }
     }
 
+    /// Watches over the shards while something is done that may take longer than the watchdog waits. Frozen shards turn too.
+    fn meanwhile(&mut self, hand_over: &HandOver) -> Result<HandedOver, String> {
+        thread::scope(|scope| {
+            let task = thread::Builder::new().name("hand-over".to_owned()).spawn_scoped(scope, hand_over);
+            let task = task.map_err(|error| format!("cannot start a thread: {error}"))?;
+            while !task.is_finished() {
+                self.watch();
+                thread::park_timeout(HANDING_OVER_LOOK);
+            }
+            task.join().expect("a thread that panics has ended the process")
+        })
+    }
+
     /// Hands over, or begins the drain of a restart, if that would lead to one.
     fn restart(&mut self) {
         if self.drain.is_some() {
@@ -313,11 +334,15 @@ impl Lifecycle {
             return tracing::error!("no restart: {error}. Serving goes on");
         }
         let connections = self.parts.shared.connections();
-        if let Some(hand_over) = &self.parts.hand_over {
+        if let Some(hand_over) = self.parts.hand_over.take() {
             tracing::info!(connections, "handing over to the next process");
-            match hand_over() {
+            let handed_over = self.meanwhile(&hand_over);
+            self.parts.hand_over = Some(hand_over);
+            match handed_over {
                 Ok(HandedOver { pid, connections }) => {
                     self.parts.notifier.main_pid(pid);
+                    // What clients have published goes out.
+                    (self.parts.part_from_nats)();
                     match connections {
                         Some((connections, pause)) => {
                             tracing::info!(pid, connections, pause_ms = pause.as_secs_f64() * 1000.0, "handed over; this process ends");

@@ -8,6 +8,7 @@ pub mod config;
 pub mod debug;
 pub mod handover;
 pub mod host;
+pub mod house;
 pub mod lifecycle;
 pub mod logging;
 pub mod metrics;

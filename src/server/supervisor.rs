@@ -12,23 +12,24 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
-use super::admin::{Admin, AdminError};
+use super::admin::AdminError;
 use super::bus::Bridges;
 use super::clock::{Clock, unix_time};
 use super::config::{Config, Cpus, DriverChoice, RestartChoice};
 use super::debug::{Debug, Doors};
-use super::handover::{Estate, HandedOver};
-use super::lifecycle::{End, Lifecycle, Order, Phase, Readiness};
+use super::handover::Estate;
+use super::house::House;
+use super::lifecycle::{End, HandOver, Lifecycle, Order, Phase, Readiness};
 use super::metrics::{Metrics, ProcessFacts};
 use super::restart::{Kept, Program};
 use super::shard::{DriverKind, Seat, Started, ring_size, run};
 use super::state::{StateFile, StateFileError};
 use super::systemd::Notifier;
-use super::takeover::{Sockets, Takeover};
-use super::{admin, bus, debug, host, lifecycle, signals, systemd};
+use super::takeover::Takeover;
+use super::{admin, bus, debug, host, lifecycle, signals};
 use crate::bus::link::LinkShared;
 use crate::engine::mailbox::mesh;
-use crate::engine::sys::{self, ListenOptions, Listener};
+use crate::engine::sys::{self, Listener};
 use crate::engine::uring::probe::{Blocked, probe};
 use crate::engine::wakers::Wakers;
 use crate::gateway::counters::Counters;
@@ -105,7 +106,7 @@ pub enum ServeError {
     },
 }
 
-fn system(what: &'static str) -> impl FnOnce(io::Error) -> ServeError {
+pub(super) fn system(what: &'static str) -> impl FnOnce(io::Error) -> ServeError {
     move |error| ServeError::System { what, error }
 }
 
@@ -241,16 +242,7 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
                 lock: house.state.as_ref().map(StateFile::share_lock).transpose().map_err(system("keep the lock of the state"))?,
                 patience,
             };
-            let nats = Rc::clone(&nats);
-            let hand_over = move || {
-                let handed_over = estate.hand_over();
-                if let (Ok(_), Some(nats)) = (&handed_over, nats.take()) {
-                    // What clients have published goes out.
-                    nats.stop();
-                }
-                handed_over
-            };
-            Some(Box::new(hand_over) as Box<dyn Fn() -> Result<HandedOver, String>>)
+            Some(Box::new(move || estate.hand_over()) as HandOver)
         }
     };
     if let Some(before) = before {
@@ -280,6 +272,12 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
         Ok(Kept { clients, admin: admin.map_err(|error| format!("the admin listener cannot be kept: {error}"))? })
     };
     let trial = program.clone();
+    let parted = Rc::clone(&nats);
+    let part_from_nats = move || {
+        if let Some(nats) = parted.take() {
+            nats.stop();
+        }
+    };
     let parts = lifecycle::Parts {
         clock,
         limits: plan.limits,
@@ -293,6 +291,7 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
         listen_again: Box::new(listen_again),
         try_restart: Box::new(move || trial.try_out(clock)),
         hand_over,
+        part_from_nats: Box::new(part_from_nats),
         keep: Box::new(keep),
     };
     let End { notifier, restart } = Lifecycle::new(parts).run(&ordered);
@@ -412,165 +411,6 @@ const STATE_CHUNKS: usize = 4;
 const STATE_LINE: Duration = Duration::from_secs(1);
 /// Commands that may wait for a shard: those of a drain, behind questions of the admin listener, each client of which may be about to send one.
 const COMMANDS_MAX: usize = 16 + debug::WAITING_MAX + admin::CLIENTS_MAX;
-const ADDRESS_TRIES: u32 = 10;
-const ADDRESS_WAIT: Duration = Duration::from_millis(50);
-
-fn listen_options(limits: &Limits) -> ListenOptions {
-    ListenOptions {
-        backlog: limits.backlog as u32,
-        notsent_bytes: limits.notsent_bytes as u32,
-        defer_seconds: limits.accept_defer_ms.div_ceil(1000) as u32,
-        shared: true,
-    }
-}
-
-/// What a process has of the outside: where it listens, and its state file.
-struct House {
-    place: Place,
-    /// One for each shard, until they have them.
-    listeners: Vec<Listener>,
-    /// Until it is started.
-    admin: Option<Admin>,
-    admin_address: Option<SocketAddr>,
-    /// Another handle on the admin listener, for the program that comes after this one.
-    admin_kept: Option<OwnedFd>,
-    state: Option<StateFile>,
-}
-
-impl House {
-    /// Of a process that begins.
-    fn open(config: &Config, shards: u16, limits: &Limits) -> Result<Self, ServeError> {
-        let state = config.state.as_deref().map(StateFile::open).transpose()?;
-        let passed = systemd::passed_sockets().map_err(ServeError::Passed)?;
-        let place = match passed.clients {
-            Some((fd, address)) => {
-                tracing::info!(%address, "clients connect to the socket that was passed (LISTEN_FDS); --listen is not used");
-                sys::adjust_listener(&fd, listen_options(limits));
-                Place::Passed(fd, address)
-            }
-            None => Place::Own(config.listen),
-        };
-        let (place, listeners) = place.listen(shards, limits)?;
-        let admin = match passed.admin {
-            Some(fd) => Some(Admin::on(fd).map_err(system("use the admin socket that was passed"))?),
-            None => config.admin.map(Admin::bind).transpose()?,
-        };
-        Self::with(place, listeners, admin, state)
-    }
-
-    /// Of a process that takes over.
-    fn inherit(config: &Config, shards: u16, limits: &Limits, sockets: Sockets) -> Result<Self, ServeError> {
-        let state = match (&config.state, sockets.lock) {
-            (Some(path), Some(lock)) => Some(StateFile::inherit(path, lock)),
-            (Some(path), None) => Some(StateFile::open(path)?),
-            (None, _) => None,
-        };
-        let address_of = |fd: &OwnedFd| sys::local_addr(fd).map_err(system("use the sockets of the process before"));
-        let (place, listeners) = match sockets.passed {
-            Some(fd) => {
-                let place = Place::Passed(fd.try_clone().map_err(system("share the socket of the process before"))?, address_of(&fd)?);
-                let listeners = place.listen_again(shards, limits)?;
-                (place, listeners)
-            }
-            None => {
-                let first = sockets.listeners.first().ok_or_else(|| ServeError::Takeover("no listener came".to_owned()))?;
-                let place = Place::Own(address_of(first)?);
-                (place, sockets.listeners.into_iter().map(Listener::own).collect())
-            }
-        };
-        let admin = match (config.admin, sockets.admin) {
-            (None, _) => None,
-            (Some(_), Some(fd)) => Some(Admin::on(fd).map_err(system("use the admin socket of the process before"))?),
-            (Some(address), None) => Some(Admin::bind(address)?),
-        };
-        Self::with(place, listeners, admin, state)
-    }
-
-    fn with(place: Place, listeners: Vec<Listener>, admin: Option<Admin>, state: Option<StateFile>) -> Result<Self, ServeError> {
-        let admin_address = admin.as_ref().map(Admin::address);
-        let admin_kept = admin.as_ref().map(Admin::keep).transpose().map_err(system("keep the admin listener"))?;
-        Ok(Self { place, listeners, admin, admin_address, admin_kept, state })
-    }
-}
-
-/// Where clients connect.
-enum Place {
-    /// At an address of ours.
-    Own(SocketAddr),
-    /// At a socket that was passed to us. All shards accept from its one queue; who comes to which is settled by placement.
-    Passed(OwnedFd, SocketAddr),
-}
-
-impl Place {
-    /// One listener for each shard, and the place with the port that the kernel chose.
-    fn listen(self, shards: u16, limits: &Limits) -> Result<(Self, Vec<Listener>), ServeError> {
-        match self {
-            Self::Own(address) => listeners(address, shards, limits).map(|(address, listeners)| (Self::Own(address), listeners)),
-            Self::Passed(..) => {
-                let listeners = self.listen_again(shards, limits)?;
-                Ok((self, listeners))
-            }
-        }
-    }
-
-    fn listen_again(&self, shards: u16, limits: &Limits) -> Result<Vec<Listener>, ServeError> {
-        match self {
-            Self::Own(address) => listeners(*address, shards, limits).map(|(_, listeners)| listeners),
-            Self::Passed(fd, _) => {
-                let dup = |_| fd.try_clone().map(Listener::lent);
-                (0..shards).map(dup).collect::<io::Result<_>>().map_err(system("share the socket that was passed"))
-            }
-        }
-    }
-
-    /// A listener from which nobody accepts: whoever comes waits in its queue.
-    fn keep(&self, limits: &Limits) -> Result<OwnedFd, ServeError> {
-        match self {
-            Self::Own(address) => sys::listen(*address, listen_options(limits)).map_err(|error| ServeError::Listen(*address, error)),
-            Self::Passed(fd, _) => fd.try_clone().map_err(system("keep the socket that was passed")),
-        }
-    }
-
-    /// The socket that was passed, for another process.
-    fn share_passed(&self) -> io::Result<Option<OwnedFd>> {
-        match self {
-            Self::Own(_) => Ok(None),
-            Self::Passed(fd, _) => fd.try_clone().map(Some),
-        }
-    }
-
-    fn address(&self) -> SocketAddr {
-        match self {
-            Self::Own(address) | Self::Passed(_, address) => *address,
-        }
-    }
-}
-
-/// One listener for each shard, all on one address. The first bind is exclusive: with SO_REUSEPORT alone a second instance would
-/// silently take half of the clients.
-fn listeners(address: SocketAddr, shards: u16, limits: &Limits) -> Result<(SocketAddr, Vec<Listener>), ServeError> {
-    let options = listen_options(limits);
-    let explain = |error: io::Error| match error.kind() {
-        io::ErrorKind::AddrInUse => ServeError::AddressInUse(address),
-        _ if address.is_ipv6() && error.raw_os_error() == Some(libc::EAFNOSUPPORT) => ServeError::NoIpv6(address, error),
-        _ => ServeError::Listen(address, error),
-    };
-    let mut tries = 0;
-    let exclusive = loop {
-        match sys::listen(address, ListenOptions { shared: false, ..options }) {
-            // The kernel takes the rings of a process that was just killed, and with them its listeners, down some time after it is gone.
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse && tries < ADDRESS_TRIES => {
-                tries += 1;
-                thread::park_timeout(ADDRESS_WAIT);
-            }
-            other => break other.map_err(explain)?,
-        }
-    };
-    let bound = sys::local_addr(&exclusive).map_err(explain)?;
-    drop(exclusive);
-    let listeners: Vec<OwnedFd> = (0..shards).map(|_| sys::listen(bound, options)).collect::<io::Result<_>>().map_err(explain)?;
-    Ok((bound, listeners.into_iter().map(Listener::own).collect()))
-}
 
 /// Everything that is decided before the first shard begins.
 struct Plan<'a> {
@@ -745,13 +585,5 @@ mod tests {
         assert_eq!(pinned(&Cpus::Off, 1, &[3, 5]), Some(vec![None]));
         assert_eq!(pinned(&Cpus::List(vec![5]), 2, &[3, 5]), Some(vec![Some(5), Some(5)]));
         assert_eq!(pinned(&Cpus::List(vec![4]), 1, &[3, 5]), None);
-    }
-
-    #[test]
-    fn a_second_instance_is_refused() {
-        let limits = Limits::default();
-        let (address, _first) = listeners("127.0.0.1:0".parse().expect("an address"), 2, &limits).expect("listens");
-        let second = listeners(address, 2, &limits).expect_err("refused");
-        assert!(matches!(second, ServeError::AddressInUse(taken) if taken == address), "{second}");
     }
 }
