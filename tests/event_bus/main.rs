@@ -14,14 +14,17 @@ mod outages;
 mod processes;
 
 use std::collections::{BTreeMap, HashMap};
+use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use basics::{SOON, Scratch, now};
+use futures_core::Stream;
 use nats::NatsServer;
 use shardcast::events::EventBus;
 use shardcast::events::event_bus::{ConnectError, Event, Options, PublishError, Received, Start, SubscribeError, Terms};
+use shardcast::events::nats::jetstream::{self, consumer::PullConsumer};
 use tokio::time::sleep;
 
 /// A server with a stream's directory of its own.
@@ -41,7 +44,7 @@ fn terms() -> Terms {
         ack_wait: Duration::from_secs(1),
         backoff_min: Duration::from_millis(50),
         backoff_max: Duration::from_millis(200),
-        deliveries_max: 3,
+        attempts_max: 3,
         ..Terms::default()
     }
 }
@@ -226,8 +229,11 @@ fn a_failure_comes_again_and_holds_back_its_own_key_only() {
         seen.wait_for(&[10, 11, 1, 2, 3]).await;
         let tries = tries.lock().expect("no panic holds it").clone();
         assert_eq!(tries, HashMap::from([(1, 3), (2, 1), (3, 1), (10, 1), (11, 1)]));
-        let stats = subscription.stats();
-        assert_eq!((stats.handled, stats.failed, stats.redelivered, stats.dead), (5, 2, 2, 0));
+        eventually(|| match subscription.stats() {
+            stats if (stats.handled, stats.failed, stats.redelivered, stats.dead) == (5, 2, 2, 0) => Ok(()),
+            stats => Err(format!("{stats:?}")),
+        })
+        .await;
         subscription.stop().await;
     });
 }
@@ -276,6 +282,30 @@ fn what_cannot_be_handled_is_dead_with_the_reason_and_can_live_again() {
         seen.wait_for(&[2, 1]).await;
         assert_eq!(bus.dead_letters("readers", 0, 10).await.expect("the server answers").len(), 2);
         subscription.stop().await;
+    });
+}
+
+/// Taken from the server, and nothing said of it: as by a process that it takes with it.
+#[test]
+fn an_event_that_nobody_survives_is_dead_too() {
+    let (server, _store) = server();
+    run(async {
+        let bus = connect(&server).await;
+        let seen = Seen::default();
+        bus.subscribe("t", "reader", terms(), noting(&seen)).await.expect("a new durable").stop().await;
+        publish(&bus, "t", 1..=1).await;
+        let other = jetstream::new(shardcast::events::nats::connect(server.url()).await.expect("the server is there"));
+        let consumer: PullConsumer = other.get_consumer_from_stream("reader", "EVENTS").await.expect("it was made");
+        let mut taken = consumer.fetch().max_messages(1).messages().await.expect("the server answers");
+        std::future::poll_fn(|context| Pin::new(&mut taken).poll_next(context)).await.expect("it is there").expect("a message");
+        publish(&bus, "t", 2..=2).await;
+        let once = Terms { deliveries_max: 1, ..terms() };
+        let subscription = bus.subscribe("t", "reader", once, noting(&seen)).await.expect("the same durable");
+        seen.wait_for(&[2]).await;
+        subscription.stop().await;
+        let letters = bus.dead_letters("reader", 0, 10).await.expect("the server answers");
+        let told: Vec<_> = letters.iter().map(|letter| (letter.event_sequence, letter.reason.as_str())).collect();
+        assert_eq!(told, [(1, "delivered 1 times, and nothing was heard of it")]);
     });
 }
 

@@ -101,6 +101,8 @@ pub(super) struct Lane {
     is_refused: bool,
     /// When those that were given back are due.
     due: HashMap<u64, Instant>,
+    /// How often handlers here have failed with those that are not done. The server's count is another: it counts what was handed over too.
+    failures: HashMap<u64, u64>,
 }
 
 impl Lane {
@@ -128,6 +130,7 @@ impl Lane {
             gathering_since: now,
             is_refused: false,
             due: HashMap::new(),
+            failures: HashMap::new(),
         };
         lane.serve().await;
         // Answers are on their way before anybody else is let in.
@@ -187,7 +190,8 @@ impl Lane {
     fn begin(&mut self) {
         while self.jobs.len() < self.common.terms.handlers_max && self.may_begin() {
             let Some((sequence, message)) = self.order.begin() else { return };
-            self.jobs.spawn(job(Arc::clone(&self.common), sequence, message));
+            let try_number = self.failures.get(&sequence).map_or(1, |failures| failures + 1);
+            self.jobs.spawn(job(Arc::clone(&self.common), sequence, try_number, message));
         }
     }
 
@@ -251,8 +255,12 @@ impl Lane {
 
     fn finish(&mut self, sequence: u64, outcome: Outcome) {
         match outcome {
-            Outcome::Done => self.order.finish(sequence),
+            Outcome::Done => {
+                self.order.finish(sequence);
+                self.failures.remove(&sequence);
+            }
             Outcome::Back(after) => {
+                *self.failures.entry(sequence).or_default() += 1;
                 self.order.give_back(sequence);
                 self.due.insert(sequence, Instant::now() + after);
             }
@@ -284,6 +292,7 @@ impl Lane {
                 Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => {
                     tracing::warn!(sequence, durable = %self.common.durable, "the stream let go of an event before it was handled");
                     self.due.remove(&sequence);
+                    self.failures.remove(&sequence);
                     self.order.forget(sequence);
                 }
                 _ => drop(self.due.insert(sequence, Instant::now())),
@@ -300,7 +309,7 @@ async fn answer(message: &Message, kind: AckKind) {
 }
 
 /// Handles one event, and answers for it.
-async fn job(common: Arc<Common>, sequence: u64, message: Message) -> (u64, Outcome) {
+async fn job(common: Arc<Common>, sequence: u64, try_number: u64, message: Message) -> (u64, Outcome) {
     let Common { subjects, terms, counts, .. } = &*common;
     let attempt = message.info().map_or(1, |info| u64::try_from(info.delivered).unwrap_or(1));
     let subject = subjects.published(&message.subject).to_owned();
@@ -312,7 +321,7 @@ async fn job(common: Arc<Common>, sequence: u64, message: Message) -> (u64, Outc
         match caught((common.handle)(arrived)).await {
             Ok(()) => Ok(()),
             Err(Failure::Unreadable(reason)) => Err((reason, true)),
-            Err(Failure::Failed(reason)) => Err((reason, attempt >= terms.deliveries_max)),
+            Err(Failure::Failed(reason)) => Err((reason, try_number >= terms.attempts_max)),
         }
     };
     let (reason, is_final) = match result {
@@ -336,7 +345,7 @@ async fn job(common: Arc<Common>, sequence: u64, message: Message) -> (u64, Outc
             Err(error) => tracing::warn!(durable = %common.durable, %subject, sequence, %error, "an event cannot be buried"),
         }
     }
-    let after = terms.backoff(attempt);
+    let after = terms.backoff(try_number);
     tracing::debug!(durable = %common.durable, %subject, sequence, attempt, %reason, ?after, "an event is tried again");
     answer(&message, AckKind::Nak(Some(after))).await;
     (sequence, Outcome::Back(after))

@@ -229,7 +229,7 @@ pub struct Received<T> {
     pub subject: String,
     /// Its number in the stream.
     pub sequence: u64,
-    /// Which delivery of it this is, from 1 on.
+    /// Which delivery of it this is, from 1 on. Not only failures are delivered again: so is what was under way when a process died, or a partition changed hands.
     pub attempt: u64,
 }
 

@@ -25,7 +25,10 @@ pub struct Terms {
     /// How long the server waits for a sign of life before it has an event handled elsewhere: 10 s. The bus gives that sign itself, three times in this time, so a handler may
     /// take longer; one that blocks its runtime's threads for longer gives none.
     pub ack_wait: Duration,
-    /// How often an event is delivered, the first time included, before it is dead: 5.
+    /// How often a process tries to handle an event before it is dead: 5.
+    pub attempts_max: u64,
+    /// How often an event is delivered before it is dead without a try: 20. So ends one that takes its process with it each time. An event is delivered once more too when a
+    /// partition changes hands before its turn has come.
     pub deliveries_max: u64,
     /// How long a failed event waits before it comes again: 1 s, doubled each time.
     pub backoff_min: Duration,
@@ -42,7 +45,8 @@ impl Default for Terms {
         Self {
             start: Start::All,
             ack_wait: Duration::from_secs(10),
-            deliveries_max: 5,
+            attempts_max: 5,
+            deliveries_max: 20,
             backoff_min: Duration::from_secs(1),
             backoff_max: Duration::from_secs(30),
             handlers_max: 16,
@@ -57,8 +61,8 @@ impl Terms {
         if self.ack_wait < Duration::from_millis(300) {
             return Err(format!("ack_wait is {:?}, below 300ms; a sign of life would come too late", self.ack_wait));
         }
-        if self.deliveries_max == 0 || self.handlers_max == 0 || self.held_max == 0 {
-            return Err("deliveries_max, handlers_max and held_max are at least 1".to_owned());
+        if [self.attempts_max, self.deliveries_max].contains(&0) || [self.handlers_max, self.held_max].contains(&0) {
+            return Err("attempts_max, deliveries_max, handlers_max and held_max are at least 1".to_owned());
         }
         if self.handlers_max > self.held_max {
             return Err(format!("handlers_max is {}, over held_max, {}: who is handled is held", self.handlers_max, self.held_max));
@@ -144,6 +148,7 @@ mod tests {
         assert_eq!(terms.check(), Ok(()));
         for terms in [
             Terms { ack_wait: Duration::from_millis(299), ..Terms::default() },
+            Terms { attempts_max: 0, ..Terms::default() },
             Terms { deliveries_max: 0, ..Terms::default() },
             Terms { held_max: 15, ..Terms::default() },
             Terms { backoff_min: Duration::from_secs(31), ..Terms::default() },
