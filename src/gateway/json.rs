@@ -325,6 +325,8 @@ impl<D: Driver> Gateway<D> {
         if home == self.shard {
             self.take_offer(home, offer);
         } else {
+            // Its receipt counts whoever has subscribed before.
+            self.tell_members();
             self.mailbox.send(home, ShardMessage::Offer(Box::new(offer)));
         }
     }
