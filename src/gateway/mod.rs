@@ -33,6 +33,7 @@ mod egress;
 mod endpoints;
 mod fanout;
 mod feed;
+mod forms;
 mod frames;
 mod handover;
 mod history;

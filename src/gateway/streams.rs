@@ -12,23 +12,23 @@ use super::bridge::SUBSCRIPTIONS_FULL;
 use super::close_cause::CloseCause;
 use super::counters::Transport;
 use super::feed::{FeedKey, Format, LastSend};
-use super::json::{self, Talk};
+use super::forms::{push, push_event};
+use super::json::Talk;
 use super::places::full;
 use super::polls::Poll;
 use super::replay::{Missing, Replay};
 use super::rooms::{TOPICS_FULL, new_log};
 use super::seats::{Guest, Seat};
 use super::session::{State, micros};
-use super::snapshot::BEFORE;
 use super::topic::{MadePiece, Role};
 use crate::engine::driver::Driver;
-use crate::engine::log::{Frame, Log, Parcel, Pin};
+use crate::engine::log::{Frame, Parcel, Pin};
 use crate::engine::segment::{Arena, Gather, Range, Ranges};
 use crate::ids::{ConnId, ConnKey, TopicKey};
 use crate::proto::gap::Gap;
 use crate::proto::json::reply::Reply;
 use crate::proto::position::{Epoch, Position, Start};
-use crate::proto::sse::{EventName, HEARTBEAT, encode_event, encode_gap, encode_id, encode_open, encode_retry};
+use crate::proto::sse::{HEARTBEAT, encode_gap, encode_id, encode_open, encode_retry};
 use crate::proto::state::{Doing, Following};
 use crate::proto::topic::TopicName;
 use crate::proto::ws::frame::FrameHeader;
@@ -181,32 +181,8 @@ pub(super) fn message(bytes: &[u8]) -> (MessageKind, &[u8]) {
     (kind, &bytes[len..])
 }
 
-/// Makes a message into one of a form: of `shardcast.v1.json` a WebSocket frame, else an event, with or without an id.
-fn push(format: Format, out: &mut Vec<u8>, topic: &TopicName, position: Position, frame: &Frame, bytes: &[u8]) {
-    match format {
-        Format::Json => json::push_message(out, topic, position, frame, bytes),
-        _ => push_event(out, Some(position), frame, bytes),
-    }
-}
-
-fn push_event(out: &mut Vec<u8>, id: Option<Position>, frame: &Frame, bytes: &[u8]) {
-    let (kind, payload) = message(bytes);
-    let name = frame.event().and_then(|event| EventName::parse(event).ok());
-    encode_event(out, id, name.as_ref(), payload, kind);
-}
-
 fn push_gap(out: &mut Vec<u8>, topic: &TopicName, to: Position, (reason, from): Missing) {
     encode_gap(out, &Gap { topic: topic.as_str(), from, to, reason });
-}
-
-/// Makes the messages from `fresh` on into a form; `base` is the offset before the log's first.
-pub(super) fn make(format: Format, topic: &TopicName, fresh: &Pin, base: u64, epoch: Epoch, out: &mut Vec<u8>, made: &mut Log) {
-    fresh.each(|number, frame, bytes| {
-        out.clear();
-        push(format, out, topic, Position { epoch, offset: base + number + 1 }, frame, bytes.as_slice());
-        made.append(if frame.is_not_echoed() { frame.sender } else { BEFORE }, out, &[]);
-        true
-    });
 }
 
 impl<D: Driver> Gateway<D> {

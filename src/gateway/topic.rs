@@ -3,12 +3,12 @@
 use std::collections::{HashSet, VecDeque};
 
 use super::feed::{Feed, Format};
+use super::forms;
 use super::history::History;
 use super::places::Places;
 use super::rate::Said;
 use super::seats::Guest;
 use super::seldom::Seldom;
-use super::streams;
 use crate::engine::log::{Log, Parcel, Pin};
 use crate::engine::segment::Range;
 use crate::hub::Home;
@@ -197,7 +197,7 @@ impl Topic {
         if let Some(fresh) = fresh {
             for (format, made) in Format::MADE.into_iter().zip(&mut self.made) {
                 let Some(made) = made else { continue };
-                streams::make(format, &made.name, &fresh, self.raw.base, epoch, scratch, &mut made.feed.log);
+                forms::make(format, &made.name, &fresh, self.raw.base, epoch, scratch, &mut made.feed.log);
             }
         }
         laps
