@@ -10,7 +10,9 @@ use std::time::Duration;
 use common::events::{self, expect_all, publish, publish_all};
 use common::frame::{self, FIN};
 use common::raw::{self, Raw};
+use common::talk;
 use common::{Gateway, SOON, Scratch, eventually, gateway, put_program, sleep_ms};
+use serde_json::json;
 
 const HOST: &str = "HTTP/1.1\r\nHost: localhost\r\n";
 
@@ -18,6 +20,66 @@ const HOST: &str = "HTTP/1.1\r\nHost: localhost\r\n";
 fn ask(raw: &mut Raw) {
     raw.write(format!("GET /nowhere {HOST}\r\n").as_bytes());
     assert_eq!(raw.response().status, 404);
+}
+
+/// Who speaks JSON goes on with all its topics, and gets a receipt for each of its messages, through three hand-overs.
+#[test]
+fn who_speaks_json_goes_on_with_its_topics_and_every_message_has_its_receipt() {
+    let mut gateway = gateway().limit("history_messages", 100_000).start();
+    let names = ["a", "b", "c", "d"];
+    let mut readers: Vec<talk::Talker> = (0..4).map(|_| talk::connect(gateway.port)).collect();
+    for reader in &mut readers {
+        names.iter().for_each(|name| drop(reader.subscribe(name)));
+    }
+    // Nobody's topics, a place that is free again, and half a request.
+    let mut quiet = talk::connect(gateway.port);
+    quiet.subscribe("gone");
+    quiet.say(json!({"type": "unsubscribe", "topic": "gone"}));
+    quiet.expect("ok");
+    let half = frame::masked(FIN | frame::TEXT, br#"{"type":"subscribe","id":"half","topic":"a"}"#);
+    quiet.raw.write(&half[..20]);
+    let (stop, sent) = (AtomicBool::new(false), AtomicU32::new(0));
+    let mut publisher = talk::connect(gateway.port);
+    std::thread::scope(|scope| {
+        let (stop, sent) = (&stop, &sent);
+        scope.spawn(move || {
+            for number in 0.. {
+                let last = stop.load(Ordering::Relaxed);
+                for name in names {
+                    publisher.say(json!({"type": "publish", "id": number, "topic": name, "data": if last { "end" } else { "go on" }}));
+                }
+                for _ in names {
+                    assert_eq!(publisher.expect("ok")["id"], number);
+                }
+                sent.fetch_add(1, Ordering::Relaxed);
+                if last {
+                    break;
+                }
+            }
+        });
+        for _ in 0..3 {
+            let before = sent.load(Ordering::Relaxed);
+            eventually(SOON, || if sent.load(Ordering::Relaxed) > before + 50 { Ok(()) } else { Err("nothing is said".to_owned()) });
+            gateway.hand_over();
+        }
+        stop.store(true, Ordering::Relaxed);
+        for reader in &mut readers {
+            let mut last = [0; 4];
+            let mut ended = 0;
+            while ended < 4 {
+                let message = reader.expect("message");
+                let topic = names.iter().position(|name| message["topic"] == *name).expect("one of them");
+                let at = events::offset(message["pos"].as_str().expect("a position"));
+                assert_eq!(at, last[topic] + 1, "each once and in order: {message}");
+                last[topic] = at;
+                ended += usize::from(message["data"] == "end");
+            }
+        }
+    });
+    quiet.raw.write(&half[20..]);
+    assert_eq!(quiet.expect("subscribed")["id"], "half");
+    quiet.publish("a", "heard");
+    quiet.expect_message("a", "heard");
 }
 
 /// Publishers and every kind of subscriber go on through five hand-overs: each hears everything of its topic once, in the same order as all.
