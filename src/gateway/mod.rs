@@ -39,6 +39,7 @@ pub mod inspect;
 mod intake;
 mod listing;
 mod log_limit;
+mod pages;
 mod peers;
 mod places;
 mod polls;
@@ -103,9 +104,9 @@ use crate::time::Time;
 
 pub use clients::{AddressSource, Addressing};
 pub use dismissal::Word;
-pub use endpoints::Pages;
 pub use handover::Inheritance;
 pub use listing::Listing;
+pub use pages::Page;
 pub use peers::ShardMessage;
 pub use places::Places;
 pub use publishing::{Ack, Offer, Receipt, Ticket};
@@ -199,8 +200,8 @@ pub struct Parts {
     pub origins: Arc<[String]>,
     /// How clients' addresses are found.
     pub addressing: Arc<Addressing>,
-    /// What `GET /` answers.
-    pub pages: Pages,
+    /// What the gateway serves from its binary.
+    pub pages: &'static [Page],
     /// Where topics live.
     pub placement: Placement,
     /// Ways to the other shards.
@@ -273,7 +274,7 @@ pub struct Gateway<D> {
     limits: Arc<Limits>,
     origins: Arc<[String]>,
     addressing: Arc<Addressing>,
-    pages: Pages,
+    pages: &'static [Page],
     placement: Placement,
     mailbox: Mailbox<ShardMessage>,
     bridge: Option<Box<Bridge>>,

@@ -32,7 +32,7 @@ use crate::engine::sys::{self, ListenOptions, Listener};
 use crate::engine::uring::probe::{Blocked, probe};
 use crate::engine::wakers::Wakers;
 use crate::gateway::counters::Counters;
-use crate::gateway::{Chunk, Command, Inheritance, Pages, Parts, Shared, Snapshot};
+use crate::gateway::{Chunk, Command, Inheritance, Parts, Shared, Snapshot};
 use crate::hub::Placement;
 use crate::ids::ShardId;
 use crate::limits::Limits;
@@ -603,7 +603,7 @@ impl Plan<'_> {
                 limits: Arc::clone(&self.limits),
                 origins: Arc::clone(&origins),
                 addressing: Arc::clone(&addressing),
-                pages: Pages { index: web::INDEX },
+                pages: web::PAGES,
                 placement: self.placement,
                 mailbox,
                 bridge: bridges.take_next(),

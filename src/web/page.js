@@ -1,0 +1,1 @@
+import { connect } from "./shardcast.js";
