@@ -128,8 +128,10 @@ limits! {
     linger_ms: Millis = 5_000, 10 => 60_000;
     /// Bytes handed to the kernel in one send; always whole frames, and at least two of them when two wait.
     send_bytes_max: Bytes = 64 * KIB, KIB => 16 * MIB;
-    /// Answers of `/echo` queued for one connection before reading from it pauses.
+    /// Answers of `/echo` or of `shardcast.v1.json` queued for one connection before reading from it pauses.
     echo_bytes_max: Bytes = 64 * KIB, KIB => 64 * MIB;
+    /// Messages of one connection of `shardcast.v1.json` on their way to their topics before reading from it pauses.
+    json_publishes_max: Count = 64, 1 => 65_536;
     /// Topics in the process. Who asks for a new one beyond it is closed with 4503.
     topics_max: Count = 1_000_000, 1 => 1_000_000_000;
     /// Members of one topic over all shards, those included who are still given what was before they came; 0 sets no bound. Who asks for a full one is told 4503 or 503 with a time to come back.

@@ -22,7 +22,16 @@ use crate::ids::ConnId;
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Attributes {
     /// The name of the event, for who gets it as one.
-    pub event: Box<str>,
+    pub event: Option<Box<str>>,
+    /// The publisher does not want it back.
+    pub no_echo: bool,
+}
+
+impl Attributes {
+    /// Those of a message that has a name as an event, or nothing.
+    pub fn of_event(event: Option<Box<str>>) -> Option<Arc<Self>> {
+        event.map(|event| Arc::new(Self { event: Some(event), no_echo: false }))
+    }
 }
 
 /// What a log knows about one of its frames.
@@ -34,6 +43,18 @@ pub struct Frame {
     pub sender: ConnId,
     /// Rarely any; then shared by all shards.
     pub attributes: Option<Arc<Attributes>>,
+}
+
+impl Frame {
+    /// Its name as an event.
+    pub fn event(&self) -> Option<&str> {
+        self.attributes.as_ref().and_then(|attributes| attributes.event.as_deref())
+    }
+
+    /// Whether its publisher does not want it back.
+    pub fn is_not_echoed(&self) -> bool {
+        self.attributes.as_ref().is_some_and(|attributes| attributes.no_echo)
+    }
 }
 
 struct Chunk {

@@ -226,7 +226,7 @@ impl<D: Driver> Gateway<D> {
         let Some(bridge) = &mut self.bridge else { return };
         let Some(name) = self.topics.name(key) else { return };
         let Some(subject) = bridge.subject_out(key, name) else { return };
-        let event = attributes.map(|attributes| attributes.event.clone());
+        let event = attributes.and_then(|attributes| attributes.event.clone());
         let message = Outgoing { subject, payload: Bytes::copy_from_slice(payload), kind, event };
         bridge.port.publish(message);
     }
@@ -300,7 +300,7 @@ impl<D: Driver> Gateway<D> {
             return Some(incoming);
         }
         let Incoming { topic, payload, kind, event } = incoming;
-        let attributes = event.map(|event| Arc::new(Attributes { event }));
+        let attributes = Attributes::of_event(event);
         let (header, len) = server_header(kind.opcode(), payload.len());
         let sender = ConnId { shard: ShardId(u16::MAX), key: NATS };
         self.append_at_home(topic, |log| log.append_with(sender, attributes, &header[..len], &payload));

@@ -64,6 +64,8 @@ causes! {
     ProtocolError = "protocol_error", Peer, Some(CloseCode::PROTOCOL_ERROR);
     /// A text message that is not UTF-8.
     InvalidPayload = "invalid_payload", Peer, Some(CloseCode::INVALID_PAYLOAD);
+    /// A message that is no request of `shardcast.v1.json`.
+    BadMessage = "bad_message", Peer, Some(CloseCode::BAD_MESSAGE);
     /// A message over `limits.message_bytes_max`.
     TooBig = "too_big", Peer, Some(CloseCode::TOO_BIG);
     /// Nothing came in after a ping.

@@ -20,6 +20,7 @@ use crate::engine::driver::Driver;
 use crate::engine::segment::{Range, SegmentWriter};
 use crate::ids::{ConnKey, ShardId, TopicKey};
 use crate::proto::http::Response;
+use crate::proto::json::reply::Reply;
 use crate::proto::sse::{encode_announcement, raw_announcement};
 use crate::proto::ws::frame::server_header;
 use crate::proto::ws::{CloseCode, OpCode};
@@ -48,6 +49,7 @@ pub(super) struct Announcing {
     text: Arc<str>,
     frame: Range,
     event: Range,
+    json: Range,
     next_slot: u32,
     told: u64,
     reply: Sender<(ShardId, Finding)>,
@@ -58,7 +60,7 @@ const DISMISSALS_MAX: usize = 16;
 
 /// Whether somebody in this state is among those who are connected for messages.
 fn is_connected(state: State) -> bool {
-    matches!(state, State::Room | State::Echo | State::Stream | State::Polling | State::Joining)
+    matches!(state, State::Room | State::Echo | State::Json | State::Stream | State::Polling | State::Joining)
 }
 
 fn has_topic(session: &Session, topic: TopicKey) -> bool {
@@ -128,7 +130,7 @@ impl<D: Driver> Gateway<D> {
     fn dismiss_in_turn(&mut self, key: ConnKey, word: &Rc<Word>) {
         let Some(session) = self.sessions.get_mut(key) else { return };
         match session.state {
-            State::Room | State::Echo | State::Stream => {
+            State::Room | State::Echo | State::Json | State::Stream => {
                 session.cold.get_or_insert_default().word = Some(Rc::clone(word));
                 self.say_goodbye(key, CloseCause::Disconnected);
             }
@@ -171,13 +173,17 @@ impl<D: Driver> Gateway<D> {
         if self.desk.announcing.is_some() {
             return self.tell(&reply, Finding::Refused("another announcement is under way; try again when it is out"));
         }
-        let payload = raw_announcement(&text);
-        let (header, len) = server_header(OpCode::Text, payload.len());
-        let frame = SegmentWriter::new(len + payload.len(), &self.shared.memory).append(&header[..len], &payload);
+        let frame = |payload: &[u8]| {
+            let (header, len) = server_header(OpCode::Text, payload.len());
+            SegmentWriter::new(len + payload.len(), &self.shared.memory).append(&header[..len], payload)
+        };
+        let mut json = Vec::new();
+        Reply::Announcement { text: &text }.write(&mut json);
+        let (frame, json) = (frame(&raw_announcement(&text)), frame(&json));
         let mut event = Vec::new();
         encode_announcement(&mut event, &text);
         let event = SegmentWriter::new(event.len(), &self.shared.memory).append(&event, &[]);
-        self.desk.announcing = Some(Announcing { text, frame, event, next_slot: 0, told: 0, reply });
+        self.desk.announcing = Some(Announcing { text, frame, event, json, next_slot: 0, told: 0, reply });
     }
 
     /// Tells the next of them.
@@ -194,6 +200,7 @@ impl<D: Driver> Gateway<D> {
             let Some((key, state)) = found else { continue };
             let bytes = match state {
                 State::Room => &announcing.frame,
+                State::Json => &announcing.json,
                 State::Stream => &announcing.event,
                 State::Polling => {
                     self.announce_to_poll(key, &announcing.text);

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use super::close_cause::CloseCause;
 use super::session::{Session, State};
+use super::streams::Stream;
 use super::topic::Topic;
 use super::{Gateway, Progress};
 use crate::engine::driver::{CloseHow, Driver};
@@ -313,7 +314,7 @@ impl<D: Driver> Gateway<D> {
             State::Polling => self.poll_timed_out(key),
             // They are answered, and end then.
             State::Body | State::Awaiting => {}
-            State::Room | State::Echo | State::Stream => self.say_goodbye(key, cause),
+            State::Room | State::Echo | State::Json | State::Stream => self.say_goodbye(key, cause),
             State::Finishing | State::Lingering | State::Closed => {}
         }
     }
@@ -327,7 +328,7 @@ impl<D: Driver> Gateway<D> {
                 let end = session.topic.and_then(|topic| self.topics.get(topic)).map_or(0, |topic| topic.raw.log.end());
                 if session.cursor < end { vec![end] } else { Vec::new() }
             }
-            State::Stream => session.stream().map_or_else(Vec::new, |stream| self.stream_ends(stream)),
+            State::Json | State::Stream => session.stream().map_or_else(Vec::new, |stream| self.stream_ends(stream)),
             _ => Vec::new(),
         };
         let Some(session) = self.sessions.get_mut(key) else { return };
@@ -350,6 +351,10 @@ impl<D: Driver> Gateway<D> {
             State::Room => session.seated && session.is_between_messages() && until.first().is_none_or(|&until| session.cursor >= until),
             State::Echo => session.is_between_messages(),
             State::Stream => session.stream().is_none_or(|stream| self.stream_is_past(stream, until)),
+            State::Json => {
+                let is_done = |stream: &Stream| stream.owes_no_answer() && self.stream_is_past(stream, until);
+                session.is_between_messages() && session.stream().is_none_or(is_done)
+            }
             _ => false,
         };
         served.then_some(cause)

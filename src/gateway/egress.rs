@@ -10,9 +10,11 @@ use super::Gateway;
 use super::close_cause::{CloseCause, Fault};
 use super::counters::{DropReason, Transport};
 use super::session::{Session, Stamp, State, micros};
+use super::streams::Kind;
 use crate::engine::driver::{CloseHow, Driver};
 use crate::engine::segment::{Gather, Range, Ranges};
 use crate::ids::ConnKey;
+use crate::proto::json::reply::Reply;
 use crate::proto::sse::encode_bye;
 use crate::proto::ws::frame::server_header;
 use crate::proto::ws::{CloseCode, OpCode, encode_close_payload};
@@ -127,7 +129,7 @@ impl<D: Driver> Gateway<D> {
         let goes_on = session.paused
             && match session.state {
                 State::Head => unsent == 0 && session.direct.is_none(),
-                State::Echo => (session.direct_bytes() as u64) < self.limits.echo_bytes_max.div_ceil(2),
+                State::Echo | State::Json => (session.direct_bytes() as u64) < self.limits.echo_bytes_max.div_ceil(2),
                 _ => false,
             };
         let answered = session.state == State::Head && session.peer_closed && unsent == 0;
@@ -173,10 +175,14 @@ impl<D: Driver> Gateway<D> {
             _ => cause.wants_retry(),
         };
         let streams = session.state == State::Stream;
+        let talks = session.stream().is_some_and(|stream| stream.kind == Kind::Json);
+        // Who speaks JSON is told with one of the gateway's own codes.
+        let own = cause.code().map(|code| if talks && code == CloseCode::SERVICE_RESTART { CloseCode::OVER_CAPACITY } else { code });
+        let told = code.or(own);
         self.counters.closes.of(cause).add(1);
         self.log_end(key, cause, reason);
         let dropped = self.count_drops(key, cause);
-        self.note_closing(key, cause, code.or(cause.code()), dropped);
+        self.note_closing(key, cause, told, dropped);
         self.leave(key);
         if matches!(cause, CloseCause::SlowConsumer | CloseCause::NoPong) {
             self.staged.take_if(|(staged, _)| *staged == key);
@@ -198,20 +204,22 @@ impl<D: Driver> Gateway<D> {
             // The end of its stream must be seen.
             self.driver.resume_recv(key);
         }
+        let retry_ms = (wants_retry && (says_why || streams)).then(|| self.retry_ms_after(cause));
         if says_why {
-            let code = code.or(cause.code());
-            let payload = code.map(|code| match wants_retry {
-                true => encode_close_payload(code, format!("retry={} {reason}", self.retry_ms_after(cause)).trim_end()),
-                false => encode_close_payload(code, reason),
+            if let (true, Some(code)) = (talks && cause != CloseCause::ClientClosed, told) {
+                self.say(key, &Reply::Bye { code: code.0, reason, retry_ms });
+            }
+            let payload = told.map(|code| match retry_ms {
+                Some(ms) => encode_close_payload(code, format!("retry={ms} {reason}").trim_end()),
+                None => encode_close_payload(code, reason),
             });
             let payload = payload.as_deref().unwrap_or(&[]);
             let (header, len) = server_header(OpCode::Close, payload.len());
             self.push_direct(key, &header[..len], payload);
         }
         if streams && cause != CloseCause::ClientClosed {
-            let retry_ms = wants_retry.then(|| self.retry_ms_after(cause));
             let mut out = Vec::new();
-            encode_bye(&mut out, code.or(cause.code()).unwrap_or(CloseCode::INTERNAL_RETRY), reason, retry_ms);
+            encode_bye(&mut out, told.unwrap_or(CloseCode::INTERNAL_RETRY), reason, retry_ms);
             self.push_direct(key, &out, &[]);
         }
         self.timers.set(key.slot, self.now + Duration::from_millis(self.limits.linger_ms));

@@ -101,6 +101,8 @@ pub(super) enum Answer {
     List(Box<Listing>),
     /// Upgrade to `/echo`.
     Echo { upgrade: Vec<u8> },
+    /// Upgrade to a WebSocket that speaks `shardcast.v1.json`.
+    Json { upgrade: Vec<u8> },
 }
 
 impl Answer {
@@ -123,12 +125,18 @@ const EVENT_STREAM: &str = "text/event-stream";
 /// The subprotocol that raw clients may name.
 const RAW_PROTOCOL: &str = "shardcast.raw";
 
+/// The subprotocol of many topics on one connection.
+const JSON_PROTOCOL: &str = "shardcast.v1.json";
+
 const EXISTS: &str = "GET / (a page to try it) and GET /shardcast.js (the browser client), GET /ws?room=NAME and GET /echo (WebSocket), GET /events?topic=NAME (event stream), GET /poll?topic=NAME and GET /v1/history?topic=NAME, GET /v1/topics, POST /publish?topic=NAME and POST /v1/publish, GET /healthz";
 
 pub(super) fn answer(head: &Head<'_, '_>, context: &Context<'_>) -> Answer {
     match head.path {
-        "/ws" => socket(head, context, room),
-        "/echo" => socket(head, context, |_, upgrade| Ok(Answer::Echo { upgrade })),
+        "/ws" => socket(head, context, &[JSON_PROTOCOL, RAW_PROTOCOL], |protocol, upgrade| match protocol {
+            Some(JSON_PROTOCOL) => talk(head, upgrade),
+            _ => room(head, upgrade),
+        }),
+        "/echo" => socket(head, context, &[RAW_PROTOCOL], |_, upgrade| Ok(Answer::Echo { upgrade })),
         "/events" => events(head, context),
         "/poll" => poll(head, context, context.limits.poll_wait_ms),
         "/v1/history" => poll(head, context, 0),
@@ -170,13 +178,19 @@ fn unavailable_to_page(head: &Head<'_, '_>, context: &Context<'_>, why: Unavaila
 }
 
 /// Answers an upgrade request: refusals that any client can cause first, then whether this client is welcome, then the endpoint.
-fn socket(head: &Head<'_, '_>, context: &Context<'_>, endpoint: impl FnOnce(&Head<'_, '_>, Vec<u8>) -> Result<Answer, String>) -> Answer {
+fn socket(
+    head: &Head<'_, '_>,
+    context: &Context<'_>,
+    spoken: &[&'static str],
+    endpoint: impl FnOnce(Option<&'static str>, Vec<u8>) -> Result<Answer, String>,
+) -> Answer {
     let upgrade = match handshake::check(head) {
         Ok(upgrade) => upgrade,
         Err(error) => return Answer::Respond(body_closes(head, refusal(&error))),
     };
     let mut accept = Vec::with_capacity(160);
-    handshake::switching_protocols(&upgrade.accept, selected(&upgrade), &mut accept);
+    let selected = selected(&upgrade, spoken);
+    handshake::switching_protocols(&upgrade.accept, selected, &mut accept);
     let refuse = |accept: Vec<u8>, response: Response, cause| match upgrade.origin {
         Some(_) => Answer::RefusePolitely(accept, response.close(), cause),
         None => Answer::Refuse(response.close(), cause),
@@ -193,25 +207,26 @@ fn socket(head: &Head<'_, '_>, context: &Context<'_>, endpoint: impl FnOnce(&Hea
         let message = format!("origin {} may not connect; it must match Host, or be listed in `origins`", String::from_utf8_lossy(origin));
         return refuse(accept, Response::error(403, &message), CloseCause::ForbiddenOrigin);
     }
-    if let Err(protocols) = offers(&upgrade) {
-        let message = format!("none of the offered subprotocols ({protocols}) is spoken here; offer {RAW_PROTOCOL} or none");
+    if let (None, Some(offered)) = (selected, offered(&upgrade)) {
+        let spoken = spoken.join(", ");
+        let message = format!("none of the offered subprotocols ({offered}) is spoken here; offer {spoken} or none");
         return Answer::Respond(body_closes(head, Response::error(400, &message)));
     }
-    endpoint(head, accept).unwrap_or_else(|message| Answer::Respond(body_closes(head, Response::error(400, &message))))
+    endpoint(selected, accept).unwrap_or_else(|message| Answer::Respond(body_closes(head, Response::error(400, &message))))
 }
 
 fn refusal(error: &HandshakeError) -> Response {
     error.response()
 }
 
-/// Browsers fail a connection when they offered subprotocols and none was selected: select the raw one, or refuse clearly.
-fn selected(upgrade: &Upgrade<'_>) -> Option<&'static str> {
-    upgrade.protocols().any(|protocol| protocol == RAW_PROTOCOL).then_some(RAW_PROTOCOL)
+/// Browsers fail a connection when they offered subprotocols and none was selected: select the first that is spoken, or refuse clearly.
+fn selected(upgrade: &Upgrade<'_>, spoken: &[&'static str]) -> Option<&'static str> {
+    upgrade.protocols().find_map(|offered| spoken.iter().copied().find(|&spoken| spoken == offered))
 }
 
-fn offers(upgrade: &Upgrade<'_>) -> Result<(), String> {
+fn offered(upgrade: &Upgrade<'_>) -> Option<String> {
     let offered: Vec<&str> = upgrade.protocols().collect();
-    if offered.is_empty() || offered.contains(&RAW_PROTOCOL) { Ok(()) } else { Err(offered.join(", ")) }
+    (!offered.is_empty()).then(|| offered.join(", "))
 }
 
 fn is_allowed(origin: &[u8], head: &Head<'_, '_>, origins: &[String]) -> bool {
@@ -234,6 +249,13 @@ fn room(head: &Head<'_, '_>, upgrade: Vec<u8>) -> Result<Answer, String> {
     let name = names.into_iter().next().unwrap_or_else(TopicName::default_room);
     let start = starts.and_then(|starts| starts.of(0)).filter(|&start| start != Start::Latest);
     Ok(Answer::Room { name, no_echo, start, upgrade })
+}
+
+fn talk(head: &Head<'_, '_>, upgrade: Vec<u8>) -> Result<Answer, String> {
+    match topics(head)? {
+        (names, None) if names.is_empty() => Ok(Answer::Json { upgrade }),
+        _ => Err(format!("with {JSON_PROTOCOL} topics are not named in the URL; send {{\"type\":\"subscribe\",\"topic\":\"a\"}}")),
+    }
 }
 
 /// The topics that a request names, in its order, and where it wants to begin.

@@ -15,6 +15,15 @@ pub(super) enum Format {
     Raw,
     /// Events of a stream (`text/event-stream`), made from the log where somebody wants them.
     Sse,
+    /// Messages of `shardcast.v1.json`, as WebSocket frames, made likewise.
+    Json,
+}
+
+impl Format {
+    /// All of them; each has its number's place.
+    pub(super) const ALL: [Self; 3] = [Self::Raw, Self::Sse, Self::Json];
+    /// Those that are made where somebody wants them.
+    pub(super) const MADE: [Self; 2] = [Self::Sse, Self::Json];
 }
 
 /// The members of one topic in one form.

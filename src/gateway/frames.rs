@@ -2,6 +2,7 @@
 
 use super::Gateway;
 use super::close_cause::CloseCause;
+use super::json::request_bytes_max;
 use super::session::State;
 use crate::engine::driver::Driver;
 use crate::ids::ConnKey;
@@ -16,7 +17,9 @@ impl<D: Driver> Gateway<D> {
     pub(super) fn read_frames(&mut self, key: ConnKey, bytes: &mut [u8]) -> usize {
         let Some(session) = self.sessions.get_mut(key) else { return bytes.len() };
         let mut decoder = session.take_decoder();
-        let limits = DecoderLimits { message_bytes_max: self.limits.message_bytes_max };
+        let speaks_json = session.state == State::Json;
+        let message_bytes_max = if speaks_json { request_bytes_max(&self.limits) } else { self.limits.message_bytes_max };
+        let limits = DecoderLimits { message_bytes_max };
         let mut used = 0;
         while used < bytes.len() {
             decoder.release();
@@ -35,6 +38,13 @@ impl<D: Driver> Gateway<D> {
                 None => {}
                 Some(Incoming::Message { kind, payload }) => {
                     self.messages_left = self.messages_left.saturating_sub(1);
+                    if speaks_json {
+                        self.hear(key, kind, payload);
+                        if self.sessions.get(key).is_none_or(|session| session.state.is_over()) {
+                            return bytes.len();
+                        }
+                        continue;
+                    }
                     let len = payload.len() as u64;
                     if let Err(over) = self.take_said(key, 1, len).and_then(|()| self.take_said_in_room(key, len)) {
                         self.end_over_rate(key, &over);
@@ -96,6 +106,13 @@ impl<D: Driver> Gateway<D> {
                     self.wait_for_nats(key);
                 }
                 waits
+            }
+            State::Json => {
+                let busy = self.is_busy_talking(key);
+                if busy {
+                    self.pause_reading(key);
+                }
+                busy
             }
             State::Echo => {
                 let full = self.direct_bytes(key) as u64 >= self.limits.echo_bytes_max;

@@ -26,7 +26,7 @@ use super::counters::Transport;
 use super::publishing::Receipt;
 use super::session::{Session, State, micros};
 use super::snapshot::{Chunk, Snapshot};
-use super::streams::Stream;
+use super::streams::{Kind, Stream};
 use super::topic::Topic;
 use crate::engine::driver::Driver;
 use crate::engine::segment::{Arena, Gather, Ranges};
@@ -96,8 +96,9 @@ impl<D: Driver> Gateway<D> {
             && self.nats_has_all()
             && self.topics.values().all(Topic::has_no_uplink)
             && (0..self.driver.slots()).all(|slot| {
-                let session = self.sessions.at(slot).map(|(_, session)| session.state);
-                !matches!(session, Some(State::Joining | State::Awaiting | State::Polling | State::Body))
+                let Some((_, session)) = self.sessions.at(slot) else { return true };
+                !matches!(session.state, State::Joining | State::Awaiting | State::Polling | State::Body)
+                    && (session.state != State::Json || session.stream().is_none_or(Stream::owes_no_answer))
             })
     }
 
@@ -143,7 +144,7 @@ impl<D: Driver> Gateway<D> {
                 after: cold.and_then(|cold| cold.replay_after),
             },
             State::Echo => Doing::Echo,
-            State::Stream => session.stream()?.to_inherit(),
+            State::Stream | State::Json => session.stream()?.to_inherit(),
             State::Finishing | State::Lingering => Doing::Ending,
             State::Joining | State::Polling | State::Body | State::Awaiting | State::Closed => return None,
         };
@@ -204,7 +205,11 @@ impl<D: Driver> Gateway<D> {
             }
             Doing::Stream { retry_ms, window_ms, topics } => {
                 self.inherit_transport(key, Transport::Sse);
-                self.begin_stream(key, Stream::inherited(topics, self.epoch, retry_ms, window_ms));
+                self.begin_stream(key, Stream::inherited(Kind::Events, topics, self.epoch, retry_ms, window_ms));
+            }
+            Doing::Json { topics } => {
+                self.inherit_transport(key, Transport::Ws);
+                self.begin_stream(key, Stream::inherited(Kind::Json, topics, self.epoch, 0, 0));
             }
             Doing::Ending => {
                 let Some(session) = self.sessions.get_mut(key) else { return };

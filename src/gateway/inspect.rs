@@ -20,7 +20,7 @@ use super::dismissal::{Announcing, Dismissal, Word};
 use super::feed::{Feed, Lap};
 use super::session::{Cold, Session};
 use super::streams::{Part, Stream};
-use super::topic::{AwaySide, HomeSide, Role, Topic, Uplink};
+use super::topic::{Made, AwaySide, HomeSide, Role, Topic, Uplink};
 use super::{Gateway, ShardMessage};
 use crate::engine::driver::Driver;
 use crate::engine::segment::Range;
@@ -567,8 +567,8 @@ fn topic_bytes(topic: &Topic) -> u64 {
         }
         Role::Away(side) => (size_of::<AwaySide>() + side.uplink.as_ref().map_or(0, |_| size_of::<Uplink>())) as u64,
     };
-    let events = topic.sse.as_ref().map_or(0, |sse| size_of::<Feed>() as u64 + feed(sse));
-    feed(&topic.raw) + events + role + topic.waiters.heap_bytes()
+    let made: u64 = topic.made.iter().flatten().map(|made| size_of::<Made>() as u64 + feed(&made.feed)).sum();
+    feed(&topic.raw) + made + role + topic.waiters.heap_bytes()
 }
 
 /// What a connection has allocated besides its place in the tables.

@@ -59,7 +59,7 @@ impl<D: Driver> Gateway<D> {
                     self.pause_reading(key);
                     0
                 }
-                State::Room | State::Echo => self.read_frames(key, &mut bytes[at..]),
+                State::Room | State::Echo | State::Json => self.read_frames(key, &mut bytes[at..]),
                 State::Body => self.read_body(key, &bytes[at..]),
                 State::Polling | State::Awaiting => {
                     // The next request, before this one is answered.
@@ -130,12 +130,9 @@ impl<D: Driver> Gateway<D> {
         session.peer_closed = true;
         match session.state {
             // What it sent before is handled first; then it ends.
-            State::Head | State::Joining | State::Room | State::Echo | State::Stream | State::Polling | State::Body | State::Awaiting => {
-                self.end_if_gone(key)
-            }
-            State::Finishing => {}
+            State::Finishing | State::Closed => {}
             State::Lingering => self.take_down(key, CloseHow::Close),
-            State::Closed => {}
+            _ => self.end_if_gone(key),
         }
     }
 
@@ -148,7 +145,7 @@ impl<D: Driver> Gateway<D> {
         }
         match session.state {
             State::Head => self.end(key, CloseCause::HttpDone),
-            State::Room | State::Echo => self.end(key, CloseCause::ClientGone),
+            State::Room | State::Echo | State::Json => self.end(key, CloseCause::ClientGone),
             // There is no other way to end a stream.
             State::Stream | State::Polling => self.end(key, CloseCause::ClientClosed),
             State::Body => self.end(key, CloseCause::ClientGone),

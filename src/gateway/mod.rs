@@ -10,6 +10,7 @@
 //! | `intake` | bytes as they come, pauses, the peer's end |
 //! | `frames` | WebSocket input: messages, control frames, pauses |
 //! | `rooms`, `topic`, `places` | joining, leaving, publishing; who still finds room |
+//! | `json` | WebSockets that speak `shardcast.v1.json` |
 //! | `fanout` | laps over a topic's members |
 //! | `peers`, `bridge` | messages between shards; to NATS and from there |
 //! | `egress` | what a connection is sent next, and the close sequence |
@@ -37,6 +38,7 @@ mod handover;
 mod history;
 pub mod inspect;
 mod intake;
+mod json;
 mod listing;
 mod log_limit;
 mod pages;

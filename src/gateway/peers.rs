@@ -215,10 +215,7 @@ impl<D: Driver> Gateway<D> {
             ShardMessage::Delivered { home, upto } => self.delivered(from, home, upto),
             ShardMessage::Members { home, members } => self.count_members(from, home, members),
             ShardMessage::Offer(offer) => self.take_offer(from, *offer),
-            ShardMessage::Receipt { ticket, receipt } => {
-                self.take_receipt(ticket, receipt);
-                self.answer_upload(ticket.conn);
-            }
+            ShardMessage::Receipt { ticket, receipt } => self.receipt_came(ticket, receipt),
             ShardMessage::Resume { home, key, guest, start } => self.resume_elsewhere(from, home, key, guest, start),
             ShardMessage::Replay { key, guest, replay } => self.replayed(key, guest, *replay),
             ShardMessage::Count { topic, offset, receipt, until } => self.count_sent(from, receipt, topic, offset, until),

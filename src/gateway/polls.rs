@@ -44,13 +44,13 @@ pub(super) fn for_origin(response: Response, origin: Option<&[u8]>) -> Response 
 }
 
 /// Adds a message to an answer if it still has room. Whether it had.
-fn add(answer: &mut Answer<'_>, left: &mut usize, topic: &str, position: Position, frame: &Frame, bytes: &[u8]) -> bool {
+pub(super) fn add(answer: &mut Answer<'_>, left: &mut usize, topic: &str, position: Position, frame: &Frame, bytes: &[u8]) -> bool {
     if *left == 0 || (!answer.is_empty() && answer.bytes() + bytes.len() > ANSWER_BYTES_MAX) {
         return false;
     }
     *left -= 1;
     let (kind, payload) = message(bytes);
-    let event = frame.attributes.as_ref().map(|attributes| &*attributes.event);
+    let event = frame.event();
     answer.message(&Message { topic, position, event, key: None, kind, payload });
     true
 }

@@ -272,7 +272,7 @@ impl<D: Driver> Gateway<D> {
         match &upload.what {
             What::Body { topics, binary, event, id } => {
                 let kind = if *binary || simdutf8::basic::from_utf8(&body).is_err() { MessageKind::Binary } else { MessageKind::Text };
-                let attributes = event.as_ref().map(|event| Arc::new(Attributes { event: event.clone() }));
+                let attributes = Attributes::of_event(event.clone());
                 receipts.is_array = topics.len() > 1;
                 for topic in topics {
                     let index = receipts.expect_item();
@@ -304,7 +304,7 @@ impl<D: Driver> Gateway<D> {
                             continue;
                         }
                     };
-                    let attributes = item.event.as_ref().map(|event| Arc::new(Attributes { event: event.as_str().into() }));
+                    let attributes = Attributes::of_event(item.event.as_ref().map(|event| event.as_str().into()));
                     let first = receipts.answers.len();
                     for topic in item.topics {
                         let ticket = Ticket { conn: key, turn, index: receipts.expect() };
@@ -418,15 +418,22 @@ impl<D: Driver> Gateway<D> {
 
     pub(super) fn give_receipt(&mut self, to: ShardId, ticket: Ticket, receipt: Receipt) {
         if to == self.shard {
-            self.take_receipt(ticket, receipt);
-            self.answer_upload(ticket.conn);
+            self.receipt_came(ticket, receipt);
         } else {
             self.mailbox.send(to, ShardMessage::Receipt { ticket, receipt });
         }
     }
 
     /// A receipt has come for a publisher here.
-    pub(super) fn take_receipt(&mut self, ticket: Ticket, receipt: Receipt) {
+    pub(super) fn receipt_came(&mut self, ticket: Ticket, receipt: Receipt) {
+        if self.sessions.get(ticket.conn).is_some_and(|session| session.state == State::Json) {
+            return self.tell_receipt(ticket, &receipt);
+        }
+        self.take_receipt(ticket, receipt);
+        self.answer_upload(ticket.conn);
+    }
+
+    fn take_receipt(&mut self, ticket: Ticket, receipt: Receipt) {
         let Some(upload) = self.sessions.get_mut(ticket.conn).and_then(|session| session.upload_mut()) else { return };
         let receipts = &mut upload.receipts;
         if receipts.turn == ticket.turn

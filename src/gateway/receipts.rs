@@ -74,7 +74,7 @@ pub(super) struct Counting {
     /// When it ends, whoever is still to be sent it.
     until: Time,
     /// The ends of the feeds behind the message, once this shard has it.
-    ends: Option<[Option<u64>; 2]>,
+    ends: Option<[Option<u64>; Format::ALL.len()]>,
     /// Members whose send of it has not completed; none before fan-out has passed it.
     pending: Option<Vec<Pending>>,
 }
@@ -88,8 +88,6 @@ struct Pending {
     /// Where it is, once that is behind the message: further on, that send has completed.
     sent_to: Option<u64>,
 }
-
-const FORMATS: [Format; 2] = [Format::Raw, Format::Sse];
 
 impl AwaitedReceipts {
     pub(super) fn len(&self) -> usize {
@@ -157,12 +155,12 @@ impl<D: Driver> Gateway<D> {
         let ends = match counting.ends {
             Some(ends) => ends,
             None if topic.raw.offset() < counting.offset => return is_over,
-            None => *counting.ends.insert(FORMATS.map(|format| topic.feed(format).map(|feed| feed.log.end()))),
+            None => *counting.ends.insert(Format::ALL.map(|format| topic.feed(format).map(|feed| feed.log.end()))),
         };
         let mut sent = 0;
         if counting.pending.is_none() {
             // A feed that was made since has nobody who was there.
-            let feeds = || FORMATS.into_iter().zip(ends).filter_map(|(format, end)| Some((topic.feed(format)?, end?)));
+            let feeds = || Format::ALL.into_iter().zip(ends).filter_map(|(format, end)| Some((topic.feed(format)?, end?)));
             if !is_over && feeds().any(|(feed, end)| feed.served() < end) {
                 return false;
             }

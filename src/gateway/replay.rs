@@ -42,6 +42,8 @@ pub struct Replay {
     pub at: u64,
     /// What may be missing before `at`.
     pub gap: Option<Missing>,
+    /// How many messages from before it came follow, as of now, in this piece and others.
+    pub count: u64,
     /// The messages.
     pub parcel: Parcel,
     /// The guest is a member after this.
@@ -77,7 +79,7 @@ impl<D: Driver> Gateway<D> {
                 self.replay_in_turn(asked);
             }
             Role::Away(_) if start == Start::Latest => {
-                let replay = Replay { at: topic.raw.offset(), gap: None, parcel: Parcel::default(), last: true, after: None };
+                let replay = Replay { at: topic.raw.offset(), gap: None, count: 0, parcel: Parcel::default(), last: true, after: None };
                 self.replayed(topic_key, guest, replay);
             }
             Role::Away(side) => {
@@ -130,12 +132,13 @@ impl<D: Driver> Gateway<D> {
         // What that shard has of the topic, or is about to get.
         let sent = side.home.waiting(to).map_or(topic.raw.log.frames(), Pin::frame);
         let (from, gap) = find(topic, start, sent, self.epoch, &self.limits, self.now);
-        let mut replay = Replay { at: topic.raw.base + from, gap, parcel: Parcel::default(), last: true, after: None };
+        let mut replay = Replay { at: topic.raw.base + from, gap, count: 0, parcel: Parcel::default(), last: true, after: None };
         if from > sent {
             replay.after = Some(topic.raw.base + from);
         } else if let Some(pin) = side.history.seek(from).filter(|_| from < sent) {
             let next = fill(&mut replay.parcel, &pin, sent, PIECE_SENDS * self.limits.send_bytes_max);
             replay.last = next == sent;
+            replay.count = sent - from;
         }
         self.counters.replayed.add(replay.parcel.frames);
         replay

@@ -169,6 +169,10 @@ impl<D: Driver> Gateway<D> {
                 upload.keep &= keep;
                 self.begin_upload(key, *upload);
             }
+            Answer::Json { upgrade } => {
+                self.take_opened(key);
+                self.begin_talk(key, &upgrade);
+            }
             Answer::Echo { upgrade } => {
                 self.take_opened(key);
                 self.counters.handshakes.of(HandshakeResult::Upgraded).add(1);

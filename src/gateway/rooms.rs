@@ -141,10 +141,10 @@ impl<D: Driver> Gateway<D> {
     /// The same for one that waited for its room's home.
     pub(super) fn refuse_waiting(&mut self, key: ConnKey, cause: CloseCause, reason: &str) {
         let Some(session) = self.sessions.get_mut(key) else { return };
+        if matches!(session.state, State::Joining | State::Json) && session.stream().is_some() {
+            return self.refuse_stream(key, cause, reason);
+        }
         if session.state == State::Joining {
-            if session.stream().is_some() {
-                return self.refuse_stream(key, cause, reason);
-            }
             let upgrade = session.take_upgrade();
             self.refuse_join(key, &upgrade, cause, reason);
         }

@@ -28,6 +28,8 @@ pub(super) enum State {
     Room,
     /// `/echo`.
     Echo,
+    /// A WebSocket that speaks `shardcast.v1.json`.
+    Json,
     /// A stream of events (`/events`).
     Stream,
     /// A poll that waits for a message.
@@ -52,7 +54,7 @@ impl State {
 
     /// Whether it is in use for messages.
     pub(super) fn is_open(self) -> bool {
-        matches!(self, Self::Room | Self::Echo | Self::Stream)
+        matches!(self, Self::Room | Self::Echo | Self::Json | Self::Stream)
     }
 }
 

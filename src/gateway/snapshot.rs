@@ -1,7 +1,6 @@
 //! What of a shard outlives a planned restart: its topics' offsets and histories, and its idempotency keys. Out as records (`proto::state`), once the
 //! shard has finished; in as values, before it begins. Which file they are in, and in which order, is `server::state`'s affair.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use super::Gateway;
@@ -25,7 +24,7 @@ const CHUNK_BYTES: usize = 256 * 1024;
 pub const CHUNK_SOCKETS: usize = 253;
 
 /// Who has published what an earlier process kept: nobody who is here.
-const BEFORE: ConnId = ConnId { shard: ShardId(u16::MAX), key: ConnKey { slot: u32::MAX, generation: 0 } };
+pub(super) const BEFORE: ConnId = ConnId { shard: ShardId(u16::MAX), key: ConnKey { slot: u32::MAX, generation: 0 } };
 
 /// Some records, one after the other.
 #[derive(Debug, Default)]
@@ -148,7 +147,7 @@ impl<D: Driver> Gateway<D> {
                 at = noted;
             }
             let (kind, payload) = message(bytes.as_slice());
-            let event = frame.attributes.as_ref().map(|attributes| &*attributes.event);
+            let event = frame.event();
             add(&Record::Message { at_ms: at_ms(at), kind, event, payload });
             true
         });
@@ -185,7 +184,7 @@ impl<D: Driver> Gateway<D> {
             let at = (self.now - age).max(topic.last_append);
             let (header, len) = server_header(kind.opcode(), payload.len());
             side.history.appending(&mut topic.raw.log, &self.limits, at);
-            let attributes = event.map(|event| Arc::new(Attributes { event }));
+            let attributes = Attributes::of_event(event);
             topic.raw.log.append_with(BEFORE, attributes, &header[..len], &payload);
             topic.last_append = at;
             grown += side.history.trim(&topic.raw.log, &self.limits);

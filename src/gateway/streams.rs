@@ -11,19 +11,22 @@ use super::Gateway;
 use super::bridge::SUBSCRIPTIONS_FULL;
 use super::close_cause::CloseCause;
 use super::counters::Transport;
-use super::feed::{Feed, FeedKey, Format, LastSend};
+use super::feed::{FeedKey, Format, LastSend};
+use super::json::{self, Talk};
 use super::places::full;
 use super::polls::Poll;
 use super::replay::{Missing, Replay};
 use super::rooms::{TOPICS_FULL, new_log};
 use super::seats::{Guest, Seat};
 use super::session::{State, micros};
-use super::topic::{EventPiece, Role};
+use super::snapshot::BEFORE;
+use super::topic::{MadePiece, Role};
 use crate::engine::driver::Driver;
 use crate::engine::log::{Frame, Log, Parcel, Pin};
 use crate::engine::segment::{Arena, Gather, Range, Ranges};
-use crate::ids::{ConnKey, TopicKey};
+use crate::ids::{ConnId, ConnKey, TopicKey};
 use crate::proto::gap::Gap;
+use crate::proto::json::reply::Reply;
 use crate::proto::position::{Epoch, Position, Start};
 use crate::proto::sse::{EventName, HEARTBEAT, encode_event, encode_gap, encode_id, encode_open, encode_retry};
 use crate::proto::state::{Doing, Following};
@@ -38,20 +41,20 @@ pub(super) enum Kind {
     Events,
     /// One answer, as soon as there is something to say.
     Poll,
+    /// A WebSocket that speaks `shardcast.v1.json`; its topics come and go.
+    Json,
 }
 
 /// A connection's request for messages of topics.
 pub(super) struct Stream {
     pub(super) kind: Kind,
-    /// Which of the connection's requests this is.
-    pub(super) turn: u16,
     pub(super) parts: Vec<Part>,
     /// Parts with something to send, in the order of their turns.
     pub(super) pending: VecDeque<u16>,
     /// The next send is a piece of what was before, if there is more: live topics and those still behind take turns.
     replays_next: bool,
     /// Parts whose home has not answered.
-    unanswered: u16,
+    pub(super) unanswered: u16,
     /// Times that it was told of missing messages.
     pub(super) gaps: u16,
     /// What came before all had answered.
@@ -66,12 +69,17 @@ pub(super) struct Stream {
     inherited: bool,
     /// Of a poll.
     pub(super) poll: Poll,
+    /// Of a WebSocket that speaks JSON.
+    pub(super) talk: Talk,
 }
 
 /// One topic of a stream.
 pub(super) struct Part {
     pub(super) name: TopicName,
     start: Start,
+    /// Which of the connection's requests it is for.
+    turn: u16,
+    /// None before it has begun, and in a place that is free.
     pub(super) topic: Option<TopicKey>,
     pub(super) seat: Option<u32>,
     answered: bool,
@@ -83,14 +91,24 @@ pub(super) struct Part {
     gap: Option<Missing>,
 }
 
+impl Part {
+    pub(super) fn new(name: TopicName, start: Start, turn: u16) -> Self {
+        Self { name, start, turn, topic: None, seat: None, answered: false, at: 0, more_after: None, gap: None }
+    }
+
+    /// Nobody follows its topic any more: its place is free.
+    pub(super) fn vacate(&mut self) -> (Option<TopicKey>, Option<u32>) {
+        self.more_after = None;
+        (self.topic.take(), self.seat.take())
+    }
+}
+
 impl Stream {
     pub(super) fn new(kind: Kind, topics: Vec<(TopicName, Start)>, opening: Vec<u8>, retry_ms: u64) -> Self {
-        let part = |(name, start)| Part { name, start, topic: None, seat: None, answered: false, at: 0, more_after: None, gap: None };
-        let parts: Vec<Part> = topics.into_iter().map(part).collect();
+        let parts: Vec<Part> = topics.into_iter().map(|(name, start)| Part::new(name, start, 0)).collect();
         let unanswered = parts.len() as u16;
         Self {
             kind,
-            turn: 0,
             parts,
             pending: VecDeque::new(),
             replays_next: false,
@@ -102,17 +120,18 @@ impl Stream {
             window_ms: 0,
             inherited: false,
             poll: Poll::default(),
+            talk: Talk::default(),
         }
     }
 
-    /// A stream that another process has opened.
-    pub(super) fn inherited(topics: Vec<Following>, epoch: Epoch, retry_ms: u64, window_ms: u64) -> Self {
+    /// One that another process has opened.
+    pub(super) fn inherited(kind: Kind, topics: Vec<Following>, epoch: Epoch, retry_ms: u64, window_ms: u64) -> Self {
         let start = |following: Following| {
             let position = Position { epoch, offset: following.at };
             (following.topic, if following.behind { Start::After(position) } else { Start::Latest })
         };
         let topics = topics.into_iter().map(start).collect();
-        Self { window_ms, inherited: true, ..Self::new(Kind::Events, topics, Vec::new(), retry_ms) }
+        Self { window_ms, inherited: true, ..Self::new(kind, topics, Vec::new(), retry_ms) }
     }
 
     /// What another process needs to go on with it.
@@ -121,8 +140,11 @@ impl Stream {
             let (at, behind) = part.more_after.map_or((part.at, part.seat.is_none()), |after| (after, true));
             Following { topic: part.name.clone(), at, behind }
         };
-        let topics = self.parts.iter().map(following).collect();
-        Doing::Stream { retry_ms: self.retry_ms, window_ms: self.window_ms, topics }
+        let topics = self.parts.iter().filter(|part| part.topic.is_some()).map(following).collect();
+        match self.kind {
+            Kind::Json => Doing::Json { topics },
+            _ => Doing::Stream { retry_ms: self.retry_ms, window_ms: self.window_ms, topics },
+        }
     }
 
     pub(super) fn poll(topics: Vec<(TopicName, Start)>, poll: Poll, retry_ms: u64) -> Self {
@@ -133,6 +155,16 @@ impl Stream {
         match self.kind {
             Kind::Events => Format::Sse,
             Kind::Poll => Format::Raw,
+            Kind::Json => Format::Json,
+        }
+    }
+
+    /// Whether it is sent a topic's messages as they lie in the feed, as others are who are at the same place. The id of an event of several topics says
+    /// where its stream is in all of them; and who does not want its own messages back is sent less than others.
+    fn shares(&self) -> bool {
+        match self.kind {
+            Kind::Json => !self.talk.no_echo,
+            _ => self.parts.len() == 1,
         }
     }
 
@@ -149,9 +181,17 @@ pub(super) fn message(bytes: &[u8]) -> (MessageKind, &[u8]) {
     (kind, &bytes[len..])
 }
 
+/// Makes a message into one of a form: of `shardcast.v1.json` a WebSocket frame, else an event, with or without an id.
+fn push(format: Format, out: &mut Vec<u8>, topic: &TopicName, position: Position, frame: &Frame, bytes: &[u8]) {
+    match format {
+        Format::Json => json::push_message(out, topic, position, frame, bytes),
+        _ => push_event(out, Some(position), frame, bytes),
+    }
+}
+
 fn push_event(out: &mut Vec<u8>, id: Option<Position>, frame: &Frame, bytes: &[u8]) {
     let (kind, payload) = message(bytes);
-    let name = frame.attributes.as_ref().and_then(|attributes| EventName::parse(&*attributes.event).ok());
+    let name = frame.event().and_then(|event| EventName::parse(event).ok());
     encode_event(out, id, name.as_ref(), payload, kind);
 }
 
@@ -159,12 +199,12 @@ fn push_gap(out: &mut Vec<u8>, topic: &TopicName, to: Position, (reason, from): 
     encode_gap(out, &Gap { topic: topic.as_str(), from, to, reason });
 }
 
-/// Makes events of the messages from `fresh` on; `base` is the offset before the log's first.
-pub(super) fn make_events(fresh: &Pin, base: u64, epoch: Epoch, out: &mut Vec<u8>, events: &mut Log) {
+/// Makes the messages from `fresh` on into a form; `base` is the offset before the log's first.
+pub(super) fn make(format: Format, topic: &TopicName, fresh: &Pin, base: u64, epoch: Epoch, out: &mut Vec<u8>, made: &mut Log) {
     fresh.each(|number, frame, bytes| {
         out.clear();
-        push_event(out, Some(Position { epoch, offset: base + number + 1 }), frame, bytes.as_slice());
-        events.append(frame.sender, out, &[]);
+        push(format, out, topic, Position { epoch, offset: base + number + 1 }, frame, bytes.as_slice());
+        made.append(if frame.is_not_echoed() { frame.sender } else { BEFORE }, out, &[]);
         true
     });
 }
@@ -176,32 +216,44 @@ impl<D: Driver> Gateway<D> {
         session.state = State::Joining;
         let cold = session.cold.get_or_insert_default();
         cold.turn = cold.turn.wrapping_add(1);
-        stream.turn = cold.turn;
-        let (turn, count) = (stream.turn, stream.parts.len());
-        session.cold.get_or_insert_default().stream = Some(Box::new(stream));
+        stream.parts.iter_mut().for_each(|part| part.turn = cold.turn);
+        let count = stream.parts.len() as u16;
+        cold.stream = Some(Box::new(stream));
+        if count == 0 {
+            return self.open_stream(key);
+        }
         for number in 0..count {
-            let Some(stream) = self.sessions.get_mut(key).and_then(|session| session.stream_mut()) else { return };
-            let (name, start) = (stream.parts[number].name.clone(), stream.parts[number].start);
-            let Some(topic_key) = self.topics.find(&name).or_else(|| self.make_topic(name)) else {
-                return self.refuse_stream(key, CloseCause::OverCapacity, TOPICS_FULL);
-            };
-            if !self.listen(topic_key) {
-                self.refuse_stream(key, CloseCause::OverCapacity, SUBSCRIPTIONS_FULL);
-                return self.free_if_unused(topic_key);
-            }
-            let topic = self.topics.get_mut(topic_key).expect("found or made above");
-            let waits = matches!(&topic.role, Role::Away(side) if side.key.is_none());
-            if !waits && !topic.take_place() {
-                return self.refuse_stream(key, CloseCause::TopicFull, &full(&self.limits));
-            }
-            let Some(stream) = self.sessions.get_mut(key).and_then(|session| session.stream_mut()) else { return };
-            stream.parts[number].topic = Some(topic_key);
-            let guest = Guest { conn: key, number: number as u16, turn };
-            match &mut self.topics.get_mut(topic_key).expect("found or made above").role {
-                Role::Away(side) if side.key.is_none() => side.joining.push(guest),
-                _ => self.begin_replay(topic_key, guest, start),
+            if let Err((cause, reason)) = self.begin_part(key, number) {
+                return self.refuse_stream(key, cause, &reason);
             }
         }
+    }
+
+    /// Asks for one topic of a stream, or says why it cannot be had.
+    pub(super) fn begin_part(&mut self, key: ConnKey, number: u16) -> Result<(), (CloseCause, String)> {
+        let Some(stream) = self.sessions.get_mut(key).and_then(|session| session.stream_mut()) else { return Ok(()) };
+        let part = &stream.parts[usize::from(number)];
+        let (name, start, turn) = (part.name.clone(), part.start, part.turn);
+        let Some(topic_key) = self.topics.find(&name).or_else(|| self.make_topic(name)) else {
+            return Err((CloseCause::OverCapacity, TOPICS_FULL.to_owned()));
+        };
+        if !self.listen(topic_key) {
+            self.free_if_unused(topic_key);
+            return Err((CloseCause::OverCapacity, SUBSCRIPTIONS_FULL.to_owned()));
+        }
+        let topic = self.topics.get_mut(topic_key).expect("found or made above");
+        let waits = matches!(&topic.role, Role::Away(side) if side.key.is_none());
+        if !waits && !topic.take_place() {
+            return Err((CloseCause::TopicFull, full(&self.limits)));
+        }
+        let Some(stream) = self.sessions.get_mut(key).and_then(|session| session.stream_mut()) else { return Ok(()) };
+        stream.parts[usize::from(number)].topic = Some(topic_key);
+        let guest = Guest { conn: key, number, turn };
+        match &mut self.topics.get_mut(topic_key).expect("found or made above").role {
+            Role::Away(side) if side.key.is_none() => side.joining.push(guest),
+            _ => self.begin_replay(topic_key, guest, start),
+        }
+        Ok(())
     }
 
     /// The home of a topic has answered: those who waited for it are guests now.
@@ -209,7 +261,7 @@ impl<D: Driver> Gateway<D> {
         let Some(stream) = self.sessions.get_mut(guest.conn).and_then(|session| session.stream_mut()) else { return };
         let Some(part) = stream.parts.get_mut(usize::from(guest.number)) else { return };
         let start = part.start;
-        if stream.turn != guest.turn || part.topic != Some(topic_key) {
+        if part.turn != guest.turn || part.topic != Some(topic_key) {
             return;
         }
         if self.topics.get(topic_key).is_some_and(|topic| topic.take_place()) {
@@ -225,10 +277,13 @@ impl<D: Driver> Gateway<D> {
         let Some(session) = self.sessions.get_mut(guest.conn) else { return };
         let opens = session.state == State::Joining;
         let Some(stream) = session.stream_mut() else { return };
-        let format = stream.format();
+        let (kind, format) = (stream.kind, stream.format());
         let Some(part) = stream.parts.get_mut(usize::from(guest.number)) else { return };
-        if stream.turn != guest.turn || part.topic != Some(topic_key) || part.seat.is_some() {
+        if part.turn != guest.turn || part.topic != Some(topic_key) || part.seat.is_some() {
             return;
+        }
+        if stream.talk.asks_for_history(guest.number) {
+            return self.answer_history(guest.conn, &replay);
         }
         replay.gap = part.gap.take().or(replay.gap);
         if let Some(after) = replay.after.filter(|&after| after > topic.raw.offset()) {
@@ -238,15 +293,13 @@ impl<D: Driver> Gateway<D> {
             }
             return;
         }
-        if !std::mem::replace(&mut part.answered, true) {
+        let answers = !std::mem::replace(&mut part.answered, true);
+        if answers {
             stream.unanswered -= 1;
             part.at = replay.at;
         }
         if replay.last {
-            if format == Format::Sse && topic.sse.is_none() {
-                topic.sse = Some(Box::new(Feed::new(new_log(&self.limits, &self.shared), topic.raw.offset())));
-            }
-            let feed = topic.feed_mut(format).expect("made above");
+            let feed = topic.made(format, &part.name, || new_log(&self.limits, &self.shared));
             let seat = Seat {
                 conn: guest.conn,
                 number: guest.number,
@@ -270,11 +323,17 @@ impl<D: Driver> Gateway<D> {
                 self.open_stream(guest.conn);
             }
         } else {
+            if answers && kind == Kind::Json {
+                self.tell_subscribed(guest.conn, &replay);
+            }
             if let Some(gap) = replay.gap {
                 self.tell_gap(guest.conn, guest.number, replay.at, gap);
             }
             self.tell_messages(guest.conn, guest.number, &replay.parcel);
             self.pump(guest.conn);
+            if answers {
+                self.talk_on(guest.conn);
+            }
         }
     }
 
@@ -313,6 +372,7 @@ impl<D: Driver> Gateway<D> {
                 self.stream_opened(key);
             }
             Kind::Poll => self.open_poll(key, arrived),
+            Kind::Json => self.go_on_with_talk(key, &arrived),
         }
     }
 
@@ -329,13 +389,18 @@ impl<D: Driver> Gateway<D> {
         if let Some(session) = self.sessions.get_mut(key) {
             session.state = State::Stream;
         }
+        self.tell_arrived(key, arrived);
+        self.stream_opened(key);
+    }
+
+    /// Queues what came of an inherited one's topics.
+    pub(super) fn tell_arrived(&mut self, key: ConnKey, arrived: &[(u16, Replay)]) {
         for (number, replay) in arrived {
             if let Some(gap) = replay.gap {
                 self.tell_gap(key, *number, replay.at, gap);
             }
             self.tell_messages(key, *number, &replay.parcel);
         }
-        self.stream_opened(key);
     }
 
     /// Queues the first bytes of a stream.
@@ -357,6 +422,11 @@ impl<D: Driver> Gateway<D> {
         let mut out = Vec::new();
         stream.parts[usize::from(number)].at = at;
         stream.gaps = stream.gaps.saturating_add(1);
+        if stream.kind == Kind::Json {
+            let (reason, from) = gap;
+            let topic = stream.parts[usize::from(number)].name.clone();
+            return self.say(key, &Reply::Gap(Gap { topic: topic.as_str(), from, to: Position { epoch, offset: at }, reason }));
+        }
         encode_id(&mut out, epoch, stream.offsets());
         push_gap(&mut out, &stream.parts[usize::from(number)].name, Position { epoch, offset: at }, gap);
         self.push_direct(key, &out, &[]);
@@ -364,17 +434,26 @@ impl<D: Driver> Gateway<D> {
 
     /// Queues messages from before a stream came.
     fn tell_messages(&mut self, key: ConnKey, number: u16, parcel: &Parcel) {
-        let epoch = self.epoch;
+        let (epoch, id) = (self.epoch, self.id(key));
         let Some(stream) = self.sessions.get_mut(key).and_then(|session| session.stream_mut()) else { return };
         if parcel.frames == 0 {
             return;
         }
-        let is_alone = stream.parts.len() == 1;
+        let (format, shares) = (stream.format(), stream.shares());
         let part = &mut stream.parts[usize::from(number)];
         let (after, messages, topic_key) = (part.at, parcel.frames, part.topic);
         let mut out = std::mem::take(&mut self.scratch);
         out.clear();
-        if !is_alone {
+        if !shares && format == Format::Json {
+            let name = part.name.clone();
+            each_of(parcel, |frame, bytes| {
+                part.at += 1;
+                if frame.sender != id || !frame.is_not_echoed() {
+                    push(format, &mut out, &name, Position { epoch, offset: part.at }, frame, bytes);
+                }
+            });
+            self.push_direct(key, &out, &[]);
+        } else if !shares {
             each_of(parcel, |frame, bytes| {
                 stream.parts[usize::from(number)].at += 1;
                 encode_id(&mut out, epoch, stream.offsets());
@@ -383,17 +462,17 @@ impl<D: Driver> Gateway<D> {
             self.push_direct(key, &out, &[]);
         } else if let Some(topic) = topic_key.and_then(|topic| self.topics.get_mut(topic)) {
             part.at += messages;
-            let same = topic.last_piece.as_ref().filter(|piece| (piece.after, piece.messages) == (after, messages));
+            let same = topic.last_piece.as_ref().filter(|piece| (piece.format, piece.after, piece.messages) == (format, after, messages));
             let bytes = match same {
                 Some(piece) => piece.bytes.clone(),
                 None => {
                     let mut offset = after;
                     each_of(parcel, |frame, bytes| {
                         offset += 1;
-                        push_event(&mut out, Some(Position { epoch, offset }), frame, bytes);
+                        push(format, &mut out, &part.name, Position { epoch, offset }, frame, bytes);
                     });
                     let bytes = Arena::new(1, 1, &self.shared.memory).append(&out, &[]);
-                    topic.last_piece = Some(Box::new(EventPiece { after, messages, bytes: bytes.clone() }));
+                    topic.last_piece = Some(Box::new(MadePiece { format, after, messages, bytes: bytes.clone() }));
                     bytes
                 }
             };
@@ -445,13 +524,14 @@ impl<D: Driver> Gateway<D> {
         }
         let from = seat.behind().unwrap_or_else(|| lap.floor.seek(seat.cursor));
         let bytes_max = self.limits.send_bytes_max as usize;
-        let shared = lap.last.as_ref().filter(|last| stream.parts.len() == 1 && (last.from, last.end) == (seat.cursor, end));
+        let shares = stream.shares();
+        let shared = lap.last.as_ref().filter(|last| shares && (last.from, last.end) == (seat.cursor, end));
         let portion = match shared {
-            Some(last) => (Rc::clone(&last.data), last.next.clone(), last.frames),
+            Some(last) => (Some(Rc::clone(&last.data)), last.next.clone(), last.frames),
             None => {
-                let portion = events(stream, number, &from, feed.base, self.epoch, bytes_max, &mut self.direct);
-                if stream.parts.len() == 1 {
-                    let (data, next, frames) = portion.clone();
+                let id = ConnId { shard: self.shard, key };
+                let portion = portion(stream, id, number, &from, feed.base, self.epoch, bytes_max, &mut self.direct);
+                if let ((Some(data), next, frames), true) = (portion.clone(), shares) {
                     lap.last = Some(LastSend { from: from.offset(), end, data, next, frames });
                 }
                 portion
@@ -466,6 +546,8 @@ impl<D: Driver> Gateway<D> {
         }
         stream.parts[usize::from(number)].at = feed.base + next.frame();
         seat.move_to(next, end);
+        // Nothing but what it does not want back.
+        let Some(data) = data else { return };
         session.born_us = micros(lap.born);
         session.in_flight_frames = frames as u32;
         self.counters.deliveries_bytes.add(data.len() as u64);
@@ -491,19 +573,21 @@ impl<D: Driver> Gateway<D> {
         let (Some(from), feed_key) = (seat.behind(), seat.feed) else { return self.stream_catch_up(key) };
         let topic = self.topics.get_mut(feed_key.topic).expect("a topic lives as long as its members");
         let feed = topic.feed_mut(feed_key.format).expect("a feed lives as long as its members");
-        let (data, next, frames) =
-            events(stream, number, &from, feed.base, self.epoch, self.limits.send_bytes_max as usize, &mut self.direct);
+        let (bytes_max, id) = (self.limits.send_bytes_max as usize, ConnId { shard: self.shard, key });
+        let (data, next, frames) = portion(stream, id, number, &from, feed.base, self.epoch, bytes_max, &mut self.direct);
         stream.parts[usize::from(number)].at = feed.base + next.frame();
         seat.move_to(next, feed.log.end());
         if seat.behind.is_some() {
             stream.pending.push_back(number);
         }
         let unpark = feed.parked && seat.behind.is_none();
-        session.in_flight_frames = frames as u32;
-        self.counters.deliveries_bytes.add(data.len() as u64);
         if unpark {
             self.queue_lap(feed_key);
         }
+        let Some(data) = data else { return self.stream_catch_up(key) };
+        let Some(session) = self.sessions.get_mut(key) else { return false };
+        session.in_flight_frames = frames as u32;
+        self.counters.deliveries_bytes.add(data.len() as u64);
         self.start_send(key, data);
         true
     }
@@ -518,7 +602,7 @@ impl<D: Driver> Gateway<D> {
         let Some(number) = stream.parts.iter().position(|part| part.more_after.is_some()) else { return false };
         let part = &mut stream.parts[number];
         let offset = part.more_after.take().expect("found above");
-        let (topic, guest) = (part.topic, Guest { conn: key, number: number as u16, turn: stream.turn });
+        let (topic, guest) = (part.topic, Guest { conn: key, number: number as u16, turn: part.turn });
         if let Some(topic) = topic {
             self.go_on_replaying(topic, guest, Start::After(Position { epoch, offset }));
         }
@@ -530,22 +614,28 @@ impl<D: Driver> Gateway<D> {
         let Some(session) = self.sessions.get_mut(key) else { return };
         let Some(stream) = session.cold.as_mut().and_then(|cold| cold.stream.take()) else { return };
         for part in stream.parts {
-            let Some(topic_key) = part.topic else { continue };
-            let Some(topic) = self.topics.get_mut(topic_key) else { continue };
-            match part.seat {
-                Some(slot) => {
-                    topic.give_place_back();
-                    let seat = self.seats.remove(slot);
-                    let feed = topic.feed_mut(seat.feed.format).expect("a feed lives as long as its members");
-                    if let Some(moved) = feed.members.leave(seat.place) {
-                        self.set_place(moved, seat.place);
-                    }
-                    self.recount(topic_key);
-                }
-                None => topic.guest_leaves(),
+            if let Some(topic_key) = part.topic {
+                self.leave_part(topic_key, part.seat);
             }
-            self.free_if_unused(topic_key);
         }
+    }
+
+    /// Takes a stream out of one of its topics.
+    pub(super) fn leave_part(&mut self, topic_key: TopicKey, seat: Option<u32>) {
+        let Some(topic) = self.topics.get_mut(topic_key) else { return };
+        match seat {
+            Some(slot) => {
+                topic.give_place_back();
+                let seat = self.seats.remove(slot);
+                let feed = topic.feed_mut(seat.feed.format).expect("a feed lives as long as its members");
+                if let Some(moved) = feed.members.leave(seat.place) {
+                    self.set_place(moved, seat.place);
+                }
+                self.recount(topic_key);
+            }
+            None => topic.guest_leaves(),
+        }
+        self.free_if_unused(topic_key);
     }
 
     /// A member has another place in its feed.
@@ -597,15 +687,19 @@ impl<D: Driver> Gateway<D> {
 
     /// A stream that cannot be had: an EventSource must be told so with 200 or it never comes back, so it is told in the stream.
     pub(super) fn refuse_stream(&mut self, key: ConnKey, cause: CloseCause, reason: &str) {
-        let Some(stream) = self.sessions.get_mut(key).and_then(|session| session.stream_mut()) else { return };
-        let events = stream.kind == Kind::Events;
-        let mut opening = std::mem::take(&mut stream.opening);
-        if events {
-            encode_retry(&mut opening, stream.retry_ms);
-            self.becomes_stream(key, &opening);
-            self.end_with(key, cause, None, reason);
-        } else {
-            self.refuse_poll(key, cause, reason);
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        let opens = session.state == State::Joining;
+        let Some(stream) = session.stream_mut() else { return };
+        match stream.kind {
+            Kind::Events => {
+                let mut opening = std::mem::take(&mut stream.opening);
+                encode_retry(&mut opening, stream.retry_ms);
+                self.becomes_stream(key, &opening);
+                self.end_with(key, cause, None, reason);
+            }
+            Kind::Poll => self.refuse_poll(key, cause, reason),
+            Kind::Json if opens => self.end_with(key, cause, None, reason),
+            Kind::Json => self.refuse_part(key, cause, reason),
         }
     }
 
@@ -666,21 +760,25 @@ pub(super) fn each_of(parcel: &Parcel, mut visit: impl FnMut(&Frame, &[u8])) {
     }
 }
 
-/// The next events of one topic of a stream, for one send. A stream of one topic gets them as they lie in the feed. One of several gets an id of its
-/// own before each, which replaces the line that the event begins with.
-fn events(
+/// The next messages of one topic of a stream, for one send; none when there are only such as it does not want back. A stream of one topic and one in
+/// JSON get them as they lie in the feed. One of events of several topics gets an id of its own before each, which replaces the line that the event
+/// begins with.
+#[expect(clippy::too_many_arguments, reason = "parts of the gateway that its callers have borrowed one by one")]
+fn portion(
     stream: &mut Stream,
+    id: ConnId,
     number: u16,
     from: &Pin,
     base: u64,
     epoch: Epoch,
     bytes_max: usize,
     direct: &mut Arena,
-) -> (Rc<Gather>, Pin, u64) {
-    if stream.parts.len() == 1 {
-        let gathered = from.gather(bytes_max, None).expect("the caller has something to send");
+) -> (Option<Rc<Gather>>, Pin, u64) {
+    let shares = stream.shares();
+    if shares || stream.kind == Kind::Json {
+        let gathered = from.gather(bytes_max, (!shares).then_some(id)).expect("the caller has something to send");
         let frames = gathered.next.frame() - from.frame();
-        return (gathered.data.expect("nothing was left out"), gathered.next, frames);
+        return (gathered.data, gathered.next, frames);
     }
     let mut ranges = Ranges::new();
     let (mut bytes, mut frames) = (0, 0);
@@ -699,5 +797,5 @@ fn events(
         frames += 1;
         true
     });
-    (Rc::new(Gather::new(ranges)), next, frames)
+    (Some(Rc::new(Gather::new(ranges))), next, frames)
 }

@@ -27,7 +27,7 @@ impl<D: Driver> Gateway<D> {
                 State::Head if session.served => self.end(key, CloseCause::HttpDone),
                 State::Head => self.end(key, if self.drain.is_some() { CloseCause::Shutdown } else { CloseCause::HeadTimeout }),
                 State::Joining => self.refuse_waiting(key, CloseCause::OverCapacity, "the room's shard did not answer in time"),
-                State::Room | State::Echo => self.open_timer(key),
+                State::Room | State::Echo | State::Json => self.open_timer(key),
                 State::Stream if self.driver.unsent(key) > 0 && session.watched => self.stall_timer(key),
                 State::Stream if self.driver.unsent(key) > 0 => self.watch(key),
                 State::Stream => self.stream_timer(key),
@@ -120,8 +120,8 @@ impl<D: Driver> Gateway<D> {
         let after_ms = match session.state {
             State::Head if session.served && !session.holds() => limits.keepalive_ms,
             State::Head => limits.head_timeout_ms,
-            State::Room | State::Echo if session.goodbye.is_some() => limits.linger_ms,
-            State::Room | State::Echo => match session.pinged {
+            State::Room | State::Echo | State::Json if session.goodbye.is_some() => limits.linger_ms,
+            State::Room | State::Echo | State::Json => match session.pinged {
                 Some(pinged) => limits.pong_timeout_ms.saturating_sub(pinged.age_ms(self.now)),
                 None => limits.ping_interval_ms.saturating_sub(session.last_in.age_ms(self.now)),
             },

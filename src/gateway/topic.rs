@@ -15,6 +15,7 @@ use crate::hub::Home;
 use crate::ids::{ConnKey, ShardId, TopicKey};
 use crate::limits::Limits;
 use crate::proto::position::Epoch;
+use crate::proto::topic::TopicName;
 use crate::time::Time;
 
 /// Frames from another shard that wait until the topic takes new ones.
@@ -62,8 +63,7 @@ pub(super) struct AwaySide {
 /// What the home is told once everyone here was given what lies below these ends of the feeds.
 #[derive(Clone, Copy)]
 pub(super) struct Acknowledgement {
-    raw: u64,
-    sse: u64,
+    ends: [u64; Format::ALL.len()],
     /// The home's offset.
     pub(super) upto: u64,
 }
@@ -89,8 +89,16 @@ impl Uplink {
     }
 }
 
-/// Some messages as events, with their positions as ids.
-pub(super) struct EventPiece {
+/// A form that messages are made into.
+pub(super) struct Made {
+    /// The topic's, for forms in which each message says it.
+    pub(super) name: TopicName,
+    pub(super) feed: Feed,
+}
+
+/// Some messages in such a form.
+pub(super) struct MadePiece {
+    pub(super) format: Format,
     /// The offset before the first.
     pub(super) after: u64,
     pub(super) messages: u64,
@@ -105,15 +113,15 @@ pub(super) enum Role {
 pub(super) struct Topic {
     /// The messages in the form in which they travel between shards, and the members who get them like that.
     pub(super) raw: Feed,
-    /// There while somebody has a stream of events of this topic.
-    pub(super) sse: Option<Box<Feed>>,
+    /// The forms of [`Format::MADE`], each while somebody here gets the messages in it.
+    pub(super) made: [Option<Box<Made>>; Format::MADE.len()],
     pub(super) role: Role,
     /// Who is in it, over all shards, where there is a bound to that. Of another home's topic known once it has answered.
     pub(super) places: Option<Places>,
     /// Members-to-be that are still given what was before they came.
     pub(super) guests: u32,
-    /// Events of its history that a stream of this topic alone was given last: who comes back with a crowd mostly gets the same.
-    pub(super) last_piece: Option<Box<EventPiece>>,
+    /// What a stream of this topic alone, or one in JSON, was given last of its history, in its form: who comes back with a crowd mostly gets the same.
+    pub(super) last_piece: Option<Box<MadePiece>>,
     /// Publishers to be woken when the topic takes messages again.
     pub(super) waiters: Seldom<ConnKey>,
     /// In the list of topics that may have something for another shard.
@@ -129,7 +137,7 @@ impl Topic {
     pub(super) fn new(role: Role, log: Log, base: u64) -> Self {
         Self {
             raw: Feed::new(log, base),
-            sse: None,
+            made: Default::default(),
             role,
             places: None,
             guests: 0,
@@ -145,26 +153,52 @@ impl Topic {
     pub(super) fn feed(&self, format: Format) -> Option<&Feed> {
         match format {
             Format::Raw => Some(&self.raw),
-            Format::Sse => self.sse.as_deref(),
+            Format::Sse => self.made[0].as_ref().map(|made| &made.feed),
+            Format::Json => self.made[1].as_ref().map(|made| &made.feed),
         }
     }
 
     pub(super) fn feed_mut(&mut self, format: Format) -> Option<&mut Feed> {
         match format {
             Format::Raw => Some(&mut self.raw),
-            Format::Sse => self.sse.as_deref_mut(),
+            Format::Sse => self.made[0].as_mut().map(|made| &mut made.feed),
+            Format::Json => self.made[1].as_mut().map(|made| &mut made.feed),
         }
     }
 
-    /// Appends messages to the log and makes their events, where somebody wants them. Which feeds are on a lap then: their turn must come.
-    pub(super) fn append(&mut self, now: Time, epoch: Epoch, scratch: &mut Vec<u8>, append: impl FnOnce(&mut Log)) -> [Option<Format>; 2] {
-        let laps =
-            [self.raw.want_lap(now).then_some(Format::Raw), self.sse.as_mut().is_some_and(|sse| sse.want_lap(now)).then_some(Format::Sse)];
+    /// Feeds that there are.
+    pub(super) fn feeds(&self) -> impl Iterator<Item = &Feed> {
+        Format::ALL.into_iter().filter_map(|format| self.feed(format))
+    }
+
+    /// The feed of a form, from now on if there was none.
+    pub(super) fn made(&mut self, format: Format, name: &TopicName, log: impl FnOnce() -> Log) -> &mut Feed {
+        let base = self.raw.offset();
+        let slot = match format {
+            Format::Raw => return &mut self.raw,
+            Format::Sse => &mut self.made[0],
+            Format::Json => &mut self.made[1],
+        };
+        &mut slot.get_or_insert_with(|| Box::new(Made { name: name.clone(), feed: Feed::new(log(), base) })).feed
+    }
+
+    /// Appends messages to the log and makes them into the forms that somebody wants. Which feeds are on a lap then: their turn must come.
+    pub(super) fn append(
+        &mut self,
+        now: Time,
+        epoch: Epoch,
+        scratch: &mut Vec<u8>,
+        append: impl FnOnce(&mut Log),
+    ) -> [Option<Format>; Format::ALL.len()] {
+        let laps = Format::ALL.map(|format| self.feed_mut(format).is_some_and(|feed| feed.want_lap(now)).then_some(format));
         self.last_append = now;
-        let fresh = self.sse.is_some().then(|| self.raw.log.pin());
+        let fresh = self.made.iter().any(Option::is_some).then(|| self.raw.log.pin());
         append(&mut self.raw.log);
-        if let (Some(sse), Some(fresh)) = (&mut self.sse, fresh) {
-            streams::make_events(&fresh, self.raw.base, epoch, scratch, &mut sse.log);
+        if let Some(fresh) = fresh {
+            for (format, made) in Format::MADE.into_iter().zip(&mut self.made) {
+                let Some(made) = made else { continue };
+                streams::make(format, &made.name, &fresh, self.raw.base, epoch, scratch, &mut made.feed.log);
+            }
         }
         laps
     }
@@ -173,7 +207,7 @@ impl Topic {
     pub(super) fn lag(&self) -> u64 {
         match &self.role {
             Role::Home(side) => {
-                let here = self.raw.lag().max(self.sse.as_ref().map_or(0, |sse| sse.lag()));
+                let here = self.feeds().map(Feed::lag).max().unwrap_or(0);
                 here.max(side.home.lag(self.raw.log.end()))
             }
             Role::Away(side) => side.uplink.as_ref().map_or(0, |uplink| uplink.log.end() - uplink.taken),
@@ -182,7 +216,7 @@ impl Topic {
 
     /// Members on this shard, of all forms.
     pub(super) fn members(&self) -> u64 {
-        (self.raw.members.len() + self.sse.as_ref().map_or(0, |sse| sse.members.len())) as u64
+        self.feeds().map(|feed| feed.members.len() as u64).sum()
     }
 
     /// The other shards that have members, and what they call the topic, as far as this shard is the one to know.
@@ -201,15 +235,16 @@ impl Topic {
 
     /// Notes that the home is to be told once everyone here was given what the feeds hold now.
     pub(super) fn acknowledge_later(&mut self, upto: u64) {
-        let (raw, sse) = (self.raw.log.end(), self.sse.as_ref().map_or(0, |sse| sse.log.end()));
+        let ends = Format::ALL.map(|format| self.feed(format).map_or(0, |feed| feed.log.end()));
         if let Role::Away(side) = &mut self.role {
-            side.to_acknowledge = Some(Acknowledgement { raw, sse, upto });
+            side.to_acknowledge = Some(Acknowledgement { ends, upto });
         }
     }
 
     /// Whether everyone here was given what it says.
     pub(super) fn has_served(&self, acknowledgement: &Acknowledgement) -> bool {
-        self.raw.served() >= acknowledgement.raw && self.sse.as_ref().is_none_or(|sse| sse.served() >= acknowledgement.sse)
+        let served = |(format, &end)| self.feed(format).is_none_or(|feed| feed.served() >= end);
+        Format::ALL.into_iter().zip(&acknowledgement.ends).all(served)
     }
 
     /// Gives back the memory kept for frames to come, as far as nobody has a position in it. Whether all of it went.
@@ -223,18 +258,22 @@ impl Topic {
                 if side.history.compact(&mut self.raw.log) {
                     // What is left of it is the history's.
                     self.raw.lap.rest();
-                    return self.rest_events();
+                    return self.rest_made();
                 }
                 true
             }
         };
-        self.raw.rest() && uplink_rests && self.rest_events()
+        self.raw.rest() && uplink_rests && self.rest_made()
     }
 
-    fn rest_events(&mut self) -> bool {
+    fn rest_made(&mut self) -> bool {
         self.last_piece = None;
-        self.sse.take_if(|sse| sse.is_idle());
-        self.sse.as_mut().is_none_or(|sse| sse.rest())
+        let mut rested = true;
+        for made in &mut self.made {
+            made.take_if(|made| made.feed.is_idle());
+            rested &= made.as_mut().is_none_or(|made| made.feed.rest());
+        }
+        rested
     }
 
     /// Whether enough was worked off to begin taking messages again: half of the bound, so that publishers are not woken for one message each.
@@ -278,8 +317,7 @@ impl Topic {
 
     /// Whether nobody on this shard, and nobody elsewhere through this shard, needs the topic.
     pub(super) fn is_unused(&self) -> bool {
-        self.raw.is_idle()
-            && self.sse.as_ref().is_none_or(|sse| sse.is_idle())
+        self.feeds().all(Feed::is_idle)
             && self.guests == 0
             && match &self.role {
                 Role::Home(side) => side.home.is_empty() && side.held.is_none() && side.history.is_empty(),

@@ -1,4 +1,8 @@
-//! The JSON that the gateway writes, by hand and straight into the bytes that are sent (RFC 8259).
+//! JSON (RFC 8259): what all writers share, by hand and straight into the bytes that are sent; and the subprotocol `shardcast.v1.json`, what clients ask
+//! ([`request`]) and what they are told ([`reply`]).
+
+pub mod reply;
+pub mod request;
 
 use std::borrow::Cow;
 use std::fmt;

@@ -31,8 +31,15 @@ impl Message<'_> {
     /// A text that is a JSON object or array stands there as it is, if every parser can read it; any other text is a string; a binary message is
     /// base64 in `data_b64` instead of `data`.
     pub fn write(&self, out: &mut Vec<u8>) {
+        out.push(b'{');
+        self.push_members(out);
+        out.push(b'}');
+    }
+
+    /// Appends the members of that object.
+    pub(in crate::proto) fn push_members(&self, out: &mut Vec<u8>) {
         out.reserve(128 + self.payload.len());
-        out.extend_from_slice(b"{\"topic\":");
+        out.extend_from_slice(b"\"topic\":");
         push_string(out, self.topic);
         out.extend_from_slice(b",\"pos\":");
         push_position(out, Some(self.position));
@@ -59,7 +66,6 @@ impl Message<'_> {
                 out.push(b'"');
             }
         }
-        out.push(b'}');
     }
 }
 

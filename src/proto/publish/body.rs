@@ -278,7 +278,7 @@ struct Fields<'a> {
     event: Option<&'a RawValue>,
 }
 
-fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
+pub(in crate::proto) fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
     <&RawValue>::deserialize(deserializer).map(Some)
 }
 
@@ -327,7 +327,19 @@ fn parse_item<'a>(raw: &'a str, limits: &PublishLimits) -> Result<Item<'a>, Item
         (Some(topic), None) => vec![TopicName::parse(&string("topic", topic)?)?],
         (None, Some(topics)) => parse_topics(topics)?,
     };
-    let (payload, kind) = match (fields.data, fields.data_b64) {
+    let (payload, kind) = payload_of(fields.data, fields.data_b64, limits.message_bytes_max)?;
+    let event = event_of(fields.event)?;
+    let (id, key) = (key_of("id", fields.id)?, key_of("key", fields.key)?);
+    Ok(Item { topics, has_topic_list: fields.topics.is_some(), payload, kind, id, key, event })
+}
+
+/// The message of the fields `data` and `data_b64`, of which one must be there.
+pub(in crate::proto) fn payload_of<'a>(
+    data: Option<&'a RawValue>,
+    data_b64: Option<&'a RawValue>,
+    bytes_max: usize,
+) -> Result<(Cow<'a, [u8]>, MessageKind), ItemFault> {
+    let (payload, kind) = match (data, data_b64) {
         (None, None) => return Err(ItemFault::Missing { one: "data", other: "data_b64" }),
         (Some(data), Some(_)) if data.get() != "null" => return Err(ItemFault::Both { one: "data", other: "data_b64" }),
         (_, Some(base64)) => {
@@ -337,16 +349,23 @@ fn parse_item<'a>(raw: &'a str, limits: &PublishLimits) -> Result<Item<'a>, Item
         (Some(data), None) if data.get().starts_with('"') => (into_bytes(string("data", data)?), MessageKind::Text),
         (Some(data), None) => (into_bytes(compact(data.get())), MessageKind::Text),
     };
-    if payload.len() > limits.message_bytes_max {
-        return Err(ItemFault::TooLarge { bytes: payload.len(), limit: limits.message_bytes_max });
+    if payload.len() > bytes_max {
+        return Err(ItemFault::TooLarge { bytes: payload.len(), limit: bytes_max });
     }
-    let key = |field: &'static str, raw: Option<&'a RawValue>| match raw {
+    Ok((payload, kind))
+}
+
+/// The key in a field that may be missing.
+pub(in crate::proto) fn key_of<'a>(field: &'static str, raw: Option<&'a RawValue>) -> Result<Option<Key<'a>>, ItemFault> {
+    match raw {
         Some(raw) => Key::parse(string(field, raw)?).map(Some).map_err(|error| ItemFault::Key { field, error }),
         None => Ok(None),
-    };
-    let event = fields.event.map(|event| Ok::<_, ItemFault>(EventName::parse(string("event", event)?)?)).transpose()?;
-    let (id, key) = (key("id", fields.id)?, key("key", fields.key)?);
-    Ok(Item { topics, has_topic_list: fields.topics.is_some(), payload, kind, id, key, event })
+    }
+}
+
+/// The event's name in a field that may be missing.
+pub(in crate::proto) fn event_of(raw: Option<&RawValue>) -> Result<Option<EventName<'_>>, ItemFault> {
+    raw.map(|event| Ok(EventName::parse(string("event", event)?)?)).transpose()
 }
 
 fn parse_topics(raw: &RawValue) -> Result<Vec<TopicName>, ItemFault> {
@@ -362,7 +381,7 @@ fn parse_topics(raw: &RawValue) -> Result<Vec<TopicName>, ItemFault> {
 }
 
 /// The text of a JSON string whose syntax has been checked; lent when it has no escapes.
-fn string<'a>(field: &'static str, raw: &'a RawValue) -> Result<Cow<'a, str>, ItemFault> {
+pub(in crate::proto) fn string<'a>(field: &'static str, raw: &'a RawValue) -> Result<Cow<'a, str>, ItemFault> {
     let text = raw.get();
     match text.strip_prefix('"').and_then(|text| text.strip_suffix('"')) {
         None => Err(ItemFault::Type { field, found: type_of(text), expect: "a string" }),
@@ -379,7 +398,7 @@ fn into_bytes(text: Cow<'_, str>) -> Cow<'_, [u8]> {
 }
 
 /// What JSON of a checked syntax is, for error messages.
-fn type_of(json: &str) -> &'static str {
+pub(in crate::proto) fn type_of(json: &str) -> &'static str {
     match json.as_bytes().first() {
         Some(b'{') => "an object",
         Some(b'[') => "an array",

@@ -50,6 +50,11 @@ pub enum Doing {
         /// What it follows.
         topics: Vec<Following>,
     },
+    /// It is a WebSocket that speaks `shardcast.v1.json`.
+    Json {
+        /// What it is subscribed to.
+        topics: Vec<Following>,
+    },
     /// It ends: it is given what it is owed, and nothing that comes from it matters.
     Ending,
 }
@@ -89,14 +94,14 @@ impl Connection {
             Doing::Echo => out.push(2),
             Doing::Stream { retry_ms, window_ms, topics } => {
                 out.push(3);
-                numbers(out, &[*retry_ms, *window_ms, topics.len() as u64]);
-                for Following { topic, at, behind } in topics {
-                    out.push(u8::from(*behind));
-                    short(out, topic.as_str());
-                    numbers(out, &[*at]);
-                }
+                numbers(out, &[*retry_ms, *window_ms]);
+                encode_topics(out, topics);
             }
             Doing::Ending => out.push(4),
+            Doing::Json { topics } => {
+                out.push(5);
+                encode_topics(out, topics);
+            }
         }
         out.extend_from_slice(&self.input);
         out.extend_from_slice(&self.rest);
@@ -119,20 +124,34 @@ impl Connection {
             }
             2 => Doing::Echo,
             3 => {
-                let (retry_ms, window_ms, count) = (body.number()?, body.number()?, body.number()?);
-                let following = |_| {
-                    let behind = body.flag()?;
-                    Ok(Following { topic: name(body.short()?)?, at: body.offset()?, behind })
-                };
-                Doing::Stream { retry_ms, window_ms, topics: (0..count).map(following).collect::<Result<_, _>>()? }
+                let (retry_ms, window_ms) = (body.number()?, body.number()?);
+                Doing::Stream { retry_ms, window_ms, topics: decode_topics(body)? }
             }
             4 => Doing::Ending,
+            5 => Doing::Json { topics: decode_topics(body)? },
             _ => return Err(StateError::Senseless("a connection does nothing known")),
         };
         let input = body.take(usize::try_from(input).unwrap_or(usize::MAX))?.to_vec();
         let rest = std::mem::take(&mut body.0).to_vec();
         Ok(Self { doing, age_ms, client, input, rest })
     }
+}
+
+fn encode_topics(out: &mut Vec<u8>, topics: &[Following]) {
+    numbers(out, &[topics.len() as u64]);
+    for Following { topic, at, behind } in topics {
+        out.push(u8::from(*behind));
+        short(out, topic.as_str());
+        numbers(out, &[*at]);
+    }
+}
+
+fn decode_topics(body: &mut Body<'_>) -> Result<Vec<Following>, StateError> {
+    let following = |body: &mut Body<'_>| {
+        let behind = body.flag()?;
+        Ok(Following { topic: name(body.short()?)?, at: body.offset()?, behind })
+    };
+    (0..body.number()?).map(|_| following(body)).collect()
 }
 
 #[cfg(test)]
@@ -149,7 +168,9 @@ pub(super) mod tests {
             Doing::Room { topic: topic("lobby"), no_echo: true, after: None },
             Doing::Room { topic: topic("lobby"), no_echo: false, after: Some(17) },
             Doing::Echo,
-            Doing::Stream { retry_ms: 3000, window_ms: 60_000, topics },
+            Doing::Stream { retry_ms: 3000, window_ms: 60_000, topics: topics.clone() },
+            Doing::Json { topics },
+            Doing::Json { topics: Vec::new() },
             Doing::Ending,
         ];
         let clients = [None, Some(IpAddr::from([192, 0, 2, 1])), Some(IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, 1]))];
