@@ -23,7 +23,7 @@ use crate::proto::ws::CloseCode;
 /// What there is to know about a request besides its head.
 pub(super) struct Context<'a> {
     pub(super) origins: &'a [String],
-    pub(super) pages: &'static [Page],
+    pub(super) pages: &'a [Page],
     /// Why nobody can be served now, if that is so.
     pub(super) unavailable: Option<Unavailable>,
     /// Why no WebSocket and no stream can be opened now, if that is so.

@@ -20,7 +20,7 @@ use super::dismissal::{Announcing, Dismissal, Word};
 use super::feed::{Feed, Lap};
 use super::session::{Cold, Session};
 use super::streams::{Part, Stream};
-use super::topic::{Made, AwaySide, HomeSide, Role, Topic, Uplink};
+use super::topic::{AwaySide, HomeSide, Made, Role, Topic, Uplink};
 use super::{Gateway, ShardMessage};
 use crate::engine::driver::Driver;
 use crate::engine::segment::Range;

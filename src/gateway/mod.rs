@@ -203,7 +203,7 @@ pub struct Parts {
     /// How clients' addresses are found.
     pub addressing: Arc<Addressing>,
     /// What the gateway serves from its binary.
-    pub pages: &'static [Page],
+    pub pages: Arc<[Page]>,
     /// Where topics live.
     pub placement: Placement,
     /// Ways to the other shards.
@@ -276,7 +276,7 @@ pub struct Gateway<D> {
     limits: Arc<Limits>,
     origins: Arc<[String]>,
     addressing: Arc<Addressing>,
-    pages: &'static [Page],
+    pages: Arc<[Page]>,
     placement: Placement,
     mailbox: Mailbox<ShardMessage>,
     bridge: Option<Box<Bridge>>,

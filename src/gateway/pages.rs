@@ -1,5 +1,6 @@
 //! The files that the gateway serves from its binary: the page `/` and the browser client. Pure: a head in, a response out.
 
+use std::borrow::Cow;
 use std::hash::Hasher;
 
 use siphasher::sip::SipHasher13;
@@ -14,7 +15,7 @@ pub struct Page {
     /// What it is, for `Content-Type`.
     pub media_type: &'static str,
     /// What it holds.
-    pub body: &'static str,
+    pub body: Cow<'static, str>,
     /// Pages of every origin may import it.
     pub shared: bool,
 }

@@ -588,6 +588,7 @@ impl Plan<'_> {
         let frozen = listeners.is_none();
         let mut listeners = listeners.into_iter().flatten();
         let mut snapshots = snapshots.into_iter();
+        let pages = web::pages();
         let addressing = Arc::new(self.config.addressing.clone());
         let origins: Arc<[String]> = self.config.origins.clone().into();
         let (started, starts) = bounded::<Started>(shards);
@@ -603,7 +604,7 @@ impl Plan<'_> {
                 limits: Arc::clone(&self.limits),
                 origins: Arc::clone(&origins),
                 addressing: Arc::clone(&addressing),
-                pages: web::PAGES,
+                pages: Arc::clone(&pages),
                 placement: self.placement,
                 mailbox,
                 bridge: bridges.take_next(),

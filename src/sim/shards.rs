@@ -98,7 +98,7 @@ impl<K: Kernel> Shards<K> {
                 limits: Arc::clone(&limits),
                 origins: Arc::new([]),
                 addressing: Arc::default(),
-                pages: &[Page { path: "/", media_type: "text/html", body: "a page", shared: false }],
+                pages: Arc::new([Page { path: "/", media_type: "text/html", body: "a page".into(), shared: false }]),
                 placement,
                 mailbox,
                 bridge: None,

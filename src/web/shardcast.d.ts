@@ -43,7 +43,7 @@ export interface Receipt {
   /** Members of the topic on that gateway. */
   subscribers: number;
   /** It was sent twice, after a loss, and is published once. */
-  duplicate: boolean;
+  duplicate?: boolean;
 }
 
 export interface Options {

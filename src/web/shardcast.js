@@ -1,5 +1,5 @@
 // The browser client of shardcast: each message of its topics once and in order, by WebSocket, event stream or polls, whichever gets through.
-// How to use it: docs/browser.md; types: shardcast.d.ts. `Machine` decides what to use and when, `connect` does it.
+// How to use it: docs/browser.md; types: shardcast.d.ts. `Machine` decides what to use and when, `connect` does it. It is served without comments.
 
 const OPEN_MS = { ws: 5000, sse: 2000, poll: 9000 }; // until the first word: a stream that takes longer is held back by a proxy
 const ASK_MS = 28000; // of silence until the other side is asked for a sign of life
@@ -122,6 +122,8 @@ export class Machine {
   // For other topics.
   again(now) {
     this.drop(this.main);
+    this.drop(this.probe);
+    this.probe = undefined;
     this.start(now);
   }
 
@@ -171,12 +173,11 @@ const parse = (text) => {
     return text;
   }
 };
-const enc = encodeURIComponent;
+const query = (names, after) => new URLSearchParams([...names.map((topic) => ["topic", topic]), ["after", after]]);
 
 export function connect(url, options = {}) {
-  const { document, location } = globalThis;
   const { WebSocket = globalThis.WebSocket, transports = ["ws", "sse", "poll"], climb_ms = 10000, topics: wanted = [] } = options;
-  const base = new URL(url, location?.href);
+  const base = new URL(url, globalThis.location?.href);
   if (!base.pathname.endsWith("/")) base.pathname += "/";
   const topics = new Map(); // {after: where it begins, pos: where it is}
   const links = new Map(); // by the machine's ids
@@ -203,7 +204,7 @@ export function connect(url, options = {}) {
         link.token = await options.token?.();
         if (links.has(id)) end = await ways[transport](link);
       } catch (error) {
-        end = error.message ? { reason: error.message } : error;
+        end = error.message ? { reason: error.message, unreachable: true } : error;
       }
       link.stop.abort();
       if (links.delete(id)) step("lost", id, end);
@@ -223,9 +224,8 @@ export function connect(url, options = {}) {
     },
   };
 
-  // What the server says on every transport: a message, a gap, an announcement, goodbye.
-  const hear = (link, { type, text, data_b64, ...said }) => {
-    if (type === "bye") link.bye = said;
+  // What the server says on every transport: a message, a gap, an announcement.
+  const hear = ({ text, data_b64, ...said }) => {
     if (text) say("onAnnouncement", text);
     const at = topics.get(said.topic);
     const pos = said.pos ?? said.to;
@@ -245,9 +245,7 @@ export function connect(url, options = {}) {
     const headers = { Accept: "text/event-stream, */*", ...(token && { Authorization: `Bearer ${token}` }) };
     const { credentials } = options;
     const how = { method: body ? "POST" : "GET", body, headers, credentials, cache: "no-store", signal: stop?.signal ?? AbortSignal.timeout(10000) };
-    const answer = await fetch(new URL(path, base), how).catch(({ message }) => {
-      throw { reason: message, unreachable: true };
-    });
+    const answer = await fetch(new URL(path, base), how);
     const { status } = answer;
     if (status === 200) return path[0] === "e" ? answer.body : answer.json();
     const unreachable = status >= 500;
@@ -258,8 +256,8 @@ export function connect(url, options = {}) {
   };
 
   // The answer to a poll.
-  const heard = (link, names, { messages, next }) => {
-    for (const { gap, announcement, ...said } of messages) hear(link, { ...said, ...gap, text: announcement });
+  const heard = (names, { messages, next }) => {
+    for (const { gap, announcement, ...said } of messages) hear({ ...said, ...gap, text: announcement });
     const [epoch, offsets] = next.split(".");
     offsets.split(",").forEach((offset, index) => offset && place(names[index], `${epoch}.${offset}`));
   };
@@ -267,12 +265,12 @@ export function connect(url, options = {}) {
   // The topics and where they are. One cursor says that for all: who has no place in its epoch asks for one first.
   const where = async (link) => {
     const from = ({ pos, after }) => (pos ? pos.split(".")[0] + "." : after);
-    const query = (names, after) => names.map((topic) => `topic=${enc(topic)}&`).join("") + "after=" + enc(after);
     if (new Set([...topics.values()].map(from)).size > 1) {
-      for (const [topic, at] of topics) heard(link, [topic], await ask(`poll?${query([topic], at.pos ?? at.after)}&wait=0`, link));
+      for (const [topic, at] of topics) heard([topic], await ask(`poll?${query([topic], at.pos ?? at.after)}&wait=0`, link));
     }
     const all = [...topics.values()];
-    return query([...topics.keys()], from(all[0]) + (all[0].pos ? all.map(({ pos }) => pos.split(".")[1]) : ""));
+    link.names = [...topics.keys()];
+    return query(link.names, from(all[0]) + (all[0].pos ? all.map(({ pos }) => pos.split(".")[1]) : ""));
   };
 
   // Each uses a link until it ends, and says how it ended.
@@ -299,21 +297,22 @@ export function connect(url, options = {}) {
         const { type, id } = said;
         step("heard", link.id);
         if (type === "welcome") {
-          step("opened", link.id, random() * said.retry_ms); // the window of all clients; the others give each its own time
           for (const topic of topics.keys()) link.follow(topic);
+          step("opened", link.id, random() * said.retry_ms); // the window of all clients; the others give each its own time
         } else if (type === "subscribed") place(said.topic, said.pos);
         else if (type === "ok") settle(id, said);
         else if (type === "error" && topics.has(id)) resolve({ code: said.retry_ms ? 0 : 4400, reason: said.message, retry_ms: said.retry_ms });
         else if (type === "error") setTimeout(pump, settle(id, { error: said }));
         else if (type === "auth_expiring") link.send("auth", { token: await options.token?.() });
-        else hear(link, said);
+        else if (type === "bye") link.bye = said;
+        else hear(said);
       };
     }),
 
     async sse(link) {
-      const path = `events?${await where(link)}`;
-      const names = [...topics.keys()];
-      const reader = (await ask(path, link)).pipeThrough(new TextDecoderStream()).getReader();
+      const body = await ask(`events?${await where(link)}`, link);
+      const { names } = link;
+      const reader = body.pipeThrough(new TextDecoderStream()).getReader();
       let text = "";
       let last = []; // offsets
       for (;;) {
@@ -331,22 +330,23 @@ export function connect(url, options = {}) {
           }
           const { id, event, data, retry } = fields;
           const [, type] = /^shardcast:(.*)/.exec(event) ?? [];
-          const said = type && { type, ...JSON.parse(data) };
+          const said = type && JSON.parse(data);
           if (retry) machine.window = +retry;
           if (type === "open") {
             step("opened", link.id, said.retry_ms);
             last = names.map((topic) => said.topics[topic].split(".")[1]);
             for (const topic of names) place(topic, said.topics[topic]);
           } else if (type === "auth") step("again");
+          else if (type === "bye") link.bye = said;
           else if (type) {
-            hear(link, said);
+            hear(said);
             if (said.to) last[names.indexOf(said.topic)] = said.to.split(".")[1];
           } else if (id) {
             // The topic is the one whose offset has changed.
             const [epoch, offsets] = id.split(".");
             const index = offsets.split(",").findIndex((offset, index) => offset !== last[index]);
             last = offsets.split(",");
-            hear(link, { topic: names[index], pos: `${epoch}.${last[index]}`, event, ...(fields[""] ? { data_b64: data } : { data: parse(data) }) });
+            hear({ topic: names[index], pos: `${epoch}.${last[index]}`, event, ...(fields[""] ? { data_b64: data } : { data: parse(data) }) });
           }
         }
       }
@@ -356,12 +356,11 @@ export function connect(url, options = {}) {
       link.ask = () => step("again");
       for (let wait = 0; ; wait = 25) {
         const path = `poll?${await where(link)}&wait=${wait}`;
-        const names = [...topics.keys()];
         const began = Date.now();
         const answer = await ask(path, link);
         if (!links.has(link.id)) return;
         step(wait ? "heard" : "opened", link.id, answer.retry_ms);
-        heard(link, names, answer);
+        heard(link.names, answer);
         // Somebody answers in the gateway's place.
         if (wait && !answer.messages.length && Date.now() - began < 1000) await new Promise((resolve) => setTimeout(resolve, 1000));
       }
@@ -369,18 +368,16 @@ export function connect(url, options = {}) {
   };
 
   // Ends a publication, or returns how long to wait before it is tried again.
-  const settle = (id, { error, pos, subscribers, duplicate = false }) => {
+  const settle = (id, { error, ...receipt }) => {
     const one = unsent.get(id);
-    if (!one) return 0;
-    if (error?.retry_ms) {
-      one.via = 0;
-      return error.retry_ms;
+    if (one && error?.retry_ms) one.via = 0;
+    else if (one) {
+      unsent.delete(id);
+      clearTimeout(one.timer);
+      if (error) one.reject(Object.assign(new Error(error.message), { code: error.code }));
+      else one.resolve(receipt);
     }
-    unsent.delete(id);
-    clearTimeout(one.timer);
-    if (error) one.reject(Object.assign(new Error(error.message), { code: error.code }));
-    else one.resolve({ pos, subscribers, duplicate });
-    return 0;
+    return error?.retry_ms ?? 0;
   };
 
   // Sends what has no receipt, in order; what was sent and lost again, under an id by which the gateway knows it.
@@ -396,7 +393,7 @@ export function connect(url, options = {}) {
       try {
         const body = JSON.stringify(batch.map(([id, { item }]) => ({ id, ...item })));
         said = await ask("v1/publish", { token: await options.token?.() }, body);
-      } catch ({ code, reason, retry_ms = code ? 0 : 1000 }) {
+      } catch ({ code, reason, retry_ms = code >= 4400 ? 0 : 1000 }) {
         said = batch.map(() => ({ error: { code, message: reason, retry_ms } }));
       }
       posts = false;
@@ -410,8 +407,8 @@ export function connect(url, options = {}) {
     if (link?.send) return machine.state === "open" && link.follow(topic);
     renews ||= setTimeout(() => {
       renews = 0;
-      if (machine.main) step("again");
-      else if (!machine.state) step("start");
+      if (!machine.main) step(machine.state ? "wake" : "start");
+      else if (topics.size) step("again");
     });
   };
 
@@ -419,7 +416,7 @@ export function connect(url, options = {}) {
   const on = (target, name, hear) => target?.addEventListener?.(name, hear, { signal: life.signal });
   on(globalThis, "online", () => step("wake", true));
   on(globalThis, "pageshow", (event) => event.persisted && step("wake", true));
-  on(document, "visibilitychange", () => document.hidden || step("wake"));
+  on(globalThis.document, "visibilitychange", () => document.hidden || step("wake"));
 
   const client = {
     get positions() {
@@ -448,6 +445,6 @@ export function connect(url, options = {}) {
       step("close");
     },
   };
-  for (const [key, value] of Object.entries(wanted)) Array.isArray(wanted) ? client.subscribe(value) : client.subscribe(key, value);
+  for (const [key, value] of Object.entries(wanted)) client.subscribe(...(wanted.map ? [value] : [key, value]));
   return client;
 }

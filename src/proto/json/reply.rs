@@ -247,10 +247,7 @@ mod tests {
             ),
             (Reply::Pong { id: Some("1") }, r#"{"type":"pong","id":1}"#),
             (Reply::Announcement { text: "hi" }, r#"{"type":"announcement","text":"hi"}"#),
-            (
-                Reply::Bye { code: 4503, reason: "", retry_ms: Some(8200) },
-                r#"{"type":"bye","code":4503,"reason":"","retry_ms":8200}"#,
-            ),
+            (Reply::Bye { code: 4503, reason: "", retry_ms: Some(8200) }, r#"{"type":"bye","code":4503,"reason":"","retry_ms":8200}"#),
         ] {
             check(reply, expect);
         }

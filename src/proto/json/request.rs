@@ -267,7 +267,8 @@ impl<'a> Fields<'a> {
     fn start(&self) -> Result<Option<Start>, Fault> {
         let after = self.after.map(|after| string("after", after)).transpose()?;
         let last = self.last.map(|raw| number("last", raw).map(|last| last.to_string())).transpose()?;
-        let words = StartWords { after: after.as_deref().filter(|after| !after.is_empty()), last: last.as_deref(), ..StartWords::default() };
+        let words =
+            StartWords { after: after.as_deref().filter(|after| !after.is_empty()), last: last.as_deref(), ..StartWords::default() };
         Ok(Starts::parse(&words, 1)?.and_then(|starts| starts.of(0)))
     }
 }
