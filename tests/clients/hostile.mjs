@@ -2,7 +2,7 @@
 import { createConnection, createServer } from "node:net";
 
 export class Hostile {
-  // What happens to each kind of request: "pass"; "refuse" (502); "swallow" (no answer ever); "buffer" (the answer's body is held back).
+  // What happens to each kind of request: "pass"; "refuse" (403); "swallow" (no answer ever); "buffer" (the answer's body is held back).
   ws = "pass";
   sse = "pass";
   poll = "pass";
@@ -53,7 +53,7 @@ export class Hostile {
         const does = this[client.kind] ?? "pass";
         held = does === "buffer";
         if (does === "swallow") return;
-        if (does === "refuse") return void client.end("HTTP/1.1 502 Bad Gateway\r\nContent-Length: 4\r\nConnection: close\r\n\r\nnone");
+        if (does === "refuse") return void client.end("HTTP/1.1 403 Forbidden\r\nContent-Length: 4\r\nConnection: close\r\n\r\nnone");
       }
       upstream.write(data);
     });
