@@ -65,7 +65,7 @@ export class Machine {
     main.until = Infinity;
   }
 
-  // It has ended, with what the server said. `unreachable`: not even HTTP got through; `held`: it was silent from the start.
+  // It has ended, with what the server said. `unreachable`: not even HTTP got through; `held`: a proxy is in the way.
   lost(now, id, { code = 0, reason = "", retry_ms, unreachable, held } = {}) {
     const { main, probe } = this;
     if (id === probe?.id) {
@@ -82,11 +82,11 @@ export class Machine {
     if (now - since >= 10000) this.fails = 0;
     const hinted = (this.hinted = retry_ms !== undefined);
     const backoff = this.dice() * min(20000, 500 * 2 ** this.fails++);
-    let wait = max(backoff, this.window * (since ? 1 : this.dice()));
-    if (held || now - this.woke < 5000) wait = 0;
-    this.woke = -Infinity;
     // Was it the transport? Not if the server spoke; nor if nothing gets through, but who knows: every third time.
     if (!since && !hinted) this.level = unreachable && ++this.away % 3 ? 0 : (this.level + 1) % this.transports.length;
+    let wait = max(backoff, this.window * (since ? 1 : this.dice()));
+    if ((held && this.level) || now - this.woke < 5000) wait = 0;
+    this.woke = -Infinity;
     wait = Math.round(retry_ms ?? wait);
     this.retryAt = now + wait;
     this.tell("waiting", { code, reason, retry_ms: wait });
@@ -252,7 +252,7 @@ export function connect(url, options = {}) {
     const { error } = await answer.json().catch(() => ({}));
     const { message = `HTTP ${status}`, retry_ms } = error ?? {};
     const isFinal = error && !unreachable && !retry_ms && status !== 408 && (status !== 400 || path[0] !== "p");
-    throw { code: isFinal ? 4000 + status : 0, reason: message, retry_ms, unreachable };
+    throw { code: isFinal ? 4000 + status : 0, reason: message, retry_ms, unreachable, held: !error };
   };
 
   // The answer to a poll.
@@ -296,10 +296,14 @@ export function connect(url, options = {}) {
         const said = JSON.parse(data);
         const { type, id } = said;
         step("heard", link.id);
+        if (type === "subscribed") place(said.topic, said.pos);
         if (type === "welcome") {
+          link.window = random() * said.retry_ms; // it is that of all clients; the other transports give each its own time
+          link.left = topics.size + 1;
           for (const topic of topics.keys()) link.follow(topic);
-          step("opened", link.id, random() * said.retry_ms); // the window of all clients; the others give each its own time
-        } else if (type === "subscribed") place(said.topic, said.pos);
+        }
+        // It is open when it knows where it is.
+        if (type === "welcome" || type === "subscribed") --link.left || step("opened", link.id, link.window);
         else if (type === "ok") settle(id, said);
         else if (type === "error" && topics.has(id)) resolve({ code: said.retry_ms ? 0 : 4400, reason: said.message, retry_ms: said.retry_ms });
         else if (type === "error") setTimeout(pump, settle(id, { error: said }));
@@ -404,7 +408,7 @@ export function connect(url, options = {}) {
   // A WebSocket is told; the others begin anew, once for all that changes now.
   const follow = (topic) => {
     const link = links.get(machine.main?.id);
-    if (link?.send) return machine.state === "open" && link.follow(topic);
+    if (link?.send) return link.window >= 0 && link.follow(topic);
     renews ||= setTimeout(() => {
       renews = 0;
       if (!machine.main) step(machine.state ? "wake" : "start");

@@ -114,6 +114,19 @@ const cases = {
     assert.deepEqual(world.pass(1), ["drop sse", "waiting", "open poll", "connecting"]);
   },
 
+  what_a_proxy_refuses_is_followed_by_the_next_at_once_but_not_in_a_circle() {
+    const world = new World();
+    world.on("sse");
+    world.waitAfter({});
+    world.next();
+    assert.equal(world.waitAfter({ held: true }), 0);
+    assert.equal(world.next(), "poll");
+    assert.ok(world.waitAfter({ held: true }) > 0);
+    const alone = new World({ transports: ["sse"] });
+    alone.do("start");
+    assert.ok(alone.waitAfter({ held: true }) > 0);
+  },
+
   a_socket_that_never_opened_comes_back_within_the_window() {
     for (const dice of [0, 0.25, 0.999]) {
       const world = new World({ dice }).on("ws", 8000);
