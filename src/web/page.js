@@ -3,7 +3,7 @@ import { connect } from "./shardcast.js";
 
 const LINES = 500; // of the log
 const $ = (id) => document.getElementById(id);
-const [room, via, text, log] = ["room", "via", "text", "log"].map($);
+const [room, via, text, pane, log] = ["room", "via", "text", "pane", "log"].map($);
 const NAMES = { ws: "WebSocket", sse: "event stream", poll: "polls" };
 const asked = new URLSearchParams(location.search);
 let client;
@@ -14,7 +14,7 @@ const began = new Map(); // when own messages were sent, by their place
 const heard = new Map(); // when the newest messages were heard, by theirs
 
 function line(words, kind, about) {
-  const isAtEnd = log.scrollHeight - log.scrollTop - log.clientHeight < 40;
+  const isAtEnd = pane.scrollHeight - pane.scrollTop - pane.clientHeight < 40;
   const item = document.createElement("li");
   const said = item.appendChild(document.createElement("span"));
   said.textContent = words;
@@ -22,7 +22,7 @@ function line(words, kind, about) {
   if (about) item.appendChild(document.createElement("small")).textContent = about;
   log.append(item);
   while (log.childElementCount > LINES) log.firstElementChild.remove();
-  if (isAtEnd) log.scrollTop = log.scrollHeight;
+  if (isAtEnd) pane.scrollTop = pane.scrollHeight;
   return item;
 }
 

@@ -80,14 +80,13 @@ export class Machine {
     if ((code >= 4400 && code < 4500) || [1000, 1002, 1007, 1009].includes(code)) return this.close(now, "stopped", { code, reason });
     const { since } = main;
     if (now - since >= 10000) this.fails = 0;
-    const hinted = (this.hinted = retry_ms !== undefined);
+    this.hinted = retry_ms !== undefined;
     const backoff = this.dice() * min(20000, 500 * 2 ** this.fails++);
     // Was it the transport? Not if the server spoke; nor if nothing gets through, but who knows: every third time.
-    if (!since && !hinted) this.level = unreachable && ++this.away % 3 ? 0 : (this.level + 1) % this.transports.length;
-    let wait = max(backoff, this.window * (since ? 1 : this.dice()));
-    if ((held && this.level) || now - this.woke < 5000) wait = 0;
+    if (!since && !this.hinted) this.level = unreachable && ++this.away % 3 ? 0 : (this.level + 1) % this.transports.length;
+    const isSoon = (held && this.level) || now - this.woke < 5000;
+    const wait = Math.round(retry_ms ?? (isSoon ? 0 : max(backoff, this.window * (since ? 1 : this.dice()))));
     this.woke = -Infinity;
-    wait = Math.round(retry_ms ?? wait);
     this.retryAt = now + wait;
     this.tell("waiting", { code, reason, retry_ms: wait });
   }
@@ -121,18 +120,19 @@ export class Machine {
 
   // For other topics.
   again(now) {
-    this.drop(this.main);
-    this.drop(this.probe);
-    this.probe = undefined;
+    this.rest();
     this.start(now);
   }
 
   close(now, state = "closed", about) {
-    this.drop(this.main);
-    this.drop(this.probe);
+    this.rest();
+    this.tell(state, about);
+  }
+
+  rest() {
+    for (const one of [this.main, this.probe]) this.drop(one);
     this.main = this.probe = undefined;
     this.retryAt = this.climbAt = Infinity;
-    this.tell(state, about);
   }
 
   open(now, level, patience) {
@@ -178,11 +178,11 @@ const query = (names, after) => new URLSearchParams([...names.map((topic) => ["t
 export function connect(url, options = {}) {
   const { WebSocket = globalThis.WebSocket, transports = ["ws", "sse", "poll"], climb_ms = 10000, topics: wanted = [] } = options;
   const base = new URL(url, globalThis.location?.href);
-  if (!base.pathname.endsWith("/")) base.pathname += "/";
+  base.pathname = base.pathname.replace(/\/?$/, "/");
   const topics = new Map(); // {after: where it begins, pos: where it is}
   const links = new Map(); // by the machine's ids
   const unsent = new Map(); // publications without a receipt
-  const prefix = random().toString(36) + random().toString(36);
+  const prefix = `${Date.now()}-${random()}-`;
   let count = 0;
   let timer, posts, renews;
 
@@ -204,7 +204,7 @@ export function connect(url, options = {}) {
         link.token = await options.token?.();
         if (links.has(id)) end = await ways[transport](link);
       } catch (error) {
-        end = error.message ? { reason: error.message, unreachable: true } : error;
+        end = error instanceof Error ? { reason: error.message, unreachable: true } : error;
       }
       link.stop.abort();
       if (links.delete(id)) step("lost", id, end);
@@ -242,17 +242,19 @@ export function connect(url, options = {}) {
 
   // A request of a link, or with a body one that publishes. Only the gateway's own refusal is final, and that of polls is about polls.
   const ask = async (path, { token, stop }, body) => {
-    const headers = { Accept: "text/event-stream, */*", ...(token && { Authorization: `Bearer ${token}` }) };
-    const { credentials } = options;
-    const how = { method: body ? "POST" : "GET", body, headers, credentials, cache: "no-store", signal: stop?.signal ?? AbortSignal.timeout(10000) };
-    const answer = await fetch(new URL(path, base), how);
+    const answer = await fetch(new URL(path, base), {
+      method: body ? "POST" : "GET",
+      body,
+      headers: token ? { Authorization: `Bearer ${token}` } : {},
+      credentials: options.credentials,
+      cache: "no-store",
+      signal: stop?.signal ?? AbortSignal.timeout(10000),
+    });
     const { status } = answer;
-    if (status === 200) return path[0] === "e" ? answer.body : answer.json();
-    const unreachable = status >= 500;
+    if (answer.ok) return path[0] === "e" ? answer.body : answer.json();
     const { error } = await answer.json().catch(() => ({}));
-    const { message = `HTTP ${status}`, retry_ms } = error ?? {};
-    const isFinal = error && !unreachable && !retry_ms && status !== 408 && (status !== 400 || path[0] !== "p");
-    throw { code: isFinal ? 4000 + status : 0, reason: message, retry_ms, unreachable, held: !error };
+    const isFinal = error && status < 500 && !error.retry_ms && status !== 408 && (status !== 400 || path[0] !== "p");
+    throw { ...error, code: isFinal ? 4000 + status : 0, reason: error?.message ?? `HTTP ${status}`, unreachable: status >= 500, held: !error };
   };
 
   // The answer to a poll.
@@ -276,9 +278,7 @@ export function connect(url, options = {}) {
   // Each uses a link until it ends, and says how it ended.
   const ways = {
     ws: (link) => new Promise((resolve) => {
-      const at = new URL("ws", base);
-      at.protocol = at.protocol.replace("http", "ws");
-      const socket = new WebSocket(at, ["shardcast.v1.json"]);
+      const socket = new WebSocket(new URL("ws", base).href.replace("http", "ws"), ["shardcast.v1.json"]);
       link.send = (type, about) => socket.send(JSON.stringify({ type, ...about }));
       link.ask = () => link.send("ping");
       link.follow = (topic) => {
@@ -288,8 +288,7 @@ export function connect(url, options = {}) {
       link.stop.signal.onabort = () => socket.close();
       socket.onopen = () => link.send("hello", { token: link.token });
       socket.onclose = ({ code, reason }) => {
-        const [, retry_ms] = /retry=(\d+)/.exec(reason) ?? [];
-        resolve({ code, reason, retry_ms, ...link.bye });
+        resolve({ code, reason, retry_ms: /retry=(\d+)/.exec(reason)?.[1], ...link.bye });
       };
       socket.onmessage = async ({ data }) => {
         if (!links.has(link.id)) return;
@@ -305,7 +304,7 @@ export function connect(url, options = {}) {
         // It is open when it knows where it is.
         if (type === "welcome" || type === "subscribed") --link.left || step("opened", link.id, link.window);
         else if (type === "ok") settle(id, said);
-        else if (type === "error" && topics.has(id)) resolve({ code: said.retry_ms ? 0 : 4400, reason: said.message, retry_ms: said.retry_ms });
+        else if (type === "error" && topics.has(id)) resolve({ ...said, code: said.retry_ms ? 0 : 4400, reason: said.message });
         else if (type === "error") setTimeout(pump, settle(id, { error: said }));
         else if (type === "auth_expiring") link.send("auth", { token: await options.token?.() });
         else if (type === "bye") link.bye = said;
@@ -315,7 +314,6 @@ export function connect(url, options = {}) {
 
     async sse(link) {
       const body = await ask(`events?${await where(link)}`, link);
-      const { names } = link;
       const reader = body.pipeThrough(new TextDecoderStream()).getReader();
       let text = "";
       let last = []; // offsets
@@ -333,24 +331,24 @@ export function connect(url, options = {}) {
             fields[name] = name === "data" && fields.data !== undefined ? `${fields.data}\n${value}` : value;
           }
           const { id, event, data, retry } = fields;
-          const [, type] = /^shardcast:(.*)/.exec(event) ?? [];
+          const type = /^shardcast:(.*)/.exec(event)?.[1];
           const said = type && JSON.parse(data);
           if (retry) machine.window = +retry;
           if (type === "open") {
             step("opened", link.id, said.retry_ms);
-            last = names.map((topic) => said.topics[topic].split(".")[1]);
-            for (const topic of names) place(topic, said.topics[topic]);
+            last = link.names.map((topic) => said.topics[topic].split(".")[1]);
+            for (const topic of link.names) place(topic, said.topics[topic]);
           } else if (type === "auth") step("again");
           else if (type === "bye") link.bye = said;
           else if (type) {
             hear(said);
-            if (said.to) last[names.indexOf(said.topic)] = said.to.split(".")[1];
+            if (said.to) last[link.names.indexOf(said.topic)] = said.to.split(".")[1];
           } else if (id) {
             // The topic is the one whose offset has changed.
             const [epoch, offsets] = id.split(".");
             const index = offsets.split(",").findIndex((offset, index) => offset !== last[index]);
             last = offsets.split(",");
-            hear({ topic: names[index], pos: `${epoch}.${last[index]}`, event, ...(fields[""] ? { data_b64: data } : { data: parse(data) }) });
+            hear({ topic: link.names[index], pos: `${epoch}.${last[index]}`, event, ...(fields[""] ? { data_b64: data } : { data: parse(data) }) });
           }
         }
       }
@@ -419,7 +417,6 @@ export function connect(url, options = {}) {
   const life = new AbortController();
   const on = (target, name, hear) => target?.addEventListener?.(name, hear, { signal: life.signal });
   on(globalThis, "online", () => step("wake", true));
-  on(globalThis, "pageshow", (event) => event.persisted && step("wake", true));
   on(globalThis.document, "visibilitychange", () => document.hidden || step("wake"));
 
   const client = {
@@ -440,7 +437,7 @@ export function connect(url, options = {}) {
         const timer = setTimeout(fail, timeout_ms, "timeout", `no receipt in ${timeout_ms} ms`);
         const payload = data instanceof Uint8Array ? { data_b64: btoa(Array.from(data, (byte) => String.fromCharCode(byte)).join("")) } : { data };
         unsent.set(id, { item: { topic, event, key, ...payload }, timer, resolve, reject });
-        if (unsent.size > 1000) fail("too_many", "1000 messages wait for receipts");
+        if (unsent.size > 1000) fail("too_many", "1000 wait for receipts");
         pump();
       });
     },

