@@ -1,6 +1,6 @@
 // The browser client and the page `/` in Chromium, for `browser.mjs`. SHARDCAST_SOAK_SECONDS is how long the hostile proxy is at work (20).
 import assert from "node:assert/strict";
-import { mkdirSync } from "node:fs";
+import { mkdirSync, readFileSync } from "node:fs";
 import { createServer } from "node:http";
 import { join } from "node:path";
 import { gzipSync } from "node:zlib";
@@ -72,8 +72,8 @@ async function everything_arrives_once_and_in_order_through_a_hostile_proxy({ co
       const transport = order[round % 3];
       const before = await page.evaluate(() => window.client.transport);
       Object.assign(proxy, moods[transport]());
-      // Somewhere in whatever is under way.
-      await new Promise((resolve) => setTimeout(resolve, random(1500)));
+      // Somewhere in whatever is under way. Who is cut off again within 10 s waits longer each time; over minutes there are calmer times too.
+      await new Promise((resolve) => setTimeout(resolve, random(SECONDS < 60 ? 1500 : 15_000)));
       const [number, began] = [expected.outside.length, Date.now()];
       proxy.cut(random(2) === 0);
       await page.waitForFunction((number) => window.heard.some(({ data }) => data.startsWith(`o ${number}\n`)), number, { timeout: 90_000 });
@@ -161,6 +161,29 @@ async function a_page_that_may_not_connect_is_told_to_stop({ context, gateway })
     assert.equal(await page.evaluate(() => window.states.at(-1).code), 4403);
   } finally {
     other.close();
+  }
+}
+
+// The page of docs/browser.md, to the letter but for the host, from another origin and in two tabs.
+async function the_page_of_the_how_to_chats({ context }) {
+  const [, html] = /^```html\n(.*?)^```/ms.exec(readFileSync(join(root, "docs", "browser.md"), "utf8"));
+  let gateway;
+  const other = createServer((_, response) => response.setHeader("Content-Type", "text/html").end(html.replaceAll("https://HOST", `http://127.0.0.1:${gateway.port}`)));
+  await new Promise((resolve) => other.listen(0, "127.0.0.1", resolve));
+  const origin = `http://127.0.0.1:${other.address().port}`;
+  gateway = await startGateway({ origins: [origin] });
+  try {
+    const [ada, bob] = [await context.newPage(), await context.newPage()];
+    for (const page of [ada, bob]) {
+      await page.goto(origin);
+      await page.waitForFunction(() => document.title === "open, ws", undefined, { timeout: WAIT });
+    }
+    await ada.getByLabel("Message").fill("hello Bob");
+    await ada.getByRole("button").click();
+    for (const page of [ada, bob]) await page.locator("#log li", { hasText: "hello Bob" }).waitFor({ timeout: WAIT });
+  } finally {
+    other.close();
+    await stopGateway(gateway);
   }
 }
 
@@ -279,6 +302,7 @@ export const cases = {
   back_from_offline_it_is_back_at_once,
   a_page_of_another_origin_imports_the_client_and_uses_every_transport,
   a_page_that_may_not_connect_is_told_to_stop,
+  the_page_of_the_how_to_chats,
   files_are_small_checked_each_time_and_sent_once,
   the_page_can_be_used_with_keyboard_and_screen_reader_and_shows_what_happens,
 };
