@@ -31,6 +31,43 @@ fn the_page_is_html_that_is_never_stale() {
 }
 
 #[test]
+fn the_page_may_run_and_ask_nothing_but_its_own_gateway() {
+    let gateway = gateway().start();
+    let response = raw::http(gateway.port, b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    let policy = response.header("content-security-policy").expect("a policy");
+    for rule in ["default-src 'none'", "script-src 'self'", "style-src 'self'", "connect-src 'self'", "frame-ancestors 'none'"] {
+        assert!(policy.split("; ").any(|found| found == rule), "{policy} has no {rule}");
+    }
+    let page = response.text();
+    assert!(!page.contains("://") && !page.contains(" style=") && !page.contains("<style"), "{page}");
+}
+
+#[test]
+fn files_for_browsers_are_asked_for_each_time_and_sent_when_they_have_changed() {
+    let gateway = gateway().start();
+    for (path, kind, shared) in [
+        ("/", "text/html", None),
+        ("/page.css", "text/css", None),
+        ("/page.js", "text/javascript", None),
+        ("/shardcast.js", "text/javascript", Some("*")),
+        ("/shardcast.d.ts", "text/plain", Some("*")),
+    ] {
+        let ask = |known: &str| raw::http(gateway.port, format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n{known}\r\n").as_bytes());
+        let first = ask("");
+        assert_eq!(first.status, 200, "{path}");
+        assert!(first.header("content-type").is_some_and(|found| found.starts_with(kind)), "{path}: {:?}", first.headers);
+        assert_eq!(first.header("cache-control"), Some("no-cache"), "{path}");
+        assert_eq!(first.header("access-control-allow-origin"), shared, "{path}");
+        let tag = first.header("etag").expect("a tag");
+        for known in [tag.to_owned(), format!("W/{tag}"), format!("\"x\", {tag}"), "*".to_owned()] {
+            let again = ask(&format!("If-None-Match: {known}\r\n"));
+            assert_eq!((again.status, again.header("etag")), (304, Some(tag)), "{path} {known}");
+        }
+        assert_eq!(ask("If-None-Match: \"x\"\r\n").status, 200, "{path}");
+    }
+}
+
+#[test]
 fn metrics_are_on_the_admin_port_and_not_for_clients() {
     let gateway = gateway().start();
     let request = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n";

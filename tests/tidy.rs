@@ -15,7 +15,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("hub", &["ids", "limits", "time"]),
     ("bus", &["ids", "limits", "sync", "proto"]),
     ("gateway", &["ids", "limits", "time", "proto", "engine", "hub", "bus"]),
-    ("web", &[]),
+    ("web", &["gateway"]),
     ("server", &["ids", "limits", "time", "sync", "proto", "engine", "hub", "gateway", "bus", "web"]),
     ("sim", &["ids", "limits", "time", "sync", "proto", "engine", "hub", "gateway", "bus"]),
     ("bin", &["time", "engine", "gateway", "server", "sim"]),

@@ -12,6 +12,7 @@ use crate::proto::ws::handshake::{self, HandshakeError, Upgrade};
 
 use super::close_cause::CloseCause;
 use super::listing::Listing;
+use super::pages::Page;
 use super::polls::{Poll, for_origin};
 use super::publishing::{Ack, Framing, Receipts, Upload, What};
 use super::streams::{Kind, Stream};
@@ -19,17 +20,10 @@ use crate::limits::Limits;
 use crate::proto::publish::Key;
 use crate::proto::ws::CloseCode;
 
-/// The pages that the gateway serves from its binary.
-#[derive(Clone, Copy, Debug)]
-pub struct Pages {
-    /// `GET /`: tries the gateway in a browser.
-    pub index: &'static str,
-}
-
 /// What there is to know about a request besides its head.
 pub(super) struct Context<'a> {
     pub(super) origins: &'a [String],
-    pub(super) pages: Pages,
+    pub(super) pages: &'a [Page],
     /// Why nobody can be served now, if that is so.
     pub(super) unavailable: Option<Unavailable>,
     /// Why no WebSocket and no stream can be opened now, if that is so.
@@ -134,7 +128,7 @@ const RAW_PROTOCOL: &str = "shardcast.raw";
 /// The subprotocol of many topics on one connection.
 const JSON_PROTOCOL: &str = "shardcast.v1.json";
 
-const EXISTS: &str = "GET / (a page to try it), GET /ws?room=NAME and GET /echo (WebSocket), GET /events?topic=NAME (event stream), GET /poll?topic=NAME and GET /v1/history?topic=NAME, GET /v1/topics, POST /publish?topic=NAME and POST /v1/publish, GET /healthz";
+const EXISTS: &str = "GET / (a page to try it) and GET /shardcast.js (the browser client), GET /ws?room=NAME and GET /echo (WebSocket), GET /events?topic=NAME (event stream), GET /poll?topic=NAME and GET /v1/history?topic=NAME, GET /v1/topics, POST /publish?topic=NAME and POST /v1/publish, GET /healthz";
 
 pub(super) fn answer(head: &Head<'_, '_>, context: &Context<'_>) -> Answer {
     match head.path {
@@ -149,24 +143,21 @@ pub(super) fn answer(head: &Head<'_, '_>, context: &Context<'_>) -> Answer {
         "/v1/topics" => list(head, context),
         "/publish" => publish(head, context, false),
         "/v1/publish" => publish(head, context, true),
-        "/" => match context.unavailable {
-            Some(why) => unavailable(context, why),
-            None => plain(head, |response| {
-                response.header("Cache-Control", "no-cache").body("text/html; charset=utf-8", context.pages.index.as_bytes())
-            }),
+        "/healthz" => plain(head, || Response::new(200).header("Cache-Control", "no-store").body("text/plain; charset=utf-8", b"ok\n")),
+        path => match (context.pages.iter().find(|page| page.path == path), context.unavailable) {
+            (Some(_), Some(why)) => unavailable(context, why),
+            (Some(page), None) => plain(head, || page.response(head)),
+            (None, _) => Answer::Respond(body_closes(head, Response::error(404, &format!("nothing at {path}; there is: {EXISTS}")))),
         },
-        "/healthz" => plain(head, |response| response.header("Cache-Control", "no-store").body("text/plain; charset=utf-8", b"ok\n")),
-        path => Answer::Respond(body_closes(head, Response::error(404, &format!("nothing at {path}; there is: {EXISTS}")))),
     }
 }
 
-fn plain(head: &Head<'_, '_>, fill: impl FnOnce(Response) -> Response) -> Answer {
+fn plain(head: &Head<'_, '_>, response: impl FnOnce() -> Response) -> Answer {
     if !matches!(head.method, "GET" | "HEAD") {
         let response = Response::error(405, &format!("{} is not possible here; use GET or HEAD", head.method)).header("Allow", "GET, HEAD");
         return Answer::Respond(body_closes(head, response));
     }
-    let response = fill(Response::new(200));
-    Answer::Respond(body_closes(head, response))
+    Answer::Respond(body_closes(head, response()))
 }
 
 /// We read no bodies here: a request that has one ends the connection after the answer, or its bytes would be taken for the next request.

@@ -42,6 +42,7 @@ mod intake;
 mod json;
 mod listing;
 mod log_limit;
+mod pages;
 mod peers;
 mod places;
 mod polls;
@@ -107,9 +108,9 @@ use crate::time::Time;
 
 pub use clients::{AddressSource, Addressing};
 pub use dismissal::Word;
-pub use endpoints::Pages;
 pub use handover::Inheritance;
 pub use listing::Listing;
+pub use pages::Page;
 pub use peers::ShardMessage;
 pub use places::Places;
 pub use publishing::{Ack, Offer, Receipt, Ticket};
@@ -203,8 +204,8 @@ pub struct Parts {
     pub origins: Arc<[String]>,
     /// How clients' addresses are found.
     pub addressing: Arc<Addressing>,
-    /// What `GET /` answers.
-    pub pages: Pages,
+    /// What the gateway serves from its binary.
+    pub pages: Arc<[Page]>,
     /// Where topics live.
     pub placement: Placement,
     /// Ways to the other shards.
@@ -277,7 +278,7 @@ pub struct Gateway<D> {
     limits: Arc<Limits>,
     origins: Arc<[String]>,
     addressing: Arc<Addressing>,
-    pages: Pages,
+    pages: Arc<[Page]>,
     placement: Placement,
     mailbox: Mailbox<ShardMessage>,
     bridge: Option<Box<Bridge>>,

@@ -59,7 +59,7 @@ impl<D: Driver> Gateway<D> {
                 let retry_ms = if stands_in_line { self.line_ms() } else { self.retry_ms() };
                 let context = Context {
                     origins: &self.origins,
-                    pages: self.pages,
+                    pages: &self.pages,
                     unavailable,
                     busy,
                     takes_messages: !self.has_said_goodbye(),

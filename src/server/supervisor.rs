@@ -34,7 +34,7 @@ use crate::engine::uring::probe::{Blocked, probe};
 use crate::engine::wakers::Wakers;
 use crate::gateway::counters::Counters;
 use crate::gateway::state_stream::Written;
-use crate::gateway::{Chunk, Command, Inheritance, Pages, Parts, Shared, Snapshot};
+use crate::gateway::{Chunk, Command, Inheritance, Parts, Shared, Snapshot};
 use crate::hub::Placement;
 use crate::ids::ShardId;
 use crate::limits::Limits;
@@ -444,6 +444,7 @@ impl Plan<'_> {
         let frozen = listeners.is_none();
         let mut listeners = listeners.into_iter().flatten();
         let mut snapshots = snapshots.into_iter();
+        let pages = web::pages();
         let addressing = Arc::new(self.config.addressing.clone());
         let origins: Arc<[String]> = self.config.origins.clone().into();
         let (started, starts) = bounded::<Started>(shards);
@@ -459,7 +460,7 @@ impl Plan<'_> {
                 limits: Arc::clone(&self.limits),
                 origins: Arc::clone(&origins),
                 addressing: Arc::clone(&addressing),
-                pages: Pages { index: web::INDEX },
+                pages: Arc::clone(&pages),
                 placement: self.placement,
                 mailbox,
                 bridge: bridges.take_next(),

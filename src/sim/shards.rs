@@ -14,7 +14,7 @@ use crate::engine::sim::{SimKernel, SimRingSize, World};
 use crate::engine::sys::Listener;
 use crate::engine::uring::UringDriver;
 use crate::gateway::counters::Counters;
-use crate::gateway::{Command, Gateway, Holdings, Pages, Parts, Progress, Shared};
+use crate::gateway::{Command, Gateway, Holdings, Page, Parts, Progress, Shared};
 use crate::hub::Placement;
 use crate::ids::ShardId;
 use crate::limits::Limits;
@@ -114,7 +114,7 @@ impl<K: Kernel> Shards<K> {
                 limits: Arc::clone(&limits),
                 origins: Arc::new([]),
                 addressing: Arc::default(),
-                pages: Pages { index: "a page" },
+                pages: Arc::new([Page { path: "/", media_type: "text/html", body: "a page".into(), shared: false }]),
                 placement,
                 mailbox,
                 bridge: None,

@@ -10,7 +10,7 @@ export const seed = Number(process.env.SHARDCAST_TEST_SEED || Math.floor(Math.ra
 const ROUNDS = 12;
 
 // Random numbers below `end` that depend on the seed alone (mulberry32).
-function dice() {
+export function dice() {
   let state = seed >>> 0;
   return (end) => {
     state = (state + 0x6d2b79f5) >>> 0;

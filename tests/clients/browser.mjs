@@ -1,15 +1,16 @@
-// A real browser: two tabs chat through the page `/`, and the cases of `browser-events.mjs`. Run by `tests/run browser`; the last line is
+// A real browser: two tabs chat through the page `/`, and the cases of `browser-events.mjs` and `browser-client.mjs`. Run by `tests/run browser`; the last line is
 // `N passed, N failed`. `node browser.mjs [WORD...]` runs those whose name has one of the words.
 //
 // Chromium is the system's own (package `chromium`), driven by playwright-core. The profile is new and temporary; nothing but loopback is asked for.
 import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
-import { mkdirSync, mkdtempSync, rmSync } from "node:fs";
+import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { chromium } from "playwright-core";
+import * as client from "./browser-client.mjs";
 import * as events from "./browser-events.mjs";
-import { root, startGateway, stopGateway, WAIT } from "./gateway.mjs";
+import { startGateway, stopGateway, WAIT } from "./gateway.mjs";
 
 // A tab on the page, connected to a room.
 async function openTab(context, port, room) {
@@ -50,8 +51,6 @@ const cases = {
     await hears(bob, "hello from Ada 🦀");
     await say(bob, "and hello from Bob");
     await hears(ada, "and hello from Bob");
-    mkdirSync(join(root, "tests", ".cache"), { recursive: true });
-    await ada.screenshot({ path: join(root, "tests", ".cache", "page.png") });
     assert.deepEqual([...ada.problems, ...bob.problems], []);
   },
 
@@ -108,7 +107,8 @@ const context = await chromium.launchPersistentContext(profile, {
   args: ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"],
 });
 try {
-  const all = [...Object.entries(cases), ...Object.entries(events.cases).map((named) => [...named, { limits: events.limits }])];
+  const with_limits = ({ cases, limits }) => Object.entries(cases).map((named) => [...named, { limits }]);
+  const all = [...Object.entries(cases), ...with_limits(events), ...with_limits(client)];
   for (const [name, run, options] of all) {
     if (words.length > 0 && !words.some((word) => name.includes(word))) continue;
     let gateway;

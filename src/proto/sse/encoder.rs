@@ -17,9 +17,9 @@ pub const HEARTBEAT: &[u8] = b":\n\n";
 /// own share.
 ///
 /// A text is cut into `data:` lines at LF, CR and CRLF, so that it arrives with LF for each of them (WHATWG HTML section 9.2.6 joins lines with
-/// LF). It must be UTF-8, as text frames are; bytes that are not would arrive as U+FFFD. A binary message is base64 in one line. An empty
-/// message is one `data:` line without a value, which is dispatched as an empty string: only an event without any `data` is dropped (section
-/// 9.2.6).
+/// LF). It must be UTF-8, as text frames are; bytes that are not would arrive as U+FFFD. A binary message is base64 in one line, behind a comment
+/// that says so: an `EventSource` drops that, a client that reads the stream itself can tell it from a text. An empty message is one `data:` line
+/// without a value, which is dispatched as an empty string: only an event without any `data` is dropped (section 9.2.6).
 ///
 /// ```
 /// use shardcast::proto::position::Position;
@@ -171,7 +171,7 @@ fn push_lines(out: &mut Vec<u8>, text: &[u8]) {
 }
 
 fn push_base64(out: &mut Vec<u8>, bytes: &[u8]) {
-    out.extend_from_slice(b"data: ");
+    out.extend_from_slice(b": base64\ndata: ");
     let start = out.len();
     out.resize(start + bytes.len().div_ceil(3) * 4, 0);
     STANDARD.encode_slice(bytes, &mut out[start..]).expect("there is room for the padded length");
@@ -214,10 +214,10 @@ mod tests {
 
     #[test]
     fn a_binary_message_is_one_line_of_base64() {
-        check(b"", MessageKind::Binary, "data: \n\n");
-        check(b"\r\n", MessageKind::Binary, "data: DQo=\n\n");
-        check(b"\xff\0\n", MessageKind::Binary, "data: /wAK\n\n");
-        check(&[0; 4], MessageKind::Binary, "data: AAAAAA==\n\n");
+        check(b"", MessageKind::Binary, ": base64\ndata: \n\n");
+        check(b"\r\n", MessageKind::Binary, ": base64\ndata: DQo=\n\n");
+        check(b"\xff\0\n", MessageKind::Binary, ": base64\ndata: /wAK\n\n");
+        check(&[0; 4], MessageKind::Binary, ": base64\ndata: AAAAAA==\n\n");
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! ```text
 //! id: k3f9.1042\n       the id line: first and alone. Readers of several topics get one of their own before the shared rest
 //! event: price\n        when the message has a name
+//! : base64\n            when it is binary: a comment, for clients that read the stream themselves
 //! data: {"eur":3}\n     one for each line of a text; one line of base64 for a binary message
 //! \n
 //! ```
