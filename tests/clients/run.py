@@ -15,9 +15,10 @@ import curl
 import events
 import gateway as harness
 import polls
+import talk
 
 CASE_SECONDS_MAX = 60
-CASES = [*chat.CASES, *events.CASES, *curl.CASES, *polls.CASES, *bus.CASES]
+CASES = [*chat.CASES, *events.CASES, *curl.CASES, *polls.CASES, *bus.CASES, *talk.CASES]
 
 
 def main(words):
