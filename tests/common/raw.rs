@@ -187,7 +187,7 @@ impl Raw {
             .map(|(name, value)| (name.to_owned(), value.trim().to_owned()))
             .collect();
         let mut response = Response { status, headers, body: Vec::new() };
-        if method == "HEAD" || status == 101 || status == 204 {
+        if method == "HEAD" || matches!(status, 101 | 204 | 304) {
             return response;
         }
         match response.header("content-length").map(|length| length.parse::<usize>().expect("Content-Length is a number")) {
