@@ -373,11 +373,11 @@ fn a_next_process_that_fails_at_any_step_is_nobodys_business() {
         raw::ws(&place.gateway, "/ws?room=new").close(1000);
     }
     assert!(place.gateway.alive());
-    assert!(place.gateway.log().contains("has 2 shards, and this one would have 1"));
+    place.gateway.expect_log("has 2 shards, and this one would have 1");
     // And then one that does what it should.
     place.replace(&format!("echo 'the next release' >&2; exec {} \"$@\"", place.real.display()));
     place.gateway.hand_over();
-    assert!(place.gateway.log().contains("the next release"));
+    place.gateway.expect_log("the next release");
     publish(&mut publisher, "in the end");
     reader.expect("in the end");
 }
@@ -480,7 +480,7 @@ fn a_configuration_that_would_not_be_taken_is_no_hand_over() {
     let mut member = raw::ws(&gateway, "/ws?room=a");
     std::fs::write(&file, "restart = \"sideways\"\n").expect("our directory");
     gateway.signal(libc::SIGUSR2);
-    eventually(SOON, || if gateway.log().contains("sideways") { Ok(()) } else { Err("it does not say why".to_owned()) });
+    gateway.expect_log("sideways");
     publish(&mut member, "served as before");
     assert_eq!(raw::http(gateway.admin, format!("GET /readyz {HOST}\r\n").as_bytes()).status, 200);
 }

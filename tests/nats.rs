@@ -338,7 +338,8 @@ fn a_killed_server_is_told_to_publishers_and_costs_nobody_else_anything() {
     here.expect_text("the end");
     there.expect_text("the end");
     assert_eq!([&a, &b].map(|gateway| metric(gateway, "disconnects_total")), [3; 2]);
-    assert!(a.log().contains("connected to NATS again") && a.log().contains("the connection to NATS is lost"));
+    a.expect_log("connected to NATS again");
+    a.expect_log("the connection to NATS is lost");
 }
 
 /// Its sockets are there and nobody answers: first what waits is bounded, then the connection is given up. Meanwhile publishers are told, own topics go on, and
@@ -425,7 +426,7 @@ fn who_we_are_is_said_with_what_is_in_a_file_and_a_wrong_word_is_no_end() {
     start(with(&right));
     let refused = with(&wrong).start();
     wait_until_unready(&refused, "connecting");
-    eventually(SOON, || if refused.log().contains("NATS cannot be reached") { Ok(()) } else { Err("it does not say so".into()) });
+    refused.expect_log("NATS cannot be reached");
     let mut own = connect(&refused, "/ws?room=own");
     own.text("refused");
     assert_eq!(own.close_code(), 4503, "with the default rule every topic goes to NATS");
@@ -473,7 +474,7 @@ fn servers_are_reached_over_tls_with_an_nkey_or_a_token() {
         member.expect_text("in secret");
         // A server that nobody we trust has signed for is none.
         let distrustful = setup().arg("--log").arg("info,async_nats=debug").start();
-        eventually(SOON, || if distrustful.log().contains("UnknownIssuer") { Ok(()) } else { Err("it does not say why".into()) });
+        distrustful.expect_log("UnknownIssuer");
         assert_eq!(ready(&distrustful).status, 503);
     }
 }
@@ -526,7 +527,7 @@ fn after_as_many_tries_as_may_be_it_is_given_up_and_said() {
     let gateway = start(half(&server).limit("nats_reconnects_max", 3));
     server.kill();
     wait_until_unready(&gateway, "given up");
-    assert!(gateway.log().contains("nats_reconnects_max"), "{}", gateway.log());
+    gateway.expect_log("nats_reconnects_max");
     assert_eq!(refusal(&post(&gateway, "/publish?topic=n-1", b"x")).0, 503);
     let mut own = events::open(gateway.port, "/events?topic=own");
     own_topics_go_on(&gateway, &mut own);
@@ -638,7 +639,7 @@ fn over_a_frozen_server_nothing_is_handed_over() {
     server.wait_for_subscribers("n.1", 1);
     server.freeze();
     assert!(!gateway.try_to_hand_over());
-    assert!(gateway.log().contains("there is no connection to NATS"), "{}", gateway.log());
+    gateway.expect_log("there is no connection to NATS");
     own_topics_go_on(&gateway, &mut own);
     server.thaw();
     let mut foreign = server.client();
@@ -651,7 +652,7 @@ fn over_a_frozen_server_nothing_is_handed_over() {
     foreign.subscribe(">");
     foreign.settle();
     gateway.hand_over();
-    assert!(gateway.log().contains("may overtake it"), "{}", gateway.log());
+    gateway.expect_log("may overtake it");
     foreign.publish("n.1", "in the end");
     member.expect_text("in the end");
 }
@@ -745,7 +746,7 @@ fn a_stream_that_is_another_is_told_by_its_field_until_it_fits() {
     let gateway = server_setup(&server).start();
     wait_until_unready(&gateway, "nats stream: not as asked for");
     let line = "the stream is not as asked for: max_age is 60s, 604800s (limits.nats_stream_age_ms) is asked for";
-    assert!(gateway.log().contains(line), "{}", gateway.log());
+    gateway.expect_log(line);
     wanted["max_age"] = 604_800_000_000_000_u64.into();
     wanted["duplicate_window"] = 120_000_000_000_u64.into();
     let changed = foreign.request("$JS.API.STREAM.UPDATE.KEPT", &wanted.to_string());
@@ -755,7 +756,7 @@ fn a_stream_that_is_another_is_told_by_its_field_until_it_fits() {
     let without = NatsServer::start();
     let gateway = server_setup(&without).start();
     wait_until_unready(&gateway, "nats stream: not seen yet");
-    eventually(SOON, || if gateway.log().contains("is JetStream enabled?") { Ok(()) } else { Err("it does not say why".into()) });
+    gateway.expect_log("is JetStream enabled?");
     let mut member = connect(&gateway, "/ws?room=r");
     member.text("live all the same");
     member.expect_text("live all the same");

@@ -168,7 +168,7 @@ fn the_program_that_is_at_the_path_then_is_started_if_it_would_serve() {
         scope.spawn(|| assert_eq!(member.close_frame().0, Some(1012)));
         restart(&mut gateway);
     });
-    assert!(gateway.log().contains("the next release"));
+    gateway.expect_log("the next release");
     publish(&mut raw::ws(&gateway, "/ws?room=a"), "served again");
 }
 
@@ -194,7 +194,7 @@ fn a_configuration_that_would_not_be_taken_is_no_restart_and_one_that_would_is_u
 fn a_signal_that_ends_the_process_wins_over_a_restart() {
     let mut gateway = drains().limit("drain_wait_ms", 1000).start();
     gateway.signal(libc::SIGUSR2);
-    eventually(SOON, || if gateway.log().contains("restarting in place") { Ok(()) } else { Err("not yet".into()) });
+    gateway.expect_log("restarting in place");
     gateway.signal(libc::SIGTERM);
     let status = gateway.exit_within(SOON);
     assert!(status.success() && lives(&gateway) == 1, "{status}");

@@ -37,7 +37,7 @@ fn end(mut gateway: Gateway, file: &Path) {
     gateway.signal(libc::SIGTERM);
     let status = gateway.exit_within(SOON);
     assert!(status.success() && file.is_file(), "{status}");
-    assert!(gateway.log().contains("the state is written"), "it says so");
+    gateway.expect_log("the state is written");
 }
 
 fn json(response: &raw::Response) -> Value {

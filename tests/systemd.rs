@@ -194,7 +194,7 @@ fn the_watchdog_hears_of_a_process_that_waits_for_the_next_one() {
 fn a_gateway_whose_supervisor_cannot_be_reached_warns_and_serves() {
     let gateway = gateway().env("NOTIFY_SOCKET", "/nonexistent/notify").start();
     foreign::connect(&gateway, "/echo").leave();
-    assert!(gateway.log().contains("/nonexistent/notify cannot be reached"), "{}", gateway.log());
+    gateway.expect_log("/nonexistent/notify cannot be reached");
 }
 
 fn listener() -> (TcpListener, u16) {

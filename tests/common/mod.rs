@@ -345,6 +345,11 @@ impl Gateway {
         self.log.lock().expect("no panic holds it").clone()
     }
 
+    /// Waits until it has written this to stderr: what it writes is read a moment after it has had its effect.
+    pub fn expect_log(&self, text: &str) {
+        eventually(SOON, || if self.log().contains(text) { Ok(()) } else { Err(format!("{text:?} is not in its log")) });
+    }
+
     /// `shardcast 0.1.0 ready: http://127.0.0.1:PORT (N shards, uring driver, admin http://127.0.0.1:PORT)`.
     fn ready_ports(&self) -> Option<(u16, u16)> {
         let log = self.log();
