@@ -556,6 +556,7 @@ fn clients_who_are_handed_over_speak_to_nats_as_before() {
     let server = NatsServer::start();
     let (mut a, b) = (start(server.gateway()), start(server.gateway()));
     let (mut here, mut there) = (connect(&a, "/ws?room=news"), connect(&b, "/ws?room=news"));
+    server.wait_for_subscribers("shardcast.news", 2);
     for round in 0..3 {
         for number in 0..50 {
             here.text(&format!("{round} {number}"));
