@@ -89,7 +89,6 @@ fn one(seed: u64) -> ExitCode {
     }
 }
 
-/// The same clients come back three times: with all that they were told, with what refusals tell, and without.
 /// For people, who want to know how long it took; nothing simulated reads a clock.
 #[expect(clippy::disallowed_methods, reason = "only the report of a run has it")]
 fn now() -> Instant {
@@ -102,6 +101,7 @@ fn fresh_seed() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_micros() as u64
 }
 
+/// The same clients come back three times: with all that they were told, with what refusals tell, and without.
 fn storms(clients: usize, args: &Args) -> ExitCode {
     let per_second = args.rate.unwrap_or((clients as u64 / 25).max(1));
     println!("{clients} event streams on {} shards, all lost at once; {per_second} handshakes per second are allowed", args.shards);

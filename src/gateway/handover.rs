@@ -15,6 +15,7 @@
 //! whole is answered 503.
 
 use std::io;
+use std::mem;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Duration;
@@ -26,11 +27,13 @@ use super::counters::Transport;
 use super::publishing::Receipt;
 use super::session::{Session, State, micros};
 use super::snapshot::{Chunk, Snapshot};
+use super::state_stream::Restored;
 use super::streams::{Kind, Stream};
 use super::topic::Topic;
 use crate::engine::driver::Driver;
 use crate::engine::segment::{Arena, Gather, Ranges};
 use crate::engine::sys::{Listener, Socket};
+use crate::hub::Placement;
 use crate::ids::ConnKey;
 use crate::proto::position::{Position, Start};
 use crate::proto::state::{Connection, Doing, Record};
@@ -42,6 +45,19 @@ pub struct Inheritance {
     pub snapshot: Snapshot,
     /// Connections.
     pub connections: Vec<(Socket, Connection)>,
+}
+
+impl Inheritance {
+    /// What each shard takes up, in two steps: every topic is where it was before the first connection asks for one. The connections have these sockets.
+    pub fn divide(mut restored: Restored, sockets: Vec<Socket>, placement: &Placement) -> [Vec<Self>; 2] {
+        let mut connections: Vec<Self> = (0..placement.shards()).map(|_| Self::default()).collect();
+        let shards = connections.len();
+        for (number, connection) in sockets.into_iter().zip(mem::take(&mut restored.connections)).enumerate() {
+            connections[number % shards].connections.push(connection);
+        }
+        let topics = restored.split(placement).into_iter().map(|snapshot| Self { snapshot, ..Self::default() }).collect();
+        [topics, connections]
+    }
 }
 
 impl<D: Driver> Gateway<D> {

@@ -10,7 +10,6 @@ use std::sync::Arc;
 use super::Gateway;
 use super::close_cause::CloseCause;
 use super::counters::HandshakeResult;
-use super::peers::ShardMessage;
 use super::polls::add;
 use super::publishing::{Ack, Offer, Receipt, Ticket};
 use super::replay::Replay;
@@ -321,14 +320,7 @@ impl<D: Driver> Gateway<D> {
             ack: Ack::Accepted,
             ticket: Ticket { conn: key, turn: 0, index },
         };
-        let home = self.placement.home(offer.topic.as_str());
-        if home == self.shard {
-            self.take_offer(home, offer);
-        } else {
-            // Its receipt counts whoever has subscribed before.
-            self.tell_members();
-            self.mailbox.send(home, ShardMessage::Offer(Box::new(offer)));
-        }
+        self.make_offer(offer);
     }
 
     /// A receipt has come.

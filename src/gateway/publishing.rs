@@ -327,15 +327,22 @@ impl<D: Driver> Gateway<D> {
         self.messages_left = self.messages_left.saturating_sub(offers.len() as u64);
         for offer in offers {
             self.counters.messages_in_bytes.add(offer.payload.len() as u64);
-            let home = self.placement.home(offer.topic.as_str());
-            if home == self.shard {
-                self.take_offer(home, offer);
-            } else {
-                self.mailbox.send(home, ShardMessage::Offer(Box::new(offer)));
-            }
+            self.make_offer(offer);
         }
         // Of a request without messages, or whose receipts are all here, nobody else would think.
         self.answer_upload(key);
+    }
+
+    /// Brings a message to its topic's home.
+    pub(super) fn make_offer(&mut self, offer: Offer) {
+        let home = self.placement.home(offer.topic.as_str());
+        if home == self.shard {
+            self.take_offer(home, offer);
+        } else {
+            // Its receipt counts whoever has subscribed before.
+            self.tell_members();
+            self.mailbox.send(home, ShardMessage::Offer(Box::new(offer)));
+        }
     }
 
     /// The home's part: numbers a message, unless it was before, or there is no room.

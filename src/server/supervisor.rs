@@ -516,22 +516,15 @@ impl Plan<'_> {
             thread::park_timeout(LOOK);
         }
         let sockets = before.begin().map_err(ServeError::Takeover)?;
-        let (mut restored, sockets_of_connections) = before.take(unix_time().as_millis() as u64).map_err(ServeError::Takeover)?;
+        let (restored, sockets_of_connections) = before.take(unix_time().as_millis() as u64).map_err(ServeError::Takeover)?;
         if (restored.epoch, restored.hash_key) != (self.epoch, hash_key) {
             return Err(ServeError::Takeover("the process before has said whose offsets they are in two ways".to_owned()));
         }
-        let shards = commands.len();
-        let house = House::inherit(self.config, shards as u16, &self.limits, sockets)?;
-        let connections = std::mem::take(&mut restored.connections);
-        // Every topic is where it was before the first connection asks for one.
-        let snapshots = restored.split(&self.placement);
-        self.inherit(commands, snapshots.into_iter().map(|snapshot| Inheritance { snapshot, connections: Vec::new() }));
-        let mut shares: Vec<Inheritance> = (0..shards).map(|_| Inheritance::default()).collect();
-        for (number, connection) in sockets_of_connections.into_iter().zip(connections).enumerate() {
-            shares[number % shards].connections.push(connection);
-        }
+        let house = House::inherit(self.config, commands.len() as u16, &self.limits, sockets)?;
         let until = self.clock.now() + patience;
-        self.inherit(commands, shares.into_iter());
+        for parts in Inheritance::divide(restored, sockets_of_connections, &self.placement) {
+            self.inherit(commands, parts.into_iter());
+        }
         while !self.shared.all_still() {
             if self.clock.now() >= until {
                 return Err(ServeError::Takeover(format!(

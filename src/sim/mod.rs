@@ -149,6 +149,10 @@ struct Simulation {
     strangers: Vec<Stranger>,
     ledger: Ledger,
     draining: bool,
+    /// Shards were frozen while clients talked: some are not served, or not in time.
+    disturbed: bool,
+    /// Who has asked for something since is.
+    calm_from: Time,
     steps: u64,
 }
 
@@ -193,7 +197,21 @@ impl Simulation {
         let readers = plan.readers.iter().enumerate().map(|(id, reader)| Reader::new(id, *reader, epoch, plan.shards.shards)).collect();
         let posters = plan.posters.iter().map(|poster| Poster::new(*poster, epoch, &mut ledger)).collect();
         let pollers = plan.pollers.iter().enumerate().map(|(id, poller)| Poller::new(id, *poller, epoch, plan.shards.shards)).collect();
-        Self { plan, world, shards, clients, readers, pollers, posters, strangers, ledger, draining: false, steps: 0 }
+        Self {
+            plan,
+            world,
+            shards,
+            clients,
+            readers,
+            pollers,
+            posters,
+            strangers,
+            ledger,
+            draining: false,
+            disturbed: false,
+            calm_from: Time::ZERO,
+            steps: 0,
+        }
     }
 
     fn run(mut self) -> Report {
@@ -302,6 +320,7 @@ impl Simulation {
             }
             Next::Begin(_) if self.plan.interlude == Interlude::HandOver => {
                 self.shards.freeze();
+                self.disturbed = true;
                 let seed = self.plan.shards.seed;
                 Some(Next::HandOver(now + Duration::from_micros([0, 300, 20_000][seed as usize / 600_000 % 3])))
             }
@@ -361,6 +380,8 @@ impl Simulation {
             let unheard = me.ledger.unheard().or(behind).unwrap_or_else(|| "an echo, or an event, has not come".into());
             format!("{unheard}, {within:?} after everything was said")
         });
+        self.disturbed = false;
+        self.calm_from = self.now();
     }
 
     fn close(&mut self) {
@@ -502,7 +523,8 @@ impl Simulation {
             Actor::Client(index) => self.clients[index].act(&self.world, &mut self.ledger),
             Actor::Reader(index) => self.readers[index].act(&self.world, &mut self.ledger),
             Actor::Poller(index) => {
-                let served = self.serves() && !self.draining;
+                let poller = &self.pollers[index];
+                let served = self.serves() && !self.draining && poller.asked_at.is_none_or(|at| at >= self.calm_from);
                 self.pollers[index].act(&self.world, &mut self.ledger, served);
             }
             Actor::Poster(index) => {
@@ -518,7 +540,7 @@ impl Simulation {
 
     /// Whether who asks for something gets it, or something is wrong: in a gentle world, until the end.
     fn serves(&self) -> bool {
-        !self.plan.harsh && !matches!(self.plan.interlude, Interlude::CalledOff | Interlude::HandOver)
+        !self.plan.harsh && !self.disturbed && self.plan.interlude != Interlude::CalledOff
     }
 
     // ---- the end ------------------------------------------------------------------------------------------------------------------

@@ -54,7 +54,7 @@ pub(super) struct Poller {
     shards: u16,
     exchange: Option<Exchange>,
     /// When it has asked; none while it does not wait for an answer.
-    asked_at: Option<Time>,
+    pub(super) asked_at: Option<Time>,
     pub(super) next_at: Time,
     ears: Ears,
     /// Where the next request goes on.

@@ -72,7 +72,7 @@ impl Shards {
         write_to(put, epoch, hash_key, chunks.into_iter().flat_map(|chunks| chunks.try_iter().collect::<Vec<_>>()), |_| {})
             .expect("memory takes everything");
 
-        let mut restored = Restored::read(&mut &*bytes, unix_ms, true).unwrap_or_else(|why| panic!("what is handed over: {why}"));
+        let restored = Restored::read(&mut &*bytes, unix_ms, true).unwrap_or_else(|why| panic!("what is handed over: {why}"));
         assert_eq!((restored.epoch, restored.hash_key, restored.connections.len()), (epoch, hash_key, sockets.len()));
         self.world.borrow_mut().close_others(&sockets);
         let mut next = Self::successors(self, &self.world);
@@ -80,15 +80,9 @@ impl Shards {
         next.earlier.append(&mut self.counters);
         *self = next;
 
-        let connections = mem::take(&mut restored.connections);
-        let shards = self.ids().count();
-        let mut shares: Vec<Inheritance> = (0..shards).map(|_| Inheritance::default()).collect();
-        for (number, connection) in sockets.into_iter().zip(connections).enumerate() {
-            shares[number % shards].connections.push(connection);
+        for parts in Inheritance::divide(restored, sockets, &Placement::new(self.plan.shards, hash_key)) {
+            self.inherit(parts);
         }
-        let snapshots = restored.split(&Placement::new(shards as u16, hash_key));
-        self.inherit(snapshots.into_iter().map(|snapshot| Inheritance { snapshot, connections: Vec::new() }).collect());
-        self.inherit(shares);
         self.command(|| Command::Thaw { listener: Some(Listener::SIMULATED) });
         self.round();
     }

@@ -3,6 +3,8 @@
 //! What is no such object is no request at all, and ends the connection ([`NoRequest`], 4400). What is one, and asks for something that cannot be, is
 //! answered with an error that has the request's `id` ([`Fault`]).
 
+use std::borrow::Cow;
+
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
@@ -12,8 +14,6 @@ use crate::proto::publish::{ItemFault, Key};
 use crate::proto::sse::EventName;
 use crate::proto::topic::TopicName;
 use crate::proto::ws::MessageKind;
-
-use std::borrow::Cow;
 
 /// The longest `id`, as JSON with its quotes: the longest topic name with a few letters before it.
 pub const ID_BYTES_MAX: usize = 512;
