@@ -376,6 +376,37 @@ pub(crate) fn a_reset_throws_unsent_bytes_away_and_lets_their_memory_go<S: Setti
     client_read_to_reset(&mut bench, &mut client);
 }
 
+pub(crate) fn a_close_waits_for_no_peer_and_breaks_off_a_send_that_it_does_not_read<S: Setting>(setting: &S) {
+    let mut bench = Bench::new(setting);
+    let (mut client, key) = bench.connect();
+    let all = bytes(S::FLOOD);
+    let data = gather(&[&all]);
+    bench.driver.send(key, Rc::clone(&data));
+    bench.settle();
+    bench.driver.close(key, CloseHow::Close);
+    bench.until_closed(key);
+    bench.expect_silence();
+    assert_eq!(Rc::strong_count(&data), 1);
+    let (got, end) = bench.client_read_to_end(&mut client);
+    end.expect("an ordinary end");
+    assert!(got.len() < all.len() && all.starts_with(&got), "{} of {} bytes", got.len(), all.len());
+}
+
+pub(crate) fn a_close_breaks_off_a_send_to_a_peer_that_reads<S: Setting>(setting: &S) {
+    let mut bench = Bench::new(setting);
+    let (mut client, key) = bench.connect();
+    let all = bytes(S::FLOOD);
+    bench.send(key, &all);
+    bench.settle();
+    let mut got = bench.client_read(&mut client, 1000);
+    bench.driver.close(key, CloseHow::Close);
+    let (rest, end) = bench.client_read_to_end(&mut client);
+    bench.until_closed(key);
+    end.expect("an ordinary end");
+    got.extend(rest);
+    assert!(all.starts_with(&got), "what came of {} bytes is not their beginning", all.len());
+}
+
 pub(crate) fn a_reset_leaves_what_had_arrived<S: Setting>(setting: &S) {
     let mut bench = Bench::new(setting);
     let (mut client, key) = bench.connect();
@@ -767,6 +798,8 @@ macro_rules! driver_tests {
             what_a_client_writes_after_a_close_is_answered_with_a_reset
             a_connection_with_bytes_is_closed_as_soon_as_it_is_adopted
             a_reset_throws_unsent_bytes_away_and_lets_their_memory_go
+            a_close_waits_for_no_peer_and_breaks_off_a_send_that_it_does_not_read
+            a_close_breaks_off_a_send_to_a_peer_that_reads
             a_reset_leaves_what_had_arrived
             nothing_but_closed_follows_a_close
             slots_are_reused_and_keys_are_not
