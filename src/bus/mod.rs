@@ -5,10 +5,22 @@
 //! nothing: a message from NATS gets its place in its topic as any other does.
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "nats")]
+mod ends;
+#[cfg(feature = "nats")]
+mod envelope;
+#[cfg(feature = "nats")]
+mod fetch;
 pub mod link;
 #[cfg(feature = "nats")]
 pub mod nats;
 pub mod options;
+#[cfg(feature = "nats")]
+mod outstanding;
+#[cfg(feature = "nats")]
+mod reader;
 pub mod status;
 #[cfg(feature = "nats")]
 mod stream;
+#[cfg(feature = "nats")]
+mod writer;

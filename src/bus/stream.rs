@@ -27,7 +27,7 @@ impl Wanted {
         let name = options.stream.clone()?;
         Some(Self(Config {
             name,
-            subjects: options.rules.subjects_out(),
+            subjects: options.rules.subjects(),
             retention: RetentionPolicy::Limits,
             discard: DiscardPolicy::Old,
             storage: StorageType::File,
@@ -94,6 +94,14 @@ impl Wanted {
         match self.misfit(found) {
             None => (StreamState::Fits, None),
             Some(misfit) => (StreamState::Misfits, Some(format!("is not as asked for: {misfit}; change one or the other"))),
+        }
+    }
+
+    /// The one subject that all topics of gateways are in; none where they are in several.
+    pub(super) fn filter(&self) -> Option<String> {
+        match &self.0.subjects[..] {
+            [one] => Some(one.clone()),
+            _ => None,
         }
     }
 

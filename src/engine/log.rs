@@ -22,7 +22,9 @@ use crate::ids::ConnId;
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Attributes {
     /// The name of the event, for who gets it as one.
-    pub event: Box<str>,
+    pub event: Option<Box<str>>,
+    /// The offset that a sequencer outside has given it; where there is none, the log's order does.
+    pub offset: Option<u64>,
 }
 
 /// What a log knows about one of its frames.
@@ -87,7 +89,24 @@ pub struct Parcel {
     pub frames: u64,
 }
 
+impl Frame {
+    /// The name of its event.
+    pub fn event(&self) -> Option<&str> {
+        self.attributes.as_ref()?.event.as_deref()
+    }
+
+    /// The offset that a sequencer outside has given it.
+    pub fn offset(&self) -> Option<u64> {
+        self.attributes.as_ref()?.offset
+    }
+}
+
 impl Parcel {
+    /// The offset of the last frame, where a sequencer outside has given it.
+    pub fn last_offset(&self) -> Option<u64> {
+        self.parts.last()?.1.last()?.offset()
+    }
+
     /// Adds one frame at the end.
     pub fn push(&mut self, bytes: Range, frame: &Frame) {
         let len = bytes.len() as u32;
@@ -140,6 +159,11 @@ impl Log {
     /// Frames appended so far.
     pub fn frames(&self) -> u64 {
         self.frames
+    }
+
+    /// The offset of the newest frame, where a sequencer outside has given it and the log still holds it.
+    pub fn last_offset(&self) -> Option<u64> {
+        self.tail.as_ref()?.body.borrow().frames.last()?.offset()
     }
 
     /// The position at the end; what is appended from now on lies behind it.

@@ -132,6 +132,10 @@ impl<D: Driver> Gateway<D> {
 
     fn export_topic(&self, name: &TopicName, topic: &Topic, at_ms: impl Fn(Time) -> u64, add: &mut impl FnMut(&Record<'_>)) {
         let Role::Home(side) = &topic.role else { return };
+        // What a stream keeps is read from there again.
+        if topic.is_sequenced() {
+            return;
+        }
         let first = side.history.first(&topic.raw.log);
         let Some(oldest) = side.history.seek(first).filter(|_| first < topic.raw.log.frames()) else {
             if topic.raw.offset() > 0 {
@@ -148,7 +152,7 @@ impl<D: Driver> Gateway<D> {
                 at = noted;
             }
             let (kind, payload) = message(bytes.as_slice());
-            let event = frame.attributes.as_ref().map(|attributes| &*attributes.event);
+            let event = frame.event();
             add(&Record::Message { at_ms: at_ms(at), kind, event, payload });
             true
         });
@@ -185,7 +189,7 @@ impl<D: Driver> Gateway<D> {
             let at = (self.now - age).max(topic.last_append);
             let (header, len) = server_header(kind.opcode(), payload.len());
             side.history.appending(&mut topic.raw.log, &self.limits, at);
-            let attributes = event.map(|event| Arc::new(Attributes { event }));
+            let attributes = event.map(|event| Arc::new(Attributes { event: Some(event), offset: None }));
             topic.raw.log.append_with(BEFORE, attributes, &header[..len], &payload);
             topic.last_append = at;
             grown += side.history.trim(&topic.raw.log, &self.limits);

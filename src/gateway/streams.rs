@@ -15,7 +15,7 @@ use super::feed::{Feed, FeedKey, Format, LastSend};
 use super::places::full;
 use super::polls::Poll;
 use super::replay::{Missing, Replay};
-use super::rooms::{TOPICS_FULL, new_log};
+use super::rooms::new_log;
 use super::seats::{Guest, Seat};
 use super::session::{State, micros};
 use super::topic::{EventPiece, Role};
@@ -75,8 +75,9 @@ pub(super) struct Part {
     pub(super) topic: Option<TopicKey>,
     pub(super) seat: Option<u32>,
     answered: bool,
-    /// The offset up to which the client was given everything.
+    /// The offset up to which the client was given everything, and whose it is.
     pub(super) at: u64,
+    pub(super) epoch: Epoch,
     /// More was before it came, after this offset.
     more_after: Option<u64>,
     /// What is missing, while nothing was told yet because this shard has still to be sent what comes next.
@@ -85,7 +86,17 @@ pub(super) struct Part {
 
 impl Stream {
     pub(super) fn new(kind: Kind, topics: Vec<(TopicName, Start)>, opening: Vec<u8>, retry_ms: u64) -> Self {
-        let part = |(name, start)| Part { name, start, topic: None, seat: None, answered: false, at: 0, more_after: None, gap: None };
+        let part = |(name, start)| Part {
+            name,
+            start,
+            topic: None,
+            seat: None,
+            answered: false,
+            at: 0,
+            epoch: Epoch(0),
+            more_after: None,
+            gap: None,
+        };
         let parts: Vec<Part> = topics.into_iter().map(part).collect();
         let unanswered = parts.len() as u16;
         Self {
@@ -106,9 +117,9 @@ impl Stream {
     }
 
     /// A stream that another process has opened.
-    pub(super) fn inherited(topics: Vec<Following>, epoch: Epoch, retry_ms: u64, window_ms: u64) -> Self {
+    pub(super) fn inherited(topics: Vec<Following>, epoch: impl Fn(&TopicName) -> Epoch, retry_ms: u64, window_ms: u64) -> Self {
         let start = |following: Following| {
-            let position = Position { epoch, offset: following.at };
+            let position = Position { epoch: epoch(&following.topic), offset: following.at };
             (following.topic, if following.behind { Start::After(position) } else { Start::Latest })
         };
         let topics = topics.into_iter().map(start).collect();
@@ -116,9 +127,11 @@ impl Stream {
     }
 
     /// What another process needs to go on with it.
-    pub(super) fn to_inherit(&self) -> Doing {
+    pub(super) fn to_inherit(&self, own: Epoch) -> Doing {
         let following = |part: &Part| {
-            let (at, behind) = part.more_after.map_or((part.at, part.seat.is_none()), |after| (after, true));
+            // What comes to another process may be further on in a stream than what has come to this one.
+            let is_behind = part.seat.is_none() || part.epoch != own;
+            let (at, behind) = part.more_after.map_or((part.at, is_behind), |after| (after, true));
             Following { topic: part.name.clone(), at, behind }
         };
         let topics = self.parts.iter().map(following).collect();
@@ -137,8 +150,8 @@ impl Stream {
     }
 
     /// Where the client is in each topic.
-    pub(super) fn offsets(&self) -> impl ExactSizeIterator<Item = Option<u64>> + '_ {
-        self.parts.iter().map(|part| Some(part.at))
+    pub(super) fn places(&self) -> impl ExactSizeIterator<Item = (Epoch, Option<u64>)> + '_ {
+        self.parts.iter().map(|part| (part.epoch, Some(part.at)))
     }
 }
 
@@ -151,7 +164,7 @@ pub(super) fn message(bytes: &[u8]) -> (MessageKind, &[u8]) {
 
 fn push_event(out: &mut Vec<u8>, id: Option<Position>, frame: &Frame, bytes: &[u8]) {
     let (kind, payload) = message(bytes);
-    let name = frame.attributes.as_ref().and_then(|attributes| EventName::parse(&*attributes.event).ok());
+    let name = frame.event().and_then(|event| EventName::parse(event).ok());
     encode_event(out, id, name.as_ref(), payload, kind);
 }
 
@@ -163,8 +176,10 @@ fn push_gap(out: &mut Vec<u8>, topic: &TopicName, to: Position, (reason, from): 
 pub(super) fn make_events(fresh: &Pin, base: u64, epoch: Epoch, out: &mut Vec<u8>, events: &mut Log) {
     fresh.each(|number, frame, bytes| {
         out.clear();
-        push_event(out, Some(Position { epoch, offset: base + number + 1 }), frame, bytes.as_slice());
-        events.append(frame.sender, out, &[]);
+        let offset = frame.offset().unwrap_or(base + number + 1);
+        push_event(out, Some(Position { epoch, offset }), frame, bytes.as_slice());
+        let attributes = frame.offset().and(frame.attributes.clone());
+        events.append_with(frame.sender, attributes, out, &[]);
         true
     });
 }
@@ -183,7 +198,7 @@ impl<D: Driver> Gateway<D> {
             let Some(stream) = self.sessions.get_mut(key).and_then(|session| session.stream_mut()) else { return };
             let (name, start) = (stream.parts[number].name.clone(), stream.parts[number].start);
             let Some(topic_key) = self.topics.find(&name).or_else(|| self.make_topic(name)) else {
-                return self.refuse_stream(key, CloseCause::OverCapacity, TOPICS_FULL);
+                return self.refuse_stream(key, CloseCause::OverCapacity, self.no_topic());
             };
             if !self.listen(topic_key) {
                 self.refuse_stream(key, CloseCause::OverCapacity, SUBSCRIPTIONS_FULL);
@@ -240,11 +255,13 @@ impl<D: Driver> Gateway<D> {
         }
         if !std::mem::replace(&mut part.answered, true) {
             stream.unanswered -= 1;
-            part.at = replay.at;
+            (part.epoch, part.at) = (topic.epoch, replay.at);
         }
         if replay.last {
             if format == Format::Sse && topic.sse.is_none() {
-                topic.sse = Some(Box::new(Feed::new(new_log(&self.limits, &self.shared), topic.raw.offset())));
+                let mut feed = Feed::new(new_log(&self.limits, &self.shared), topic.raw.offset());
+                feed.newest = topic.raw.newest;
+                topic.sse = Some(Box::new(feed));
             }
             let feed = topic.feed_mut(format).expect("made above");
             let seat = Seat {
@@ -261,7 +278,7 @@ impl<D: Driver> Gateway<D> {
             topic.guests -= 1;
             self.recount(topic_key);
         } else {
-            part.more_after = Some(replay.at + replay.parcel.frames);
+            part.more_after = Some(replay.next);
         }
         let Some(stream) = self.sessions.get_mut(guest.conn).and_then(|session| session.stream_mut()) else { return };
         if opens {
@@ -279,7 +296,7 @@ impl<D: Driver> Gateway<D> {
     }
 
     fn open_stream(&mut self, key: ConnKey) {
-        let (epoch, window_ms) = (self.epoch, self.return_window_ms());
+        let window_ms = self.return_window_ms();
         let Some(session) = self.sessions.get_mut(key) else { return };
         let Some(stream) = session.stream_mut() else { return };
         let arrived = std::mem::take(&mut stream.arrived);
@@ -294,17 +311,18 @@ impl<D: Driver> Gateway<D> {
                 // Until it was told all that is missing it has no new id: cut off before that, it comes back with the old one, and is told again.
                 let mut gaps = arrived.iter().filter_map(|(number, replay)| Some((*number, replay.at, replay.gap?))).peekable();
                 if gaps.peek().is_none() {
-                    encode_id(&mut out, epoch, stream.offsets());
+                    encode_id(&mut out, stream.places());
                 }
-                let position = |part: &Part| Some(Position { epoch, offset: part.at });
+                let position = |part: &Part| Some(Position { epoch: part.epoch, offset: part.at });
                 encode_open(&mut out, stream.parts.iter().map(|part| (part.name.as_str(), position(part))), stream.retry_ms);
                 while let Some((number, at, gap)) = gaps.next() {
                     self.counters.gaps.of(gap.0.into()).add(1);
                     stream.gaps = stream.gaps.saturating_add(1);
                     if gaps.peek().is_none() {
-                        encode_id(&mut out, epoch, stream.offsets());
+                        encode_id(&mut out, stream.places());
                     }
-                    push_gap(&mut out, &stream.parts[usize::from(number)].name, Position { epoch, offset: at }, gap);
+                    let part = &stream.parts[usize::from(number)];
+                    push_gap(&mut out, &part.name, Position { epoch: part.epoch, offset: at }, gap);
                 }
                 self.becomes_stream(key, &out);
                 for (number, replay) in &arrived {
@@ -350,46 +368,46 @@ impl<D: Driver> Gateway<D> {
     }
 
     /// Queues the word for what has gone from a topic's history while a stream read it.
-    fn tell_gap(&mut self, key: ConnKey, number: u16, at: u64, gap: Missing) {
-        let epoch = self.epoch;
+    pub(super) fn tell_gap(&mut self, key: ConnKey, number: u16, at: u64, gap: Missing) {
         self.counters.gaps.of(gap.0.into()).add(1);
         let Some(stream) = self.sessions.get_mut(key).and_then(|session| session.stream_mut()) else { return };
         let mut out = Vec::new();
         stream.parts[usize::from(number)].at = at;
         stream.gaps = stream.gaps.saturating_add(1);
-        encode_id(&mut out, epoch, stream.offsets());
-        push_gap(&mut out, &stream.parts[usize::from(number)].name, Position { epoch, offset: at }, gap);
+        encode_id(&mut out, stream.places());
+        let part = &stream.parts[usize::from(number)];
+        push_gap(&mut out, &part.name, Position { epoch: part.epoch, offset: at }, gap);
         self.push_direct(key, &out, &[]);
     }
 
     /// Queues messages from before a stream came.
     fn tell_messages(&mut self, key: ConnKey, number: u16, parcel: &Parcel) {
-        let epoch = self.epoch;
         let Some(stream) = self.sessions.get_mut(key).and_then(|session| session.stream_mut()) else { return };
         if parcel.frames == 0 {
             return;
         }
         let is_alone = stream.parts.len() == 1;
         let part = &mut stream.parts[usize::from(number)];
-        let (after, messages, topic_key) = (part.at, parcel.frames, part.topic);
+        let (epoch, after, messages, topic_key) = (part.epoch, part.at, parcel.frames, part.topic);
         let mut out = std::mem::take(&mut self.scratch);
         out.clear();
         if !is_alone {
             each_of(parcel, |frame, bytes| {
-                stream.parts[usize::from(number)].at += 1;
-                encode_id(&mut out, epoch, stream.offsets());
+                let part = &mut stream.parts[usize::from(number)];
+                part.at = frame.offset().unwrap_or(part.at + 1);
+                encode_id(&mut out, stream.places());
                 push_event(&mut out, None, frame, bytes);
             });
             self.push_direct(key, &out, &[]);
         } else if let Some(topic) = topic_key.and_then(|topic| self.topics.get_mut(topic)) {
-            part.at += messages;
+            part.at = parcel.last_offset().unwrap_or(after + messages);
             let same = topic.last_piece.as_ref().filter(|piece| (piece.after, piece.messages) == (after, messages));
             let bytes = match same {
                 Some(piece) => piece.bytes.clone(),
                 None => {
                     let mut offset = after;
                     each_of(parcel, |frame, bytes| {
-                        offset += 1;
+                        offset = frame.offset().unwrap_or(offset + 1);
                         push_event(&mut out, Some(Position { epoch, offset }), frame, bytes);
                     });
                     let bytes = Arena::new(1, 1, &self.shared.memory).append(&out, &[]);
@@ -449,7 +467,7 @@ impl<D: Driver> Gateway<D> {
         let portion = match shared {
             Some(last) => (Rc::clone(&last.data), last.next.clone(), last.frames),
             None => {
-                let portion = events(stream, number, &from, feed.base, self.epoch, bytes_max, &mut self.direct);
+                let portion = events(stream, number, &from, feed.base, bytes_max, &mut self.direct);
                 if stream.parts.len() == 1 {
                     let (data, next, frames) = portion.clone();
                     lap.last = Some(LastSend { from: from.offset(), end, data, next, frames });
@@ -464,9 +482,10 @@ impl<D: Driver> Gateway<D> {
             }
             stream.pending.push_back(number);
         }
-        stream.parts[usize::from(number)].at = feed.base + next.frame();
+        let born = lap.born;
+        stream.parts[usize::from(number)].at = feed.offset_before(&from, &next);
         seat.move_to(next, end);
-        session.born_us = micros(lap.born);
+        session.born_us = micros(born);
         session.in_flight_frames = frames as u32;
         self.counters.deliveries_bytes.add(data.len() as u64);
         self.start_send(key, data);
@@ -492,8 +511,8 @@ impl<D: Driver> Gateway<D> {
         let topic = self.topics.get_mut(feed_key.topic).expect("a topic lives as long as its members");
         let feed = topic.feed_mut(feed_key.format).expect("a feed lives as long as its members");
         let (data, next, frames) =
-            events(stream, number, &from, feed.base, self.epoch, self.limits.send_bytes_max as usize, &mut self.direct);
-        stream.parts[usize::from(number)].at = feed.base + next.frame();
+            events(stream, number, &from, feed.base, self.limits.send_bytes_max as usize, &mut self.direct);
+        stream.parts[usize::from(number)].at = feed.offset_before(&from, &next);
         seat.move_to(next, feed.log.end());
         if seat.behind.is_some() {
             stream.pending.push_back(number);
@@ -510,14 +529,13 @@ impl<D: Driver> Gateway<D> {
 
     /// The bytes of a stream's last piece have left: asks for the next one of some topic. Whether it did.
     fn stream_replay_more(&mut self, key: ConnKey) -> bool {
-        let epoch = self.epoch;
         if self.frozen {
             return false;
         }
         let Some(stream) = self.sessions.get_mut(key).and_then(|session| session.stream_mut()) else { return false };
         let Some(number) = stream.parts.iter().position(|part| part.more_after.is_some()) else { return false };
         let part = &mut stream.parts[number];
-        let offset = part.more_after.take().expect("found above");
+        let (epoch, offset) = (part.epoch, part.more_after.take().expect("found above"));
         let (topic, guest) = (part.topic, Guest { conn: key, number: number as u16, turn: stream.turn });
         if let Some(topic) = topic {
             self.go_on_replaying(topic, guest, Start::After(Position { epoch, offset }));
@@ -673,7 +691,6 @@ fn events(
     number: u16,
     from: &Pin,
     base: u64,
-    epoch: Epoch,
     bytes_max: usize,
     direct: &mut Arena,
 ) -> (Rc<Gather>, Pin, u64) {
@@ -685,13 +702,13 @@ fn events(
     let mut ranges = Ranges::new();
     let (mut bytes, mut frames) = (0, 0);
     let mut id = Vec::new();
-    let next = from.each(|frame, _, event: Range| {
+    let next = from.each(|frame, about, event: Range| {
         if ranges.len() + 2 > Gather::RANGES_MAX || (frames >= 2 && bytes + event.len() > bytes_max) {
             return false;
         }
-        stream.parts[usize::from(number)].at = base + frame + 1;
+        stream.parts[usize::from(number)].at = about.offset().unwrap_or(base + frame + 1);
         id.clear();
-        encode_id(&mut id, epoch, stream.offsets());
+        encode_id(&mut id, stream.places());
         let own = memchr::memchr(b'\n', event.as_slice()).map_or(0, |end| end + 1);
         ranges.push(direct.append(&id, &[]));
         ranges.push(event.slice(own, event.len() - own));

@@ -14,7 +14,7 @@ use crate::engine::segment::Range;
 use crate::hub::Home;
 use crate::ids::{ConnKey, ShardId, TopicKey};
 use crate::limits::Limits;
-use crate::proto::position::Epoch;
+use crate::proto::position::{Epoch, Position};
 use crate::time::Time;
 
 /// Frames from another shard that wait until the topic takes new ones.
@@ -108,6 +108,8 @@ pub(super) struct Topic {
     /// There while somebody has a stream of events of this topic.
     pub(super) sse: Option<Box<Feed>>,
     pub(super) role: Role,
+    /// Whose its offsets are.
+    pub(super) epoch: Epoch,
     /// Who is in it, over all shards, where there is a bound to that. Of another home's topic known once it has answered.
     pub(super) places: Option<Places>,
     /// Members-to-be that are still given what was before they came.
@@ -126,11 +128,12 @@ pub(super) struct Topic {
 }
 
 impl Topic {
-    pub(super) fn new(role: Role, log: Log, base: u64) -> Self {
+    pub(super) fn new(role: Role, log: Log, epoch: Epoch, base: u64) -> Self {
         Self {
             raw: Feed::new(log, base),
             sse: None,
             role,
+            epoch,
             places: None,
             guests: 0,
             last_piece: None,
@@ -157,16 +160,90 @@ impl Topic {
     }
 
     /// Appends messages to the log and makes their events, where somebody wants them. Which feeds are on a lap then: their turn must come.
-    pub(super) fn append(&mut self, now: Time, epoch: Epoch, scratch: &mut Vec<u8>, append: impl FnOnce(&mut Log)) -> [Option<Format>; 2] {
+    pub(super) fn append(&mut self, now: Time, scratch: &mut Vec<u8>, append: impl FnOnce(&mut Log)) -> [Option<Format>; 2] {
         let laps =
             [self.raw.want_lap(now).then_some(Format::Raw), self.sse.as_mut().is_some_and(|sse| sse.want_lap(now)).then_some(Format::Sse)];
         self.last_append = now;
         let fresh = self.sse.is_some().then(|| self.raw.log.pin());
         append(&mut self.raw.log);
+        self.raw.grown();
         if let (Some(sse), Some(fresh)) = (&mut self.sse, fresh) {
-            streams::make_events(&fresh, self.raw.base, epoch, scratch, &mut sse.log);
+            streams::make_events(&fresh, self.raw.base, self.epoch, scratch, &mut sse.log);
+            sse.grown();
         }
         laps
+    }
+
+    /// Whether a sequencer outside gives its messages their places.
+    pub(super) fn is_sequenced(&self) -> bool {
+        self.raw.newest.is_some()
+    }
+
+    /// What comes next has an offset above this one, and what was before is not known here.
+    pub(super) fn begin_anew(&mut self, at: Position) {
+        self.epoch = at.epoch;
+        self.last_piece = None;
+        self.raw.base = at.offset;
+        self.raw.newest = Some(at.offset);
+        if let Some(sse) = &mut self.sse {
+            sse.newest = Some(at.offset);
+        }
+    }
+
+    /// The offset after which every message is in the history, at the home.
+    pub(super) fn floor(&self) -> u64 {
+        let Role::Home(side) = &self.role else { return self.raw.offset() };
+        let first = side.history.first(&self.raw.log);
+        if self.raw.newest.is_none() || first == 0 {
+            return self.raw.base + first;
+        }
+        let mut floor = self.raw.offset();
+        if let Some(oldest) = side.history.seek(first) {
+            oldest.each(|number, frame, _| {
+                floor = self.raw.offset_of(number, frame) - 1;
+                false
+            });
+        }
+        floor
+    }
+
+    /// The offset of the message before the frame of this number, which is the history's or the next one; or one that says the same.
+    pub(super) fn offset_before(&self, number: u64) -> u64 {
+        let Role::Home(side) = &self.role else { return self.raw.offset() };
+        if self.raw.newest.is_none() {
+            return self.raw.base + number;
+        }
+        if number <= side.history.first(&self.raw.log) {
+            return self.floor();
+        }
+        let mut offset = self.raw.offset();
+        if number < self.raw.log.frames()
+            && let Some(before) = side.history.seek(number - 1)
+        {
+            before.each(|number, frame, _| {
+                offset = self.raw.offset_of(number, frame);
+                false
+            });
+        }
+        offset
+    }
+
+    /// The number of the first frame of the history behind an offset.
+    pub(super) fn frame_after(&self, offset: u64) -> u64 {
+        let Role::Home(side) = &self.role else { return self.raw.log.frames() };
+        let mut found = self.raw.log.frames();
+        if offset < self.raw.offset()
+            && let Some(oldest) = side.history.seek(side.history.first(&self.raw.log))
+        {
+            oldest.each(|number, frame, _| {
+                let is_after = self.raw.offset_of(number, frame) > offset;
+                if is_after {
+                    found = number;
+                }
+                !is_after
+            });
+        }
+        found
     }
 
     /// By how many bytes the slowest shard's fan-out is behind, as far as this shard is the one to know.
