@@ -91,8 +91,7 @@ fn every_gateway_has_the_same_order_and_the_same_positions() {
         assert!(order.contains(&(position.clone(), said.clone())), "{said} was answered {position}");
     }
     for who in ["ws 0", "ws 1", "ws 2", "ws 3", "ws 4", "ws 5", "nats"] {
-        let numbers: Vec<usize> =
-            order.iter().filter_map(|(_, said)| said.strip_prefix(who)?.trim().parse().ok()).collect();
+        let numbers: Vec<usize> = order.iter().filter_map(|(_, said)| said.strip_prefix(who)?.trim().parse().ok()).collect();
         assert!(numbers.is_sorted() && !numbers.is_empty(), "{who} was heard as {numbers:?}");
     }
     let mut said: Vec<&str> = order.iter().map(|(_, said)| said.as_str()).collect();

@@ -86,6 +86,11 @@ pub enum Notice {
         /// The position.
         to: Position,
     },
+    /// Everything of this topic that lies after the position that was asked for comes from now on, and what was read of it before has come.
+    Begun {
+        /// The topic.
+        topic: TopicKey,
+    },
     /// What became of a message that was to be kept.
     Answer {
         /// Of which one.
@@ -191,7 +196,7 @@ impl Notice {
         match self {
             Self::Message(message) => message.cost(),
             Self::Fetched { fetched, .. } => ENTRY_BYTES + fetched.messages.iter().map(Incoming::cost).sum::<u64>(),
-            Self::Lost { .. } | Self::Answer { .. } | Self::Untaken { .. } => ENTRY_BYTES,
+            Self::Lost { .. } | Self::Begun { .. } | Self::Answer { .. } | Self::Untaken { .. } => ENTRY_BYTES,
         }
     }
 }
@@ -544,7 +549,13 @@ mod tests {
     }
 
     fn outgoing(payload: &[u8]) -> Outgoing {
-        Outgoing { subject: Arc::from("a.b"), payload: Bytes::copy_from_slice(payload), kind: MessageKind::Text, event: None, tracked: None }
+        Outgoing {
+            subject: Arc::from("a.b"),
+            payload: Bytes::copy_from_slice(payload),
+            kind: MessageKind::Text,
+            event: None,
+            tracked: None,
+        }
     }
 
     fn incoming(bytes: usize) -> Incoming {

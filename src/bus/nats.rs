@@ -185,10 +185,10 @@ impl Core {
         let ends = Rc::new(Ends { lanes: self.lanes.into_iter().map(RefCell::new).collect(), wake: self.wake });
         let kept = self.stream.as_ref().map(|wanted| {
             let (asks, asked) = mpsc::unbounded_channel();
-            let (stream, filter) = (wanted.name().to_owned(), wanted.filter());
+            let stream = wanted.name().to_owned();
             let (link, node) = (Arc::clone(&shared), shared.status.node);
             let reader =
-                Reader::new(client.clone(), Rc::clone(&ends), Arc::clone(&link), asked, stream.clone(), filter, node, self.message_bytes_max);
+                Reader::new(client.clone(), Rc::clone(&ends), Arc::clone(&link), asked, stream.clone(), node, self.message_bytes_max);
             spawn_local(reader.run());
             let writer = Writer::new(client.clone(), Rc::clone(&ends), node, &self.limits);
             spawn_local(Rc::clone(&writer).listen(Arc::clone(&link)));

@@ -15,11 +15,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_core::Stream;
+use futures_core::Stream as _;
 use nats::Client;
 use nats::jetstream::consumer::pull::{self, Stream as Messages};
 use nats::jetstream::consumer::{AckPolicy, DeliverPolicy};
-use nats::jetstream::stream::Info;
+use nats::jetstream::stream::{Info, LastRawMessageErrorKind, Stream};
 use nats::jetstream::{self, Message};
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval, sleep};
@@ -97,6 +97,7 @@ impl Recent {
 
 /// A stream that was opened to be read.
 struct Opened {
+    stream: Stream,
     messages: Messages,
     /// What comes is after this.
     at: Position,
@@ -111,8 +112,6 @@ pub(super) struct Reader {
     pub(super) shared: Arc<LinkShared>,
     pub(super) asks: mpsc::UnboundedReceiver<Ask>,
     pub(super) stream: String,
-    /// The one subject that it reads, if one leads to all topics.
-    pub(super) filter: Option<String>,
     pub(super) node: u64,
     pub(super) message_bytes_max: u64,
     by_subject: HashMap<Box<str>, (ShardId, TopicKey)>,
@@ -134,12 +133,11 @@ impl Reader {
         shared: Arc<LinkShared>,
         asks: mpsc::UnboundedReceiver<Ask>,
         stream: String,
-        filter: Option<String>,
         node: u64,
         message_bytes_max: u64,
     ) -> Self {
         let (by_subject, by_topic, recent, at) = (HashMap::new(), HashMap::new(), Recent::default(), None);
-        Self { client, ends, shared, asks, stream, filter, node, message_bytes_max, by_subject, by_topic, recent, at }
+        Self { client, ends, shared, asks, stream, node, message_bytes_max, by_subject, by_topic, recent, at }
     }
 
     /// Reads until the process ends.
@@ -147,14 +145,18 @@ impl Reader {
         let mut said = String::new();
         loop {
             let connects = self.shared.status.connects.value();
-            let open = open(self.client.clone(), self.stream.clone(), self.filter.clone(), self.at, Arc::clone(&self.shared));
+            let open = open(self.client.clone(), self.stream.clone(), self.at, Arc::clone(&self.shared));
             match self.while_asked(open).await {
                 Ok(opened) => {
                     said.clear();
                     let why = self.read(opened, connects).await;
                     self.shared.status.reading.set(0);
                     if self.shared.status.is_connected() {
-                        tracing::warn!(stream = self.stream, at = self.at.map(tracing::field::display), "the stream is opened again: {why}");
+                        tracing::warn!(
+                            stream = self.stream,
+                            at = self.at.map(tracing::field::display),
+                            "the stream is opened again: {why}"
+                        );
                     }
                 }
                 Err(why) => {
@@ -181,7 +183,7 @@ impl Reader {
 
     /// Reads for as long as it goes; why it does not go on.
     async fn read(&mut self, opened: Opened, connects: u64) -> String {
-        let Opened { mut messages, at, hole } = opened;
+        let Opened { stream, mut messages, at, hole } = opened;
         if hole {
             self.shared.status.holes.add(1);
             tracing::warn!(stream = self.stream, after = self.at.map(tracing::field::display), upto = %at, "messages of the stream were not read and are gone: every topic is told of a gap");
@@ -219,6 +221,13 @@ impl Reader {
                         return format!("message {number} of the consumer came where {expected} was expected");
                     }
                     expected += 1;
+                    // It reads all subjects, so a sequence that is skipped was deleted, or the server has forgotten it for the moment.
+                    let next = self.at.map_or(offset, |at| at.offset + 1);
+                    if offset > next
+                        && let Err(why) = is_deleted(&stream, next).await
+                    {
+                        return format!("{next} was skipped: {why}");
+                    }
                     self.take(message, Position { epoch: at.epoch, offset }).await;
                 }
                 _ = looks.tick() => {
@@ -272,6 +281,7 @@ impl Reader {
                     }
                     None => self.ends.tell(shard, Notice::Lost { topic, to: now }).await,
                 }
+                self.ends.tell(shard, Notice::Begun { topic }).await;
                 self.by_subject.insert(Box::from(&*subject), (shard, topic));
                 self.by_topic.insert((shard, topic), subject);
             }
@@ -286,11 +296,20 @@ impl Reader {
     }
 }
 
+/// Whether the stream has no message of this sequence.
+async fn is_deleted(stream: &Stream, sequence: u64) -> Result<(), String> {
+    match stream.get_raw_message(sequence).await {
+        Ok(_) => Err("the stream has it".to_owned()),
+        Err(error) if matches!(error.kind(), LastRawMessageErrorKind::NoMessageFound) => Ok(()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
 /// The topic of a message that nobody here has asked for.
 const NOBODY: TopicKey = TopicKey { slot: u32::MAX, generation: std::num::NonZeroU32::MIN };
 
 /// Opens the stream behind what was read of it.
-async fn open(client: Client, name: String, filter: Option<String>, at: Option<Position>, shared: Arc<LinkShared>) -> Result<Opened, String> {
+async fn open(client: Client, name: String, at: Option<Position>, shared: Arc<LinkShared>) -> Result<Opened, String> {
     if !shared.status.is_connected() || shared.status.stream() != StreamState::Fits {
         return Err("it is not there yet".to_owned());
     }
@@ -311,7 +330,6 @@ async fn open(client: Client, name: String, filter: Option<String>, at: Option<P
     let config = pull::Config {
         deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: after + 1 },
         ack_policy: AckPolicy::None,
-        filter_subject: filter.unwrap_or_default(),
         inactive_threshold: INACTIVE,
         memory_storage: true,
         num_replicas: 1,
@@ -328,7 +346,7 @@ async fn open(client: Client, name: String, filter: Option<String>, at: Option<P
     let after = if hole { after.max(again.state.first_sequence.saturating_sub(1)) } else { after };
     let messages = consumer.stream().heartbeat(HEARTBEAT).expires(EXPIRES).max_messages_per_batch(BATCH_MESSAGES);
     let messages = messages.max_bytes_per_batch(BATCH_BYTES).messages().await.map_err(|error| error.to_string())?;
-    Ok(Opened { messages, at: Position { epoch, offset: after }, hole })
+    Ok(Opened { stream, messages, at: Position { epoch, offset: after }, hole })
 }
 
 #[cfg(test)]
@@ -339,7 +357,11 @@ mod tests {
     fn read(offset: u64, subject: &str, bytes: usize) -> Read {
         let numbered = Some(Numbered { offset, sender: None });
         let payload = Bytes::from(vec![0; bytes]);
-        Read { offset, subject: subject.into(), incoming: Incoming { topic: NOBODY, payload, kind: MessageKind::Text, event: None, numbered } }
+        Read {
+            offset,
+            subject: subject.into(),
+            incoming: Incoming { topic: NOBODY, payload, kind: MessageKind::Text, event: None, numbered },
+        }
     }
 
     fn offsets(recent: &Recent, after: u64, subject: &str) -> Option<Vec<u64>> {

@@ -97,14 +97,6 @@ impl Wanted {
         }
     }
 
-    /// The one subject that all topics of gateways are in; none where they are in several.
-    pub(super) fn filter(&self) -> Option<String> {
-        match &self.0.subjects[..] {
-            [one] => Some(one.clone()),
-            _ => None,
-        }
-    }
-
     /// What it is called.
     pub(super) fn name(&self) -> &str {
         &self.0.name

@@ -187,7 +187,10 @@ impl Writer {
 }
 
 enum Judgement {
-    Stored { sequence: u64, duplicate: bool },
+    Stored {
+        sequence: u64,
+        duplicate: bool,
+    },
     /// It may be another time.
     NotNow,
     Never(Box<str>),

@@ -21,8 +21,8 @@ use bytes::Bytes;
 use super::Gateway;
 use super::close_cause::CloseCause;
 use super::publishing::Receipt;
-use super::streams::message;
 use super::sequenced::Sequencing;
+use super::streams::message;
 use super::topic::{Role, Topic};
 use crate::bus::link::{Incoming, Notice, Outgoing, Port, Tracked};
 use crate::bus::status::StreamState;
@@ -43,7 +43,8 @@ const NO_NATS: &str = "this topic goes to NATS, to which there is no connection 
 /// The same where the stream is the reason.
 pub(super) const NO_STREAM: &str = "the stream that keeps this topic cannot be read now; /readyz and the log say why";
 /// Who publishes to a topic that only comes in is told.
-const READ_ONLY: &str = "this topic comes from NATS alone (a rule with <-), and a stream gives its messages their places: nobody publishes to it here";
+const READ_ONLY: &str =
+    "this topic comes from NATS alone (a rule with <-), and a stream gives its messages their places: nobody publishes to it here";
 /// When they should try again.
 const RETRY_MS: u64 = 1000;
 /// Messages from NATS that one step takes.
@@ -63,6 +64,8 @@ const NATS: ConnKey = ConnKey { slot: u32::MAX, generation: 0 };
 struct Listened {
     subject: Arc<str>,
     goes_out: bool,
+    /// Everything that comes is known to come (`Notice::Begun`).
+    begun: bool,
     /// Since when nobody has wanted it.
     idle_since: Option<Time>,
 }
@@ -157,6 +160,11 @@ impl Bridge {
         }
     }
 
+    /// Whether everything of a topic comes here, after the position that it began with.
+    pub(super) fn has_begun(&self, key: TopicKey) -> bool {
+        self.listened.get(&key).is_some_and(|listened| listened.begun)
+    }
+
     /// Where what is published to a topic goes in NATS, if it does.
     pub(super) fn subject_out(&self, key: TopicKey, name: &TopicName) -> Option<Arc<str>> {
         match self.listened.get(&key) {
@@ -183,10 +191,14 @@ impl<D: Driver> Gateway<D> {
         }
         let Some(bridged) = bridge.rules.find(name).filter(|bridged| bridged.comes_in) else { return true };
         let subject: Arc<str> = Arc::from(bridged.subject);
-        let after = self.topics.get(key).filter(|topic| topic.is_sequenced()).map(|topic| Position { epoch: topic.epoch, offset: topic.raw.offset() });
+        let after = self
+            .topics
+            .get(key)
+            .filter(|topic| topic.is_sequenced())
+            .map(|topic| Position { epoch: topic.epoch, offset: topic.raw.offset() });
         let may = bridge.port.subscribe(key, Arc::clone(&subject), after);
         if may {
-            bridge.listened.insert(key, Listened { subject, goes_out: bridged.goes_out, idle_since: None });
+            bridge.listened.insert(key, Listened { subject, goes_out: bridged.goes_out, begun: false, idle_since: None });
         }
         may
     }
@@ -251,7 +263,14 @@ impl<D: Driver> Gateway<D> {
     }
 
     /// A message has its place in a topic: it goes to NATS, if the topic does.
-    pub(super) fn send_to_nats(&mut self, key: TopicKey, kind: MessageKind, payload: &[u8], attributes: Option<&Attributes>, sender: ConnId) {
+    pub(super) fn send_to_nats(
+        &mut self,
+        key: TopicKey,
+        kind: MessageKind,
+        payload: &[u8],
+        attributes: Option<&Attributes>,
+        sender: ConnId,
+    ) {
         let is_sequenced = self.topics.get(key).is_some_and(Topic::is_sequenced);
         let Some(bridge) = &mut self.bridge else { return };
         let Some(name) = self.topics.name(key) else { return };
@@ -339,9 +358,13 @@ impl<D: Driver> Gateway<D> {
     fn take_notice(&mut self, notice: Notice) -> Option<Notice> {
         match notice {
             // A frozen shard's topics get no more; what else comes it has to know of to come to rest.
-            notice @ (Notice::Message(_) | Notice::Lost { .. }) if self.frozen => return self.stash(notice),
+            notice @ (Notice::Message(_) | Notice::Lost { .. } | Notice::Begun { .. }) if self.frozen => return self.stash(notice),
             Notice::Message(incoming) => return self.take_from_nats(incoming).map(Notice::Message),
             Notice::Lost { topic, to } => self.lost(topic, to),
+            Notice::Begun { topic } => {
+                let listened = self.bridge.as_mut().and_then(|bridge| bridge.listened.get_mut(&topic));
+                listened.into_iter().for_each(|listened| listened.begun = true);
+            }
             Notice::Answer { token, answer } => self.take_answer(token, answer),
             Notice::Untaken { conn } => self.untaken(conn),
             Notice::Fetched { token, fetched } => self.fetched(token, *fetched),

@@ -377,7 +377,10 @@ impl<D: Driver> Gateway<D> {
     fn deliver(&mut self, key: TopicKey, after: Option<u64>, upto: u64, parcel: Parcel) {
         let Some(topic) = self.topics.get_mut(key) else { return };
         let offset = topic.raw.offset();
-        assert!(after.is_none_or(|after| after == offset), "messages between shards follow on each other: after {after:?}, where {offset} was the last");
+        assert!(
+            after.is_none_or(|after| after == offset),
+            "messages between shards follow on each other: after {after:?}, where {offset} was the last"
+        );
         let laps = topic.append(self.now, &mut self.scratch, |log| log.append_parcel(parcel));
         topic.acknowledge_later(upto);
         self.busy = true;

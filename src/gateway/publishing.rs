@@ -304,7 +304,8 @@ impl<D: Driver> Gateway<D> {
                             continue;
                         }
                     };
-                    let attributes = item.event.as_ref().map(|event| Arc::new(Attributes { event: Some(event.as_str().into()), offset: None }));
+                    let attributes =
+                        item.event.as_ref().map(|event| Arc::new(Attributes { event: Some(event.as_str().into()), offset: None }));
                     let first = receipts.answers.len();
                     for topic in item.topics {
                         let ticket = Ticket { conn: key, turn, index: receipts.expect() };
@@ -355,7 +356,12 @@ impl<D: Driver> Gateway<D> {
             return Some(Receipt::refused(429, "over_capacity", message, Some(RETRY_MS)));
         }
         let known = self.topics.find(&offer.topic);
-        if let Some(position) = offer.id.as_ref().filter(|_| !self.is_sequenced(&offer.topic)).and_then(|id| self.keys.find(&offer.topic, id, self.now, &self.limits)) {
+        if let Some(position) = offer
+            .id
+            .as_ref()
+            .filter(|_| !self.is_sequenced(&offer.topic))
+            .and_then(|id| self.keys.find(&offer.topic, id, self.now, &self.limits))
+        {
             let subscribers = known.map_or(0, |home| self.subscribers(home));
             return Some(Receipt::Published { position, subscribers, duplicate: true });
         }

@@ -40,8 +40,7 @@ use crate::time::Time;
 /// How long who has a position that was not read here yet waits for it; then nobody can say what it means.
 const EARLY: Duration = Duration::from_secs(5);
 /// What a publisher is told whose message was not acknowledged.
-const UNANSWERED: &str =
-    "the stream has not acknowledged the message in time (limits.nats_ack_ms): it may have it or not; sent again with the same Idempotency-Key it is not doubled";
+const UNANSWERED: &str = "the stream has not acknowledged the message in time (limits.nats_ack_ms): it may have it or not; sent again with the same Idempotency-Key it is not doubled";
 /// When to try again.
 const RETRY_MS: u64 = 1000;
 /// Who has said what was fetched: nobody who is here.
@@ -147,7 +146,10 @@ impl<D: Driver> Gateway<D> {
 
     /// The stream has answered, or has not.
     pub(super) fn take_answer(&mut self, token: u64, answer: Answer) {
-        let Some(Awaiting { from, ticket, topic, ack }) = self.sequencing().and_then(|sequencing| sequencing.awaiting.remove(&token)) else { return };
+        let Some(Awaiting { from, ticket, topic, ack }) = self.sequencing().and_then(|sequencing| sequencing.awaiting.remove(&token))
+        else {
+            return;
+        };
         let home = self.topics.find(&topic);
         let receipt = match answer {
             Answer::Stored { position, duplicate } => {
@@ -237,8 +239,7 @@ impl<D: Driver> Gateway<D> {
             Start::Earliest => Position { epoch, offset: 0 },
             _ => return Some(asked),
         };
-        let is_read = |reached: Option<Position>| reached.is_some_and(|at| at.epoch == epoch && at.offset >= after.offset);
-        if after.offset > topic.raw.offset() && !is_read(self.read_up_to()) {
+        if after.offset > topic.raw.offset() && !self.is_read(asked.home, after) {
             let until = self.now + EARLY;
             self.sequencing()?.early.push((until, asked));
             return None;
@@ -248,6 +249,12 @@ impl<D: Driver> Gateway<D> {
         }
         self.fetch(asked, after, floor);
         None
+    }
+
+    /// Whether everything of a topic up to a position above its newest message has come here, which is then nothing.
+    fn is_read(&self, home: TopicKey, position: Position) -> bool {
+        let has_begun = self.bridge.as_ref().is_some_and(|bridge| bridge.has_begun(home));
+        has_begun && self.read_up_to().is_some_and(|at| at.epoch == position.epoch && at.offset >= position.offset)
     }
 
     fn fetch(&mut self, asked: Asked, after: Position, upto: u64) {
@@ -305,9 +312,7 @@ impl<D: Driver> Gateway<D> {
         for (until, asked) in std::mem::take(&mut sequencing.early) {
             let Some(topic) = self.topics.get(asked.home) else { continue };
             let Start::After(position) = asked.start else { continue };
-            let reached = self.read_up_to();
-            let is_read = position.epoch != topic.epoch || reached.is_some_and(|at| at.epoch == topic.epoch && at.offset >= position.offset);
-            if is_read {
+            if position.epoch != topic.epoch || self.is_read(asked.home, position) {
                 self.replay_in_turn(asked);
             } else if self.now >= until {
                 let at = Replay::nothing(topic.raw.offset());

@@ -13,9 +13,9 @@ use super::streams::Stream;
 use crate::engine::log::{Anchor, Pin};
 use crate::engine::segment::Range;
 use crate::ids::TopicKey;
+use crate::proto::position::Position;
 use crate::proto::position::Start;
 use crate::proto::ws::Decoder;
-use crate::proto::position::Position;
 use crate::time::Time;
 
 /// Where a connection is in its life. It only ever goes down this list, except that a kept-alive HTTP connection stays at `Head`.

@@ -14,7 +14,7 @@ use super::counters::Transport;
 use super::feed::{Feed, FeedKey, Format, LastSend};
 use super::places::full;
 use super::polls::Poll;
-use super::replay::{Missing, Replay};
+use super::replay::{Missing, NO_PAST, Replay};
 use super::rooms::new_log;
 use super::seats::{Guest, Seat};
 use super::session::{State, micros};
@@ -244,6 +244,13 @@ impl<D: Driver> Gateway<D> {
         let Some(part) = stream.parts.get_mut(usize::from(guest.number)) else { return };
         if stream.turn != guest.turn || part.topic != Some(topic_key) || part.seat.is_some() {
             return;
+        }
+        if replay.refused {
+            return if opens {
+                self.refuse_stream(guest.conn, CloseCause::NatsUnavailable, NO_PAST)
+            } else {
+                self.end_with(guest.conn, CloseCause::NatsUnavailable, None, NO_PAST)
+            };
         }
         replay.gap = part.gap.take().or(replay.gap);
         if let Some(after) = replay.after.filter(|&after| after > topic.raw.offset()) {
@@ -510,8 +517,7 @@ impl<D: Driver> Gateway<D> {
         let (Some(from), feed_key) = (seat.behind(), seat.feed) else { return self.stream_catch_up(key) };
         let topic = self.topics.get_mut(feed_key.topic).expect("a topic lives as long as its members");
         let feed = topic.feed_mut(feed_key.format).expect("a feed lives as long as its members");
-        let (data, next, frames) =
-            events(stream, number, &from, feed.base, self.limits.send_bytes_max as usize, &mut self.direct);
+        let (data, next, frames) = events(stream, number, &from, feed.base, self.limits.send_bytes_max as usize, &mut self.direct);
         stream.parts[usize::from(number)].at = feed.offset_before(&from, &next);
         seat.move_to(next, feed.log.end());
         if seat.behind.is_some() {
@@ -686,14 +692,7 @@ pub(super) fn each_of(parcel: &Parcel, mut visit: impl FnMut(&Frame, &[u8])) {
 
 /// The next events of one topic of a stream, for one send. A stream of one topic gets them as they lie in the feed. One of several gets an id of its
 /// own before each, which replaces the line that the event begins with.
-fn events(
-    stream: &mut Stream,
-    number: u16,
-    from: &Pin,
-    base: u64,
-    bytes_max: usize,
-    direct: &mut Arena,
-) -> (Rc<Gather>, Pin, u64) {
+fn events(stream: &mut Stream, number: u16, from: &Pin, base: u64, bytes_max: usize, direct: &mut Arena) -> (Rc<Gather>, Pin, u64) {
     if stream.parts.len() == 1 {
         let gathered = from.gather(bytes_max, None).expect("the caller has something to send");
         let frames = gathered.next.frame() - from.frame();

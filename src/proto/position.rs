@@ -432,7 +432,10 @@ mod tests {
         let cursor = Cursor::parse("k3f9.17,1a.4,5,,z.,9", 6).expect("a cursor");
         assert_eq!(cursor.to_string(), "k3f9.17,1a.4,5,,z.,9");
         let at = |index| cursor.position(index).map(|position| position.to_string());
-        assert_eq!([0, 1, 2, 3, 4, 5].map(at), ["k3f9.17", "1a.4", "1a.5", "", "", "z.9"].map(|text| (!text.is_empty()).then(|| text.to_owned())));
+        assert_eq!(
+            [0, 1, 2, 3, 4, 5].map(at),
+            ["k3f9.17", "1a.4", "1a.5", "", "", "z.9"].map(|text| (!text.is_empty()).then(|| text.to_owned()))
+        );
         for text in ["k3f9.17,k3f9.4", "k3f9.17,.4", "k3f9.17,1A.4"] {
             assert_eq!(Cursor::parse(text, 2), Err(PositionError::Epoch), "{text}");
         }

@@ -74,7 +74,8 @@ impl Debug {
         match status.stream() {
             _ if is_missed => {}
             StreamState::None => {}
-            StreamState::Fits if status.read.value().is_some() && status.unread_ms.value() <= self.limits.nats_grace_ms.max(STREAM_GRACE_MS) => {}
+            StreamState::Fits
+                if status.read.value().is_some() && status.unread_ms.value() <= self.limits.nats_grace_ms.max(STREAM_GRACE_MS) => {}
             StreamState::Fits => {
                 let seconds = status.unread_ms.value() as f64 / 1000.0;
                 return Some(format!("nats stream: not read for {seconds:.1} s; the log says why\n"));

@@ -16,8 +16,8 @@ use prometheus_client::registry::Registry;
 
 use super::lifecycle::{Phase, Readiness};
 use crate::bus::link::LinkShared;
-use crate::bus::status::StreamState;
 use crate::bus::status::Status;
+use crate::bus::status::StreamState;
 use crate::gateway::Shared;
 use crate::gateway::close_cause::CloseCause;
 use crate::gateway::counters::{
@@ -275,7 +275,11 @@ impl Writer<'_, '_> {
         self.total("shardcast_nats_published", "Messages handed to NATS.", status.published.value())?;
         if status.stream() != StreamState::None {
             self.gauge("shardcast_nats_stream_reading", "Whether the stream is read now.", status.reading.value())?;
-            self.gauge("shardcast_nats_lag_seconds", "For how long the stream could not be read.", status.unread_ms.value() as f64 / 1000.0)?;
+            self.gauge(
+                "shardcast_nats_lag_seconds",
+                "For how long the stream could not be read.",
+                status.unread_ms.value() as f64 / 1000.0,
+            )?;
             self.gauge("shardcast_nats_stream_offset", "How far the stream was read.", status.read.value().map_or(0, |at| at.offset))?;
             self.total("shardcast_nats_stream_opens", "Times that the stream was opened to be read.", status.opens.value())?;
             self.total("shardcast_nats_holes", "Times that messages of the stream had gone before they were read.", status.holes.value())?;
