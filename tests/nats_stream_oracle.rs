@@ -30,6 +30,8 @@ const READERS: usize = 6;
 const POLLERS: usize = 3;
 const FAULTS: usize = 5;
 
+/// What a reader has heard: offsets and texts.
+type Heard = Vec<(u64, String)>;
 /// What was said on one connection, or with one request behind the other's answer: topic, text, and the position that was answered.
 type Said = Vec<(usize, String, Option<u64>)>;
 
@@ -112,7 +114,7 @@ fn talker(ports: [u16; 2], name: usize, stop: Arc<AtomicBool>, mut random: StdRn
 }
 
 /// Everything of a topic from its beginning to its end, with positions, by an event stream that moves between the gateways.
-fn reader(ports: [u16; 2], topic: usize, mut id: String, mut random: StdRng) -> JoinHandle<Vec<(u64, String)>> {
+fn reader(ports: [u16; 2], topic: usize, mut id: String, mut random: StdRng) -> JoinHandle<Heard> {
     thread::spawn(move || {
         let mut heard = Vec::new();
         loop {
@@ -141,7 +143,7 @@ fn reader(ports: [u16; 2], topic: usize, mut id: String, mut random: StdRng) -> 
 }
 
 /// The same by polls.
-fn poller(ports: [u16; 2], topic: usize, mut next: String, mut random: StdRng) -> JoinHandle<Vec<(u64, String)>> {
+fn poller(ports: [u16; 2], topic: usize, mut next: String, mut random: StdRng) -> JoinHandle<Heard> {
     thread::spawn(move || {
         let mut heard = Vec::new();
         loop {
@@ -192,7 +194,7 @@ fn whatever_befalls_the_server_every_message_is_at_every_reader_once_at_its_posi
         stream.expect_silence(1);
     }
     let mut dice = || StdRng::seed_from_u64(random.random());
-    let mut listeners: Vec<(&str, usize, JoinHandle<Vec<(u64, String)>>)> = Vec::new();
+    let mut listeners: Vec<(&str, usize, JoinHandle<Heard>)> = Vec::new();
     for n in 0..READERS {
         listeners.push(("a stream", n % TOPICS, reader(ports, n % TOPICS, begin[n % TOPICS].clone(), dice())));
     }
@@ -231,7 +233,7 @@ fn whatever_befalls_the_server_every_message_is_at_every_reader_once_at_its_posi
             }
         });
     }
-    let mut orders: HashMap<usize, Vec<(u64, String)>> = HashMap::new();
+    let mut orders: HashMap<usize, Heard> = HashMap::new();
     for (who, topic, thread) in listeners {
         let heard = thread.join().expect("no panic");
         assert!(heard.is_sorted_by(|one, next| one.0 < next.0), "topic {topic}: positions grow at every reader");

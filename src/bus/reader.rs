@@ -126,7 +126,6 @@ pub(super) fn epoch_of(info: &Info) -> Epoch {
 }
 
 impl Reader {
-    #[expect(clippy::too_many_arguments, reason = "what it is made of")]
     pub(super) fn new(
         client: Client,
         ends: Rc<Ends>,
@@ -160,7 +159,7 @@ impl Reader {
                     }
                 }
                 Err(why) => {
-                    if self.shared.status.is_connected() && self.shared.status.stream() == StreamState::Fits && said != why {
+                    if self.shared.status.is_connected() && self.shared.status.stream() != StreamState::Unknown && said != why {
                         tracing::warn!(stream = self.stream, "the stream cannot be read: {why}; tried again");
                         said = why;
                     }
@@ -310,7 +309,8 @@ const NOBODY: TopicKey = TopicKey { slot: u32::MAX, generation: std::num::NonZer
 
 /// Opens the stream behind what was read of it.
 async fn open(client: Client, name: String, at: Option<Position>, shared: Arc<LinkShared>) -> Result<Opened, String> {
-    if !shared.status.is_connected() || shared.status.stream() != StreamState::Fits {
+    // One that is not as asked for is read all the same: whoever changes its bounds does not end the service.
+    if !shared.status.is_connected() || shared.status.stream() == StreamState::Unknown {
         return Err("it is not there yet".to_owned());
     }
     let context = jetstream::ContextBuilder::new().timeout(ANSWER_WITHIN).build(client);

@@ -93,7 +93,7 @@ pub(super) enum Obstacle {
     Down,
     /// As much waits to be sent as may.
     Full,
-    /// The stream cannot be read, or is not as asked for.
+    /// The stream was not read yet.
     NoStream,
     /// The topic comes from NATS, and nothing goes there.
     ReadOnly,
@@ -229,7 +229,7 @@ impl<D: Driver> Gateway<D> {
             return is_sequenced.then_some(Obstacle::ReadOnly);
         }
         let status = bridge.port.status();
-        let no_stream = is_sequenced && (status.read.value().is_none() || status.stream() == StreamState::Misfits);
+        let no_stream = is_sequenced && status.read.value().is_none();
         bridge.obstacle(bytes, if is_sequenced { TRACKED_BYTES_MAX } else { HEADERS_BYTES_MAX }).or(no_stream.then_some(Obstacle::NoStream))
     }
 
