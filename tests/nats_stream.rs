@@ -231,3 +231,76 @@ fn a_stream_that_is_made_anew_is_a_gap_and_a_consumer_that_is_deleted_is_none() 
     assert_eq!((gap["from"].as_str(), gap["reason"].as_str()), (Some(second.as_str()), Some("restart")), "{gap}");
     assert_eq!([&a, &b].map(|gateway| metric(gateway, "holes_total")), [1, 1]);
 }
+
+/// Numbers, from here on, in order and without a hole.
+fn expect_numbers(stream: &mut Reader, numbers: std::ops::Range<u32>) {
+    numbers.for_each(|number| drop(stream.expect(&number.to_string())));
+}
+
+#[test]
+fn members_who_are_handed_over_miss_nothing_of_the_stream() {
+    let scratch = Scratch::new();
+    let server = with_jetstream(&scratch);
+    let mut a = start(setup(&server).shards(2));
+    let b = start(setup(&server));
+    let mut streams: Vec<Reader> = (0..4).map(|_| events::open(a.port, "/events?topic=t")).collect();
+    let mut rooms: Vec<Client> = (0..4).map(|_| connect(&a, "/ws?room=t")).collect();
+    let (stop, stopped) = std::sync::mpsc::channel::<()>();
+    let port = b.port;
+    let publisher = std::thread::spawn(move || {
+        let mut number = 0;
+        while stopped.try_recv() == Err(std::sync::mpsc::TryRecvError::Empty) {
+            let body = number.to_string();
+            let head =
+                format!("POST /publish?topic=t HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {}\r\n\r\n", body.len());
+            assert_eq!(raw::http(port, &[head.as_bytes(), body.as_bytes()].concat()).status, 200);
+            number += 1;
+        }
+        number
+    });
+    streams.iter_mut().for_each(|stream| expect_numbers(stream, 0..20));
+    a.hand_over();
+    streams.iter_mut().for_each(|stream| expect_numbers(stream, 20..60));
+    drop(stop.send(()));
+    let said = publisher.join().expect("no panic");
+    streams.iter_mut().for_each(|stream| expect_numbers(stream, 60..said));
+    for room in &mut rooms {
+        (0..said).for_each(|number| room.expect_text(&number.to_string()));
+    }
+    rooms[0].text("and they are heard");
+    rooms.iter_mut().for_each(|room| room.expect_text("and they are heard"));
+}
+
+#[test]
+fn another_leader_is_no_gap_and_loses_nothing() {
+    let scratch: [Scratch; 3] = std::array::from_fn(|_| Scratch::new());
+    let servers = NatsServer::start_cluster_with(|n| format!("server_name: n{n}\njetstream {{ store_dir: {:?} }}", scratch[n].path()));
+    let urls = servers.each_ref().map(NatsServer::url);
+    let make = |urls: &[String]| {
+        let setup = NatsServer::gateway_of(&urls.join(",")).env("SHARDCAST_NATS_STREAM", "KEPT");
+        setup.limit("nats_stream_replicas", 3)
+    };
+    let (a, b) = (make(&urls[..2]).start(), make(&urls[1..]).start());
+    [&a, &b].into_iter().for_each(wait_until_ready);
+    let mut streams = [&a, &b].map(|gateway| events::open(gateway.port, "/events?topic=t"));
+    let mut foreign = servers[0].client();
+    let mut number = 0;
+    let mut given = Vec::new();
+    for step in 0..4 {
+        if step > 0 {
+            let down = foreign.request("$JS.API.STREAM.LEADER.STEPDOWN.KEPT", "");
+            assert_eq!(down["success"], true, "{down}");
+        }
+        for _ in 0..25 {
+            given.push(publish([&a, &b][number % 2], "t", &number.to_string()));
+            number += 1;
+        }
+    }
+    for stream in &mut streams {
+        for (number, position) in given.iter().enumerate() {
+            assert_eq!(stream.expect(&number.to_string()), *position);
+        }
+        stream.expect_silence(20);
+    }
+    assert_eq!([&a, &b].map(|gateway| metric(gateway, "holes_total")), [0, 0]);
+}
