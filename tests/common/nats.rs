@@ -41,7 +41,8 @@ impl NatsServer {
     pub fn start_cluster_with(config: impl Fn(usize) -> String) -> [Self; 3] {
         let cluster =
             |n: usize, routes: &str| format!("{}\ncluster {{ name: c, listen: \"127.0.0.1:-1\", routes: [{routes}] }}", config(n));
-        let first = Self::start_with(&cluster(0, ""));
+        // JetStream wants a route even where the others are yet to come.
+        let first = Self::start_with(&cluster(0, "\"nats-route://127.0.0.1:1\""));
         let route = format!("\"nats-route://127.0.0.1:{}\"", first.port_of("cluster"));
         let [second, third] = [1, 2].map(|n| Self::start_with(&cluster(n, &route)));
         [first, second, third]
