@@ -692,28 +692,35 @@ fn with_jetstream(scratch: &common::Scratch) -> NatsServer {
 }
 
 #[test]
-fn a_stream_is_made_and_keeps_what_goes_out() {
+fn a_stream_is_made_and_keeps_what_goes_out_and_what_comes_in() {
     let scratch = common::Scratch::new();
     let mut server = with_jetstream(&scratch);
     let setup = || server_setup(&server).env("SHARDCAST_NATS_BRIDGE", "n-* <-> n.*,out -> o.out,in <- i.in");
     let (a, b) = (start(setup()), start(setup()));
     let info = server.client().request("$JS.API.STREAM.INFO.KEPT", "");
     let config = &info["config"];
-    assert_eq!(config["subjects"], serde_json::json!(["n.>", "o.out"]));
+    assert_eq!(config["subjects"], serde_json::json!(["n.>", "o.out", "i.in"]));
     assert_eq!((config["retention"].as_str(), config["storage"].as_str()), (Some("limits"), Some("file")));
     let nanos = |seconds: u64| Some(seconds * 1_000_000_000);
     assert_eq!((config["max_age"].as_u64(), config["duplicate_window"].as_u64()), (nanos(604_800), nanos(120)));
     assert_eq!((config["max_msgs"].as_u64(), config["num_replicas"].as_u64()), (Some(1_000_000), Some(1)));
-    for (gateway, topic) in [(&a, "n-1"), (&b, "n-2"), (&a, "out"), (&b, "in"), (&a, "own")] {
+    for (gateway, topic) in [(&a, "n-1"), (&b, "n-2"), (&a, "out"), (&a, "own")] {
         publish(gateway, topic, "keep me");
     }
+    // What comes in only has its place from the stream, and nothing goes there.
+    assert_eq!(refusal(&post(&b, "/publish?topic=in", b"not here")), (403, "read_only".into()));
+    let mut member = connect(&b, "/ws?room=in");
+    server.client().publish("i.in", "from elsewhere");
+    member.expect_text("from elsewhere");
+    member.text("not here");
+    assert_eq!(member.close_code(), 4403);
     let kept = |server: &NatsServer, expected: u64| {
         eventually(SOON, || match server.client().request("$JS.API.STREAM.INFO.KEPT", "")["state"]["messages"].as_u64() {
             Some(messages) if messages == expected => Ok(()),
             messages => Err(format!("{messages:?} are kept, {expected} were expected")),
         });
     };
-    kept(&server, 3);
+    kept(&server, 4);
 
     // The files outlive the process.
     server.kill();
@@ -721,12 +728,21 @@ fn a_stream_is_made_and_keeps_what_goes_out() {
     server.restart();
     wait_until_ready(&a);
     wait_until_ready(&b);
-    kept(&server, 3);
+    kept(&server, 4);
     // Who deletes it gets a new one.
     assert_eq!(server.client().request("$JS.API.STREAM.DELETE.KEPT", "")["success"], true);
     kept(&server, 0);
     publish(&a, "n-1", "keep me too");
     kept(&server, 1);
+}
+
+/// A member, as soon as the stream is read.
+fn eventually_in(gateway: &Gateway, path: &str) -> Client {
+    eventually(SOON, || match metric(gateway, "stream_reading") {
+        1 => Ok(()),
+        _ => Err("the stream is not read".into()),
+    });
+    connect(gateway, path)
 }
 
 fn server_setup(server: &NatsServer) -> common::Setup {
@@ -746,6 +762,9 @@ fn a_stream_that_is_another_is_told_by_its_field_until_it_fits() {
     assert!(made["error"].is_null(), "{made}");
     let gateway = server_setup(&server).start();
     wait_until_unready(&gateway, "nats stream: not as asked for");
+    let mut member = eventually_in(&gateway, "/ws?room=r");
+    member.text("read all the same");
+    member.expect_text("read all the same");
     let line = "the stream is not as asked for: max_age is 60s, 604800s (limits.nats_stream_age_ms) is asked for";
     gateway.expect_log(line);
     wanted["max_age"] = 604_800_000_000_000_u64.into();
@@ -758,7 +777,7 @@ fn a_stream_that_is_another_is_told_by_its_field_until_it_fits() {
     let gateway = server_setup(&without).start();
     wait_until_unready(&gateway, "nats stream: not seen yet");
     gateway.expect_log("is JetStream enabled?");
-    let mut member = connect(&gateway, "/ws?room=r");
-    member.text("live all the same");
-    member.expect_text("live all the same");
+    // Nobody else gives messages their places.
+    assert_eq!(connect(&gateway, "/ws?room=r").close_code(), 4503);
+    assert_eq!(refusal(&post(&gateway, "/publish?topic=r", b"x")), (503, "nats_unavailable".into()));
 }

@@ -53,6 +53,6 @@ fuzz_target!(|data: &[u8]| {
         let key = item.key.as_ref().map(|key| key.as_str());
         answer.message(&Message { topic: item.topics[0].as_str(), position, event, key, kind: item.kind, payload: &item.payload });
     }
-    answer.finish(Some((Epoch(1), [Some(2)])), 3);
+    answer.finish(Some([(Epoch(1), Some(2))]), 3);
     serde_json::from_slice::<Value>(&out).expect("an answer is JSON, whatever was published");
 });

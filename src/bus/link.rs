@@ -18,8 +18,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bytes::Bytes;
 
 use super::status::{Count, Status};
-use crate::ids::{ShardId, TopicKey};
+use crate::ids::{ConnId, ConnKey, ShardId, TopicKey};
 use crate::limits::Limits;
+use crate::proto::position::Position;
 use crate::proto::ws::MessageKind;
 use crate::sync::{Consumer, Producer, PushError, RingBuffer};
 
@@ -34,6 +35,21 @@ pub struct Outgoing {
     pub kind: MessageKind,
     /// The name of the event, if its publisher gave one.
     pub event: Option<Box<str>>,
+    /// Where a stream is to give it its place: what that needs to know. It counts against the outbox until the stream has answered.
+    pub tracked: Option<Box<Tracked>>,
+}
+
+/// What is told of a message that a stream keeps.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Tracked {
+    /// Who has said it.
+    pub sender: ConnId,
+    /// Whom the shard has to answer; none where only a failure is told, to the sender.
+    pub token: Option<u64>,
+    /// The idempotency key.
+    pub id: Option<Box<str>>,
+    /// The sender does not want it back.
+    pub no_echo: bool,
 }
 
 /// A message from NATS.
@@ -47,6 +63,89 @@ pub struct Incoming {
     pub kind: MessageKind,
     /// The name of the event.
     pub event: Option<Box<str>>,
+    /// Its place, where a stream has given it one.
+    pub numbered: Option<Numbered>,
+}
+
+/// The place of a message in a stream.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Numbered {
+    /// Its sequence there.
+    pub offset: u64,
+    /// Who has said it, if it was said to this node.
+    pub sender: Option<ConnId>,
+    /// And does not want it back.
+    pub no_echo: bool,
+}
+
+/// What a shard is told by the core.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Notice {
+    /// A message.
+    Message(Incoming),
+    /// Messages of this topic may be missing: what comes next is after this position.
+    Lost {
+        /// The topic, as its home shard calls it.
+        topic: TopicKey,
+        /// The position.
+        to: Position,
+    },
+    /// Everything of this topic that lies after the position that was asked for comes from now on, and what was read of it before has come.
+    Begun {
+        /// The topic.
+        topic: TopicKey,
+    },
+    /// What became of a message that was to be kept.
+    Answer {
+        /// Of which one.
+        token: u64,
+        /// What.
+        answer: Answer,
+    },
+    /// A message of this connection, which wants no answers, was not kept.
+    Untaken {
+        /// The connection, of this shard.
+        conn: ConnKey,
+    },
+    /// Messages of the past.
+    Fetched {
+        /// Which request for them.
+        token: u64,
+        /// The messages.
+        fetched: Box<Fetched>,
+    },
+}
+
+/// What became of a message that was to be kept.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Answer {
+    /// The stream has it.
+    Stored {
+        /// Where.
+        position: Position,
+        /// It had it before.
+        duplicate: bool,
+    },
+    /// The stream does not take it.
+    Refused {
+        /// Why, in the server's words.
+        why: Box<str>,
+    },
+    /// Nobody knows: the stream has not answered in time.
+    Unanswered,
+}
+
+/// Messages of a topic's past, from the stream.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Fetched {
+    /// The messages, the oldest first.
+    pub messages: Vec<Incoming>,
+    /// Everything up to this offset is among them, or does not exist.
+    pub reached: u64,
+    /// What the stream has lost of the range asked for lies at or before this offset.
+    pub lost_to: Option<u64>,
+    /// It could not be asked.
+    pub failed: bool,
 }
 
 /// What a shard asks of the core.
@@ -60,6 +159,19 @@ pub enum Request {
         topic: TopicKey,
         /// What it is called in NATS.
         subject: Arc<str>,
+        /// Where a stream gives messages their places: what comes after this is wanted.
+        after: Option<Position>,
+    },
+    /// What a stream keeps of a topic, from after one offset up to another.
+    Fetch {
+        /// What the answer is called.
+        token: u64,
+        /// What the topic is called in NATS.
+        subject: Arc<str>,
+        /// Where it begins, and in which epoch.
+        after: Position,
+        /// Where it ends.
+        upto: u64,
     },
     /// Nobody here wants this topic any more.
     Unsubscribe {
@@ -80,6 +192,16 @@ impl Outgoing {
 impl Incoming {
     fn cost(&self) -> u64 {
         self.payload.len() as u64 + ENTRY_BYTES
+    }
+}
+
+impl Notice {
+    fn cost(&self) -> u64 {
+        match self {
+            Self::Message(message) => message.cost(),
+            Self::Fetched { fetched, .. } => ENTRY_BYTES + fetched.messages.iter().map(Incoming::cost).sum::<u64>(),
+            Self::Lost { .. } | Self::Begun { .. } | Self::Answer { .. } | Self::Untaken { .. } => ENTRY_BYTES,
+        }
     }
 }
 
@@ -121,6 +243,7 @@ pub struct LinkShared {
     /// For the core.
     bell: Bell,
     rouse: Box<dyn Fn() + Send + Sync>,
+    outbox_messages_max: u64,
     outbox_bytes_max: u64,
     inbox_bytes_max: u64,
     subscriptions_max: u64,
@@ -169,15 +292,15 @@ impl LinkShared {
 pub struct Port {
     shard: ShardId,
     requests: Producer<Request>,
-    /// Messages that the ring did not take, behind everything in it: a batch at most.
-    overflow: VecDeque<Outgoing>,
+    /// Requests that the ring did not take, behind everything in it: a batch of messages at most, and what shards ask of the past.
+    overflow: VecDeque<Request>,
     /// Topics that are to be asked for, and no longer. What is taken back before it was said is not said at all, so that comings and goings do not add up
     /// while nobody takes them.
-    to_subscribe: HashMap<TopicKey, Arc<str>>,
+    to_subscribe: HashMap<TopicKey, (Arc<str>, Option<Position>)>,
     to_unsubscribe: Vec<TopicKey>,
     /// Whether the ring got something since the last flush.
     fresh: bool,
-    incoming: Consumer<Incoming>,
+    incoming: Consumer<Notice>,
     shared: Arc<LinkShared>,
 }
 
@@ -186,7 +309,7 @@ pub struct CoreLane {
     /// The shard.
     pub shard: ShardId,
     requests: Consumer<Request>,
-    incoming: Producer<Incoming>,
+    incoming: Producer<Notice>,
     shared: Arc<LinkShared>,
 }
 
@@ -197,6 +320,7 @@ pub fn link(shards: u16, limits: &Limits, node: u64, rouse: impl Fn() + Send + S
         lanes: (0..shards).map(|_| Lane::default()).collect(),
         bell: Bell::default(),
         rouse: Box::new(rouse),
+        outbox_messages_max: limits.nats_outbox_messages,
         outbox_bytes_max: limits.nats_outbox_bytes_max,
         inbox_bytes_max: limits.nats_inbox_bytes_max,
         subscriptions_max: limits.nats_subscriptions_max,
@@ -238,7 +362,10 @@ impl Port {
 
     /// Whether messages for NATS may be taken. A batch that was begun may then be taken whole.
     pub fn has_room(&self) -> bool {
-        self.overflow.is_empty() && self.lane().out_bytes.value() < self.shared.outbox_bytes_max
+        let lane = self.lane();
+        self.overflow.is_empty()
+            && lane.out_bytes.value() < self.shared.outbox_bytes_max
+            && lane.out_entries.value() < self.shared.outbox_messages_max
     }
 
     /// Takes a message for NATS. The caller has asked whether there is room.
@@ -246,18 +373,27 @@ impl Port {
         let lane = self.lane();
         lane.out_bytes.add(message.cost());
         lane.out_entries.add(1);
-        let refused = if self.overflow.is_empty() { self.push(Request::Publish(message)) } else { Err(Request::Publish(message)) };
-        if let Err(Request::Publish(message)) = refused {
-            self.overflow.push_back(message);
+        self.request(Request::Publish(message));
+    }
+
+    /// Asks for messages of the past. Who asks bounds how many requests there are.
+    pub fn fetch(&mut self, token: u64, subject: Arc<str>, after: Position, upto: u64) {
+        self.request(Request::Fetch { token, subject, after, upto });
+    }
+
+    fn request(&mut self, request: Request) {
+        let refused = if self.overflow.is_empty() { self.push(request) } else { Err(request) };
+        if let Err(request) = refused {
+            self.overflow.push_back(request);
         }
     }
 
-    /// Asks NATS for a topic, if as many as may be are not asked for already.
+    /// Asks NATS for a topic, if as many as may be are not asked for already; of a stream, for what comes after a position.
     #[must_use]
-    pub fn subscribe(&mut self, topic: TopicKey, subject: Arc<str>) -> bool {
+    pub fn subscribe(&mut self, topic: TopicKey, subject: Arc<str>, after: Option<Position>) -> bool {
         let may = self.shared.status.subscriptions.take_below(self.shared.subscriptions_max);
         if may {
-            self.to_subscribe.insert(topic, subject);
+            self.to_subscribe.insert(topic, (subject, after));
         }
         may
     }
@@ -279,9 +415,9 @@ impl Port {
     /// Moves what waits here into the ring as far as it has room, and rouses the core. To be called once a turn.
     pub fn flush(&mut self) {
         while !self.requests.is_full()
-            && let Some(message) = self.overflow.pop_front()
+            && let Some(request) = self.overflow.pop_front()
         {
-            let taken = self.push(Request::Publish(message));
+            let taken = self.push(request);
             assert!(taken.is_ok(), "a ring that has room takes a message: only this side fills it");
         }
         while !self.requests.is_full()
@@ -294,9 +430,9 @@ impl Port {
         while !self.requests.is_full()
             && self.to_unsubscribe.is_empty()
             && let Some(topic) = self.to_subscribe.keys().next().copied()
-            && let Some(subject) = self.to_subscribe.remove(&topic)
+            && let Some((subject, after)) = self.to_subscribe.remove(&topic)
         {
-            let taken = self.push(Request::Subscribe { topic, subject });
+            let taken = self.push(Request::Subscribe { topic, subject, after });
             assert!(taken.is_ok(), "as above");
         }
         if std::mem::take(&mut self.fresh) {
@@ -314,8 +450,8 @@ impl Port {
         self.lane().bell.answer();
     }
 
-    /// The next message from NATS.
-    pub fn receive(&mut self) -> Option<Incoming> {
+    /// The next notice of NATS, mostly a message.
+    pub fn receive(&mut self) -> Option<Notice> {
         let incoming = self.incoming.pop().ok()?;
         self.lane().in_bytes.sub(incoming.cost());
         Some(incoming)
@@ -341,12 +477,19 @@ impl CoreLane {
     /// What the shard asks next.
     pub fn take(&mut self) -> Option<Request> {
         let request = self.requests.pop().ok()?;
-        if let Request::Publish(message) = &request {
-            let lane = &self.shared.lanes[self.shard.index()];
-            lane.out_bytes.sub(message.cost());
-            lane.out_entries.sub(1);
+        if let Request::Publish(message) = &request
+            && message.tracked.is_none()
+        {
+            self.settle(message);
         }
         Some(request)
+    }
+
+    /// A message does not count against the outbox any more.
+    pub fn settle(&self, message: &Outgoing) {
+        let lane = &self.shared.lanes[self.shard.index()];
+        lane.out_bytes.sub(message.cost());
+        lane.out_entries.sub(1);
     }
 
     /// Something else is to be seen by the shard, such as another state of the connection: calls `wake` if it may sleep.
@@ -358,20 +501,33 @@ impl CoreLane {
 
     /// Puts a message on its way to the shard, and calls `wake` if that one may sleep. Whether there was room.
     pub fn deliver(&mut self, message: Incoming, wake: impl FnOnce(ShardId)) -> bool {
+        self.push(Notice::Message(message), 0, wake).is_ok()
+    }
+
+    /// The same for a notice that will come again until there is room: an empty inbox takes one of any size.
+    ///
+    /// # Errors
+    /// The notice, when there is no room.
+    pub fn insist(&mut self, notice: Notice, wake: impl FnOnce(ShardId)) -> Result<(), Notice> {
+        self.push(notice, u64::MAX, wake)
+    }
+
+    fn push(&mut self, notice: Notice, empty_takes: u64, wake: impl FnOnce(ShardId)) -> Result<(), Notice> {
         let lane = &self.shared.lanes[self.shard.index()];
-        let cost = message.cost();
-        if lane.in_bytes.value() + cost > self.shared.inbox_bytes_max {
-            return false;
+        let (cost, held) = (notice.cost(), lane.in_bytes.value());
+        let max = if held == 0 { self.shared.inbox_bytes_max.max(empty_takes) } else { self.shared.inbox_bytes_max };
+        if held + cost > max {
+            return Err(notice);
         }
         lane.in_bytes.add(cost);
-        if self.incoming.push(message).is_err() {
+        if let Err(PushError::Full(notice)) = self.incoming.push(notice) {
             lane.in_bytes.sub(cost);
-            return false;
+            return Err(notice);
         }
         if lane.bell.ring() {
             wake(self.shard);
         }
-        true
+        Ok(())
     }
 }
 
@@ -405,11 +561,17 @@ mod tests {
     }
 
     fn outgoing(payload: &[u8]) -> Outgoing {
-        Outgoing { subject: Arc::from("a.b"), payload: Bytes::copy_from_slice(payload), kind: MessageKind::Text, event: None }
+        Outgoing {
+            subject: Arc::from("a.b"),
+            payload: Bytes::copy_from_slice(payload),
+            kind: MessageKind::Text,
+            event: None,
+            tracked: None,
+        }
     }
 
     fn incoming(bytes: usize) -> Incoming {
-        Incoming { topic: KEY, payload: Bytes::from(vec![b'x'; bytes]), kind: MessageKind::Binary, event: None }
+        Incoming { topic: KEY, payload: Bytes::from(vec![b'x'; bytes]), kind: MessageKind::Binary, event: None, numbered: None }
     }
 
     #[test]
@@ -460,29 +622,31 @@ mod tests {
     #[test]
     fn topics_are_asked_for_up_to_the_bound() {
         let (mut port, mut lane, _) = pair(&Limits { nats_subscriptions_max: 1, ..limits() });
-        assert!(port.subscribe(KEY, Arc::from("a")));
-        assert!(!port.subscribe(KEY, Arc::from("b")));
+        assert!(port.subscribe(KEY, Arc::from("a"), None));
+        assert!(!port.subscribe(KEY, Arc::from("b"), None));
         port.flush();
         port.unsubscribe(KEY);
-        assert!(port.subscribe(KEY, Arc::from("c")));
+        assert!(port.subscribe(KEY, Arc::from("c"), None));
         port.flush();
-        assert_eq!(lane.take(), Some(Request::Subscribe { topic: KEY, subject: Arc::from("a") }));
+        assert_eq!(lane.take(), Some(Request::Subscribe { topic: KEY, subject: Arc::from("a"), after: None }));
         assert_eq!(lane.take(), Some(Request::Unsubscribe { topic: KEY }));
-        assert_eq!(lane.take(), Some(Request::Subscribe { topic: KEY, subject: Arc::from("c") }));
+        assert_eq!(lane.take(), Some(Request::Subscribe { topic: KEY, subject: Arc::from("c"), after: None }));
     }
 
     #[test]
     fn comings_and_goings_do_not_add_up_while_nobody_takes_them() {
         let (mut port, mut lane, _) = pair(&limits());
         for _ in 0..1000 {
-            assert!(port.subscribe(KEY, Arc::from("a")));
+            assert!(port.subscribe(KEY, Arc::from("a"), None));
             port.unsubscribe(KEY);
             if port.has_room() {
                 port.publish(outgoing(b"x"));
             }
             port.flush();
         }
-        assert!(port.subscribe(KEY, Arc::from("a")));
+        assert!(port.subscribe(KEY, Arc::from("a"), None));
+        // Of a batch that was begun when there was room.
+        port.publish(outgoing(b"x"));
         port.flush();
         assert_eq!((port.to_subscribe.len(), port.to_unsubscribe.len(), port.overflow.len()), (1, 0, 1));
         while let Some(Request::Publish(_)) = lane.take() {}
@@ -490,7 +654,7 @@ mod tests {
         assert!(!port.overflows());
         let mut rest = Vec::new();
         rest.extend(std::iter::from_fn(|| lane.take()));
-        assert_eq!(rest.last(), Some(&Request::Subscribe { topic: KEY, subject: Arc::from("a") }));
+        assert_eq!(rest.last(), Some(&Request::Subscribe { topic: KEY, subject: Arc::from("a"), after: None }));
     }
 
     /// Two threads, each asleep until it is roused: one that sleeps with something in its ring hangs, and the test with it.

@@ -5,12 +5,24 @@
 //! nothing: a message from NATS gets its place in its topic as any other does.
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "nats")]
+mod ends;
+#[cfg(feature = "nats")]
+mod envelope;
+#[cfg(feature = "nats")]
+mod fetch;
 #[cfg(feature = "gateway")]
 pub mod link;
 #[cfg(all(feature = "nats", feature = "gateway"))]
 pub mod nats;
 #[cfg(feature = "gateway")]
 pub mod options;
+#[cfg(feature = "nats")]
+mod outstanding;
+#[cfg(feature = "nats")]
+mod reader;
 pub mod status;
 #[cfg(feature = "nats")]
 pub(crate) mod stream;
+#[cfg(feature = "nats")]
+mod writer;

@@ -23,29 +23,24 @@ use futures_core::Stream;
 use nats::client::{PublishErrorKind, RequestErrorKind};
 use nats::connection::State;
 use nats::{Client, ClientError, ConnectOptions, Event, HeaderMap, ServerAddr, Subject, Subscriber};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::task::{AbortHandle, JoinHandle, LocalSet, spawn_local};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
-use super::link::{CoreLane, Incoming, LinkShared, Outgoing, Port, Request, link};
+use super::ends::Ends;
+use super::envelope::{self, NODE};
+use super::fetch::fetch;
+use super::link::{CoreLane, LinkShared, Notice, Outgoing, Port, Request, link};
 use super::options::Options;
+use super::reader::{Ask, Reader};
 use super::status::{LinkState, Status, StreamState};
 use super::stream::Wanted;
+use super::writer::Writer;
 use crate::ids::{ShardId, TopicKey};
 use crate::limits::Limits;
-use crate::proto::sse::EventName;
-use crate::proto::ws::MessageKind;
 
 /// What the client's own lines are logged under.
 const CLIENT_LOG: &str = "async_nats";
-/// The node that a message comes from, and its number there: 16 hexadecimal digits, `-`, a decimal number.
-const NODE: &str = "Shardcast-Node";
-/// `binary`, where a payload is no text though it could be.
-const KIND: &str = "Shardcast-Kind";
-const BINARY: &str = "binary";
-/// The name of the event.
-const EVENT: &str = "Shardcast-Event";
-
 /// Messages that the client holds before the pump waits.
 const CLIENT_MESSAGES: usize = 256;
 /// Bytes that it reads at once. All that it reads before our tasks have their turn waits with it, which is a hundred times as much at most.
@@ -64,6 +59,10 @@ const NODES_MAX: usize = 256;
 const LOOK: Duration = Duration::from_millis(100);
 /// How often it is looked whether the stream is still there, and as asked for; but for who has said that tries may come less often.
 const STREAM_LOOK: Duration = Duration::from_secs(2);
+/// Requests for messages of the past that the stream is asked at once: behind live traffic, and not in its place.
+const FETCHES: usize = 4;
+/// How often it is looked whether all is acknowledged, at the end.
+const SETTLE: Duration = Duration::from_millis(5);
 /// How long the last messages may take at the end.
 const STOP_WITHIN: Duration = Duration::from_secs(2);
 
@@ -76,6 +75,7 @@ pub struct Core {
     wake: Box<dyn Fn(ShardId) + Send>,
     message_bytes_max: u64,
     stream: Option<Wanted>,
+    limits: Limits,
     /// From one try to the next.
     retry: Duration,
 }
@@ -115,6 +115,9 @@ pub fn prepare(
     let notify = Arc::new(Notify::new());
     let rouse = Arc::clone(&notify);
     let (ports, lanes) = link(shards, limits, node, move || rouse.notify_one());
+    if options.stream.is_some() {
+        ports[0].status().set_stream(StreamState::Unknown);
+    }
     let core = Core {
         lanes,
         options: client,
@@ -123,6 +126,7 @@ pub fn prepare(
         wake: Box::new(wake),
         message_bytes_max: limits.message_bytes_max,
         stream: Wanted::new(options, limits),
+        limits: limits.clone(),
         retry: wait,
     };
     Ok((ports, core))
@@ -179,8 +183,22 @@ impl Core {
         };
         let Some(shared) = self.lanes.first().map(|lane| Arc::clone(lane.shared())) else { return };
         let ends = Rc::new(Ends { lanes: self.lanes.into_iter().map(RefCell::new).collect(), wake: self.wake });
+        let kept = self.stream.as_ref().map(|wanted| {
+            let (asks, asked) = mpsc::unbounded_channel();
+            let stream = wanted.name().to_owned();
+            let (link, node) = (Arc::clone(&shared), shared.status.node);
+            let reader =
+                Reader::new(client.clone(), Rc::clone(&ends), Arc::clone(&link), asked, stream.clone(), node, self.message_bytes_max);
+            spawn_local(reader.run());
+            let writer = Writer::new(client.clone(), Rc::clone(&ends), node, &self.limits);
+            spawn_local(Rc::clone(&writer).listen(Arc::clone(&link)));
+            spawn_local(Rc::clone(&writer).send(link));
+            Kept { asks, writer, stream: Rc::from(stream), fetches: Rc::new(Semaphore::new(FETCHES)) }
+        });
+        let writer = kept.as_ref().map(|kept| Rc::clone(&kept.writer));
         let mut pump: JoinHandle<()> = spawn_local(
             Pump {
+                kept,
                 client: client.clone(),
                 ends: Rc::clone(&ends),
                 node: shared.status.node,
@@ -210,6 +228,12 @@ impl Core {
                 }
             }
         }
+        let settle = async {
+            while writer.as_ref().is_some_and(|writer| !writer.is_idle()) {
+                sleep(SETTLE).await;
+            }
+        };
+        let _ = timeout(STOP_WITHIN, settle).await;
         let waits = shared.outbox_entries();
         let is_flushed = match shared.status.state() {
             LinkState::Connected => timeout(STOP_WITHIN, client.flush()).await.is_ok_and(|flushed| flushed.is_ok()),
@@ -255,32 +279,17 @@ async fn ask(client: Client, shared: Arc<LinkShared>, number: u64) {
     }
 }
 
-/// The core's ends of the ways to the shards.
-struct Ends {
-    lanes: Vec<RefCell<CoreLane>>,
-    wake: Box<dyn Fn(ShardId) + Send>,
-}
-
-impl Ends {
-    /// Borrowed for a moment each time, and never while anything is awaited.
-    fn lane(&self, shard: ShardId) -> std::cell::RefMut<'_, CoreLane> {
-        self.lanes[shard.index()].borrow_mut()
-    }
-
-    fn deliver(&self, shard: ShardId, message: Incoming) -> bool {
-        self.lane(shard).deliver(message, &self.wake)
-    }
-
-    /// Lets every shard see the state of the connection.
-    fn nudge(&self) {
-        for lane in &self.lanes {
-            lane.borrow().nudge(&self.wake);
-        }
-    }
+/// What there is besides where a stream gives messages their places.
+struct Kept {
+    asks: mpsc::UnboundedSender<Ask>,
+    writer: Rc<Writer>,
+    stream: Rc<str>,
+    fetches: Rc<Semaphore>,
 }
 
 /// What takes the shards' requests.
 struct Pump {
+    kept: Option<Kept>,
     client: Client,
     ends: Rc<Ends>,
     node: u64,
@@ -291,6 +300,31 @@ struct Pump {
     /// The tasks of the topics that NATS is asked for.
     topics: HashMap<(ShardId, TopicKey), AbortHandle>,
     message_bytes_max: u64,
+}
+
+impl Kept {
+    /// Takes a request that is the stream's affair; others are given back.
+    fn carry_out(&self, pump: &Pump, shard: ShardId, request: Request) -> Option<Request> {
+        match request {
+            Request::Publish(message) if message.tracked.is_some() => self.writer.take(shard, message),
+            Request::Publish(message) => return Some(Request::Publish(message)),
+            // The reader lives as long as the core.
+            Request::Subscribe { topic, subject, after } => drop(self.asks.send(Ask::Subscribe { shard, topic, subject, after })),
+            Request::Unsubscribe { topic } => drop(self.asks.send(Ask::Unsubscribe { shard, topic })),
+            Request::Fetch { token, subject, after, upto } => {
+                let (client, ends) = (pump.client.clone(), Rc::clone(&pump.ends));
+                let (stream, fetches, bytes_max) = (Rc::clone(&self.stream), Rc::clone(&self.fetches), pump.message_bytes_max);
+                spawn_local(async move {
+                    let Ok(_turn) = fetches.acquire().await else { return };
+                    let fetched = fetch(client, &stream, &subject, after, upto, bytes_max).await;
+                    let count = fetched.messages.len() as u64;
+                    ends.lane(shard).shared().status.fetched.add(count);
+                    ends.tell(shard, Notice::Fetched { token, fetched: Box::new(fetched) }).await;
+                });
+            }
+        }
+        None
+    }
 }
 
 impl Pump {
@@ -324,9 +358,17 @@ impl Pump {
     }
 
     async fn carry_out(&mut self, shard: ShardId, request: Request, status: &Status) {
+        let request = match &self.kept {
+            Some(kept) => match kept.carry_out(self, shard, request) {
+                Some(request) => request,
+                None => return,
+            },
+            None => request,
+        };
         match request {
+            Request::Fetch { .. } => unreachable!("only where there is a stream"),
             Request::Publish(message) => self.publish(message, status).await,
-            Request::Subscribe { topic, subject } => match self.client.subscribe(Subject::from(&*subject)).await {
+            Request::Subscribe { topic, subject, .. } => match self.client.subscribe(Subject::from(&*subject)).await {
                 Ok(subscriber) => {
                     let task = Listener {
                         shard,
@@ -351,16 +393,10 @@ impl Pump {
     }
 
     async fn publish(&mut self, message: Outgoing, status: &Status) {
-        let Outgoing { subject, payload, kind, event } = message;
-        let mut headers = HeaderMap::new();
+        let mut headers = envelope::headers(&message);
+        let Outgoing { subject, payload, .. } = message;
         self.sent += 1;
         headers.insert(NODE, format!("{:016x}-{}", self.node, self.sent));
-        if kind == MessageKind::Binary {
-            headers.insert(KIND, BINARY);
-        }
-        if let Some(event) = event {
-            headers.insert(EVENT, &*event);
-        }
         match self.client.publish_with_headers(Subject::from(&*subject), headers, payload).await {
             Ok(()) => status.published.add(1),
             Err(error) => {
@@ -386,12 +422,6 @@ struct Listener {
     message_bytes_max: u64,
 }
 
-/// A node and a number, as a header says them.
-fn origin(header: &str) -> Option<(u64, u64)> {
-    let (node, number) = header.split_once('-')?;
-    Some((u64::from_str_radix(node, 16).ok()?, number.parse().ok()?))
-}
-
 impl Listener {
     async fn run(mut self, mut subscriber: Subscriber) {
         let shared = Arc::clone(self.ends.lane(self.shard).shared());
@@ -415,8 +445,7 @@ impl Listener {
     }
 
     fn take(&mut self, headers: Option<&HeaderMap>, payload: Bytes, status: &Status) {
-        let header = |name: &str| headers.and_then(|headers| headers.get(name)).map(|value| value.as_str());
-        match header(NODE).and_then(origin) {
+        match envelope::origin(headers) {
             Some((node, _)) if node == self.node => return status.echoes.add(1),
             Some((node, number)) if !self.is_next(node, number) => return status.late.add(1),
             _ => status.received.add(1),
@@ -424,10 +453,7 @@ impl Listener {
         if payload.len() as u64 > self.message_bytes_max {
             return status.oversized.add(1);
         }
-        let is_text = header(KIND) != Some(BINARY) && simdutf8::basic::from_utf8(&payload).is_ok();
-        let kind = if is_text { MessageKind::Text } else { MessageKind::Binary };
-        let event = header(EVENT).and_then(|name| EventName::parse(name).ok()).map(|name| name.as_str().into());
-        if !self.ends.deliver(self.shard, Incoming { topic: self.topic, payload, kind, event }) {
+        if !self.ends.deliver(self.shard, envelope::open(self.topic, headers, payload)) {
             status.dropped.add(1);
         }
     }
@@ -500,6 +526,11 @@ impl Watch {
         let (dropped, is_stopping) = self.with_status(|status| {
             if !status.is_connected() {
                 status.down_ms.add(LOOK.as_millis() as u64);
+            }
+            if status.stream() == StreamState::None || status.reading.value() > 0 {
+                status.unread_ms.set(0);
+            } else {
+                status.unread_ms.add(LOOK.as_millis() as u64);
             }
             (status.dropped.value(), status.is_stopping())
         });

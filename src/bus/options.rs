@@ -49,14 +49,14 @@ impl Options {
         if self.user.is_some() != self.password.is_some() {
             return Err("nats.user and nats.password go together; the second is a file with the password".to_owned());
         }
-        if self.stream.is_some() && self.rules.subjects_out().iter().any(|subject| subject == ">") {
+        if self.stream.is_some() && self.rules.subjects().iter().any(|subject| subject == ">") {
             return Err(
-                "nats.stream keeps what nats.bridge leads out, which is every subject; give those a beginning, as in \"* <-> shardcast.*\""
+                "nats.stream keeps what nats.bridge leads out or in, which is every subject; give those a beginning, as in \"* <-> shardcast.*\""
                     .to_owned(),
             );
         }
-        if self.stream.is_some() && self.rules.subjects_out().is_empty() {
-            return Err("nats.stream keeps what nats.bridge leads out, which is nothing".to_owned());
+        if self.stream.is_some() && self.rules.subjects().is_empty() {
+            return Err("nats.stream keeps what nats.bridge leads out or in, which is nothing".to_owned());
         }
         if self.cert.is_some() != self.key.is_some() {
             return Err("nats.cert and nats.key go together".to_owned());
@@ -121,7 +121,8 @@ mod tests {
             let rules = Rules::new(vec![rule.parse().expect("a rule")]).expect("one rule");
             Options { stream: Some("KEPT".into()), rules, ..Options::default() }.check()
         };
-        assert!(kept("* <-> *").is_err() && kept("a <- b").is_err() && kept("* <-> s.*").is_ok());
+        assert!(kept("* <-> *").is_err() && kept("* <- *").is_err());
+        assert!(kept("a <- b").is_ok() && kept("* <-> s.*").is_ok());
         assert!(check_stream("KEPT-2").is_ok() && check_stream("a.b").is_err() && check_stream("").is_err());
         assert_eq!(Options { user: Some("me".into()), password: file(), ..Options::default() }.check(), Ok(()));
     }

@@ -4,6 +4,8 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
+use crate::proto::position::{Epoch, Position};
+
 /// How the connection is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
@@ -83,6 +85,36 @@ impl Count {
     }
 }
 
+/// How far a stream has been read: everything at or before it was put on its way to the shards that want it.
+///
+/// One thread writes it. A reader who sees the same epoch before and after has an offset of that epoch, and one that was true: all notices about what
+/// lies at or before it lie in the inboxes.
+#[derive(Debug, Default)]
+pub struct ReadUpTo {
+    /// 0 while nothing was read.
+    epoch: AtomicU64,
+    offset: AtomicU64,
+}
+
+impl ReadUpTo {
+    /// How far; none while nothing was read.
+    pub fn value(&self) -> Option<Position> {
+        let epoch = self.epoch.load(Ordering::Acquire);
+        let offset = self.offset.load(Ordering::Acquire);
+        (epoch != 0 && self.epoch.load(Ordering::Acquire) == epoch).then_some(Position { epoch: Epoch(epoch), offset })
+    }
+
+    /// It was read so far.
+    pub fn set(&self, position: Position) {
+        if self.epoch.load(Ordering::Relaxed) != position.epoch.0 {
+            self.epoch.store(0, Ordering::Release);
+            self.offset.store(position.offset, Ordering::Release);
+        }
+        self.offset.store(position.offset, Ordering::Release);
+        self.epoch.store(position.epoch.0, Ordering::Release);
+    }
+}
+
 /// What is known of the connection.
 #[derive(Debug)]
 pub struct Status {
@@ -97,6 +129,24 @@ pub struct Status {
     pub connects: Count,
     /// Times that one was lost.
     pub disconnects: Count,
+    /// How far the stream was read.
+    pub read: ReadUpTo,
+    /// Whether the stream is read now: 1 or 0.
+    pub reading: Count,
+    /// For how long it could not be, in milliseconds; 0 while it is.
+    pub unread_ms: Count,
+    /// Messages that the stream has acknowledged.
+    pub stored: Count,
+    /// Messages that it had before.
+    pub duplicates: Count,
+    /// Messages that were given up without an answer.
+    pub unanswered: Count,
+    /// Times that the stream was opened to be read.
+    pub opens: Count,
+    /// Times that what was missing between could not be read any more.
+    pub holes: Count,
+    /// Messages of the past that were read for who came back.
+    pub fetched: Count,
     /// Messages handed to the connection.
     pub published: Count,
     /// Messages that came from it.
@@ -130,6 +180,15 @@ impl Status {
             stream: AtomicU8::new(StreamState::None as u8),
             stopping: AtomicBool::new(false),
             node,
+            read: ReadUpTo::default(),
+            reading: Count::default(),
+            unread_ms: Count::default(),
+            stored: Count::default(),
+            duplicates: Count::default(),
+            unanswered: Count::default(),
+            opens: Count::default(),
+            holes: Count::default(),
+            fetched: Count::default(),
             down_ms: Count::default(),
             connects: Count::default(),
             disconnects: Count::default(),
@@ -157,6 +216,11 @@ impl Status {
     /// Whether there is one.
     pub fn is_connected(&self) -> bool {
         self.state() == LinkState::Connected
+    }
+
+    /// Whether clients who come now find all that they need: a connection, and a stream that is read where there is to be one.
+    pub fn is_ready(&self) -> bool {
+        self.is_connected() && (self.stream() == StreamState::None || self.read.value().is_some())
     }
 
     /// How the stream is.

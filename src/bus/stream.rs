@@ -47,7 +47,7 @@ impl Wanted {
         let name = options.stream.clone()?;
         let config = Config {
             name,
-            subjects: options.rules.subjects_out(),
+            subjects: options.rules.subjects(),
             retention: RetentionPolicy::Limits,
             discard: DiscardPolicy::Old,
             storage: StorageType::File,

@@ -25,12 +25,14 @@ pub struct Attributes {
     pub event: Option<Box<str>>,
     /// The publisher does not want it back.
     pub no_echo: bool,
+    /// The offset that a sequencer outside has given it; where there is none, the log's order does.
+    pub offset: Option<u64>,
 }
 
 impl Attributes {
     /// Those of a message that has a name as an event, or nothing.
     pub fn of_event(event: Option<Box<str>>) -> Option<Arc<Self>> {
-        event.map(|event| Arc::new(Self { event: Some(event), no_echo: false }))
+        event.map(|event| Arc::new(Self { event: Some(event), no_echo: false, offset: None }))
     }
 }
 
@@ -54,6 +56,11 @@ impl Frame {
     /// Whether its publisher does not want it back.
     pub fn is_not_echoed(&self) -> bool {
         self.attributes.as_ref().is_some_and(|attributes| attributes.no_echo)
+    }
+
+    /// The offset that a sequencer outside has given it.
+    pub fn offset(&self) -> Option<u64> {
+        self.attributes.as_ref()?.offset
     }
 }
 
@@ -109,6 +116,11 @@ pub struct Parcel {
 }
 
 impl Parcel {
+    /// The offset of the last frame, where a sequencer outside has given it.
+    pub fn last_offset(&self) -> Option<u64> {
+        self.parts.last()?.1.last()?.offset()
+    }
+
     /// Adds one frame at the end.
     pub fn push(&mut self, bytes: Range, frame: &Frame) {
         let len = bytes.len() as u32;
@@ -161,6 +173,11 @@ impl Log {
     /// Frames appended so far.
     pub fn frames(&self) -> u64 {
         self.frames
+    }
+
+    /// The offset of the newest frame, where a sequencer outside has given it and the log still holds it.
+    pub fn last_offset(&self) -> Option<u64> {
+        self.tail.as_ref()?.body.borrow().frames.last()?.offset()
     }
 
     /// The position at the end; what is appended from now on lies behind it.

@@ -21,12 +21,15 @@ use bytes::Bytes;
 use super::Gateway;
 use super::close_cause::CloseCause;
 use super::publishing::Receipt;
+use super::sequenced::Sequencing;
 use super::streams::message;
 use super::topic::{Role, Topic};
-use crate::bus::link::{Incoming, Outgoing, Port};
+use crate::bus::link::{Incoming, Notice, Numbered, Outgoing, Port, Tracked};
+use crate::bus::status::StreamState;
 use crate::engine::driver::Driver;
 use crate::engine::log::{Attributes, Parcel};
 use crate::ids::{ConnId, ConnKey, ShardId, TopicKey};
+use crate::proto::position::Position;
 use crate::proto::subject::Rules;
 use crate::proto::topic::TopicName;
 use crate::proto::ws::MessageKind;
@@ -37,6 +40,11 @@ use crate::time::Time;
 pub(super) const SUBSCRIPTIONS_FULL: &str = "no room for another topic of NATS (limits.nats_subscriptions_max)";
 /// What publishers are told while there is no connection.
 const NO_NATS: &str = "this topic goes to NATS, to which there is no connection now";
+/// The same where the stream is the reason.
+pub(super) const NO_STREAM: &str = "the stream that keeps this topic cannot be read now; /readyz and the log say why";
+/// Who publishes to a topic that only comes in is told.
+const READ_ONLY: &str =
+    "this topic comes from NATS alone (a rule with <-), and a stream gives its messages their places: nobody publishes to it here";
 /// When they should try again.
 const RETRY_MS: u64 = 1000;
 /// Messages from NATS that one step takes.
@@ -47,6 +55,8 @@ const AWAY: Duration = Duration::from_millis(100);
 const INTEREST: Duration = Duration::from_secs(1);
 /// What headers of ours add to a payload at most: names, the node's id, an event's name.
 const HEADERS_BYTES_MAX: usize = 192;
+/// The same where a stream keeps them: the message id has the subject in it, and the idempotency key.
+const TRACKED_BYTES_MAX: usize = 2048;
 /// Who publishes what comes from NATS: no connection has this key.
 const NATS: ConnKey = ConnKey { slot: u32::MAX, generation: 0 };
 
@@ -54,23 +64,27 @@ const NATS: ConnKey = ConnKey { slot: u32::MAX, generation: 0 };
 struct Listened {
     subject: Arc<str>,
     goes_out: bool,
+    /// Everything that comes is known to come (`Notice::Begun`).
+    begun: bool,
     /// Since when nobody has wanted it.
     idle_since: Option<Time>,
 }
 
 /// A shard's part of the bridge.
 pub(super) struct Bridge {
-    port: Port,
-    rules: Arc<Rules>,
+    pub(super) port: Port,
+    pub(super) rules: Arc<Rules>,
     listened: HashMap<TopicKey, Listened>,
     /// Taken from the inbox, and its topic takes no messages now.
-    stuck: Option<Incoming>,
+    stuck: Option<Notice>,
     /// Publishers that wait until the outbox has room.
     waiters: Vec<ConnKey>,
     /// Topics with parcels that wait for the same.
     held: Vec<TopicKey>,
     was_connected: bool,
     next_look: Time,
+    /// What concerns topics whose places a stream gives; none without one.
+    pub(super) sequencing: Option<Sequencing>,
 }
 
 /// Why a message for NATS is not taken.
@@ -79,6 +93,10 @@ pub(super) enum Obstacle {
     Down,
     /// As much waits to be sent as may.
     Full,
+    /// The stream was not read yet.
+    NoStream,
+    /// The topic comes from NATS, and nothing goes there.
+    ReadOnly,
     /// The server takes no message of this size.
     TooLarge {
         /// Bytes of the message.
@@ -93,6 +111,8 @@ impl Obstacle {
     pub(super) fn receipt(&self) -> Receipt {
         match self {
             Self::Down => Receipt::refused(503, "nats_unavailable", NO_NATS, Some(RETRY_MS)),
+            Self::NoStream => Receipt::refused(503, "nats_unavailable", NO_STREAM, Some(RETRY_MS)),
+            Self::ReadOnly => Receipt::refused(403, "read_only", READ_ONLY, None),
             Self::Full => {
                 let message = "as many messages wait to be sent to NATS as may (limits.nats_outbox_bytes_max, nats_outbox_messages)";
                 Receipt::refused(429, "nats_behind", message, Some(RETRY_MS))
@@ -105,7 +125,9 @@ impl Obstacle {
     pub(super) fn reason(&self) -> String {
         match self {
             Self::TooLarge { bytes, max } => format!("message is {bytes} bytes, NATS takes {max} for this topic"),
-            _ => NO_NATS.to_owned(),
+            Self::NoStream => NO_STREAM.to_owned(),
+            Self::ReadOnly => READ_ONLY.to_owned(),
+            Self::Down | Self::Full => NO_NATS.to_owned(),
         }
     }
 
@@ -113,7 +135,8 @@ impl Obstacle {
     pub(super) fn close_cause(&self) -> CloseCause {
         match self {
             Self::TooLarge { .. } => CloseCause::TooBig,
-            _ => CloseCause::NatsUnavailable,
+            Self::ReadOnly => CloseCause::ReadOnly,
+            Self::Down | Self::Full | Self::NoStream => CloseCause::NatsUnavailable,
         }
     }
 }
@@ -121,12 +144,13 @@ impl Obstacle {
 impl Bridge {
     pub(super) fn new(port: Port, rules: Arc<Rules>, now: Time) -> Self {
         let (listened, waiters, held) = (HashMap::new(), Vec::new(), Vec::new());
-        Self { port, rules, listened, stuck: None, waiters, held, was_connected: false, next_look: now }
+        let sequencing = (port.status().stream() != StreamState::None).then(Sequencing::default);
+        Self { port, rules, listened, stuck: None, waiters, held, was_connected: false, next_look: now, sequencing }
     }
 
     /// What keeps a message of so many bytes for a topic that goes out from being taken, but for want of room.
-    fn obstacle(&self, bytes: usize) -> Option<Obstacle> {
-        let max = (self.port.status().max_payload.value() as usize).saturating_sub(HEADERS_BYTES_MAX);
+    fn obstacle(&self, bytes: usize, headers: usize) -> Option<Obstacle> {
+        let max = (self.port.status().max_payload.value() as usize).saturating_sub(headers);
         if !self.port.status().is_connected() {
             Some(Obstacle::Down)
         } else if bytes > max {
@@ -136,8 +160,13 @@ impl Bridge {
         }
     }
 
+    /// Whether everything of a topic comes here, after the position that it began with.
+    pub(super) fn has_begun(&self, key: TopicKey) -> bool {
+        self.listened.get(&key).is_some_and(|listened| listened.begun)
+    }
+
     /// Where what is published to a topic goes in NATS, if it does.
-    fn subject_out(&self, key: TopicKey, name: &TopicName) -> Option<Arc<str>> {
+    pub(super) fn subject_out(&self, key: TopicKey, name: &TopicName) -> Option<Arc<str>> {
         match self.listened.get(&key) {
             Some(topic) => topic.goes_out.then(|| Arc::clone(&topic.subject)),
             None => self.rules.find(name).filter(|bridged| bridged.goes_out).map(|bridged| Arc::from(bridged.subject)),
@@ -162,9 +191,14 @@ impl<D: Driver> Gateway<D> {
         }
         let Some(bridged) = bridge.rules.find(name).filter(|bridged| bridged.comes_in) else { return true };
         let subject: Arc<str> = Arc::from(bridged.subject);
-        let may = bridge.port.subscribe(key, Arc::clone(&subject));
+        let after = self
+            .topics
+            .get(key)
+            .filter(|topic| topic.is_sequenced())
+            .map(|topic| Position { epoch: topic.epoch, offset: topic.raw.offset() });
+        let may = bridge.port.subscribe(key, Arc::clone(&subject), after);
         if may {
-            bridge.listened.insert(key, Listened { subject, goes_out: bridged.goes_out, idle_since: None });
+            bridge.listened.insert(key, Listened { subject, goes_out: bridged.goes_out, begun: false, idle_since: None });
         }
         may
     }
@@ -189,7 +223,14 @@ impl<D: Driver> Gateway<D> {
 
     /// What keeps a message of a WebSocket, or of a request, from being taken for a topic; `None` where nothing does.
     pub(super) fn obstacle_of_nats(&self, key: TopicKey, bytes: usize) -> Option<Obstacle> {
-        self.bridge.as_ref().filter(|_| self.goes_out(key)).and_then(|bridge| bridge.obstacle(bytes))
+        let bridge = self.bridge.as_ref()?;
+        let is_sequenced = bridge.sequencing.is_some() && self.topics.name(key).is_some_and(|name| self.is_sequenced(name));
+        if !self.goes_out(key) {
+            return is_sequenced.then_some(Obstacle::ReadOnly);
+        }
+        let status = bridge.port.status();
+        let no_stream = is_sequenced && status.read.value().is_none();
+        bridge.obstacle(bytes, if is_sequenced { TRACKED_BYTES_MAX } else { HEADERS_BYTES_MAX }).or(no_stream.then_some(Obstacle::NoStream))
     }
 
     /// Whether the outbox has room for what is published to a topic at its home. Where the home is elsewhere that one asks.
@@ -222,12 +263,22 @@ impl<D: Driver> Gateway<D> {
     }
 
     /// A message has its place in a topic: it goes to NATS, if the topic does.
-    pub(super) fn send_to_nats(&mut self, key: TopicKey, kind: MessageKind, payload: &[u8], attributes: Option<&Attributes>) {
+    pub(super) fn send_to_nats(
+        &mut self,
+        key: TopicKey,
+        kind: MessageKind,
+        payload: &[u8],
+        attributes: Option<&Attributes>,
+        sender: ConnId,
+    ) {
+        let is_sequenced = self.topics.get(key).is_some_and(Topic::is_sequenced);
         let Some(bridge) = &mut self.bridge else { return };
         let Some(name) = self.topics.name(key) else { return };
         let Some(subject) = bridge.subject_out(key, name) else { return };
         let event = attributes.and_then(|attributes| attributes.event.clone());
-        let message = Outgoing { subject, payload: Bytes::copy_from_slice(payload), kind, event };
+        let no_echo = attributes.is_some_and(|attributes| attributes.no_echo);
+        let tracked = is_sequenced.then(|| Box::new(Tracked { sender, token: None, id: None, no_echo }));
+        let message = Outgoing { subject, payload: Bytes::copy_from_slice(payload), kind, event, tracked };
         bridge.port.publish(message);
     }
 
@@ -241,7 +292,7 @@ impl<D: Driver> Gateway<D> {
             for frame in frames {
                 let (kind, payload) = message(&range.as_slice()[from as usize..frame.end as usize]);
                 from = frame.end;
-                self.send_to_nats(key, kind, payload, frame.attributes.as_deref());
+                self.send_to_nats(key, kind, payload, frame.attributes.as_deref(), frame.sender);
             }
         }
     }
@@ -250,17 +301,30 @@ impl<D: Driver> Gateway<D> {
     pub(super) fn attend_to_nats(&mut self) {
         let Some(bridge) = &mut self.bridge else { return };
         bridge.port.answer_bell();
-        // A frozen shard leaves it where it is: its topics get no more.
-        for _ in 0..if self.frozen { 0 } else { INBOX_BUDGET } {
+        let read = bridge.port.status().read.value();
+        let mut left = INBOX_BUDGET;
+        while left > 0 {
+            left -= 1;
             let Some(bridge) = &mut self.bridge else { return };
-            let Some(incoming) = bridge.stuck.take().or_else(|| bridge.port.receive()) else { break };
-            if let Some(incoming) = self.take_from_nats(incoming)
+            let stashed = bridge.sequencing.as_mut().filter(|_| !self.frozen).and_then(|sequencing| sequencing.stash.pop_front());
+            let Some(notice) = bridge.stuck.take().or(stashed).or_else(|| bridge.port.receive()) else { break };
+            if let Some(notice) = self.take_notice(notice)
                 && let Some(bridge) = &mut self.bridge
             {
-                bridge.stuck = Some(incoming);
-                break;
+                bridge.stuck = Some(notice);
+                left = 0;
             }
         }
+        let Some(bridge) = &mut self.bridge else { return };
+        if let Some(sequencing) = &mut bridge.sequencing
+            && bridge.stuck.is_none()
+            && sequencing.stash.is_empty()
+            && !bridge.port.has_incoming()
+        {
+            // What was told before that was read has all been taken.
+            sequencing.reached = read;
+        }
+        self.see_to_early();
         let Some(bridge) = &mut self.bridge else { return };
         if bridge.port.has_room() {
             for key in std::mem::take(&mut bridge.held) {
@@ -291,6 +355,37 @@ impl<D: Driver> Gateway<D> {
         }
     }
 
+    /// Takes what NATS has to say; back when it cannot be taken now.
+    fn take_notice(&mut self, notice: Notice) -> Option<Notice> {
+        match notice {
+            // A frozen shard's topics get no more; what else comes it has to know of to come to rest.
+            notice @ (Notice::Message(_) | Notice::Lost { .. } | Notice::Begun { .. }) if self.frozen => return self.stash(notice),
+            Notice::Message(incoming) => return self.take_from_nats(incoming).map(Notice::Message),
+            Notice::Lost { topic, to } => self.lost(topic, to),
+            Notice::Begun { topic } => {
+                let listened = self.bridge.as_mut().and_then(|bridge| bridge.listened.get_mut(&topic));
+                listened.into_iter().for_each(|listened| listened.begun = true);
+            }
+            Notice::Answer { token, answer } => self.take_answer(token, answer),
+            Notice::Untaken { conn } => self.untaken(conn),
+            Notice::Fetched { token, fetched } => self.fetched(token, *fetched),
+        }
+        None
+    }
+
+    /// Keeps what came for later; back when as much is kept as may be, or nothing that matters can lie behind it.
+    fn stash(&mut self, notice: Notice) -> Option<Notice> {
+        let max = self.limits.nats_inbox_messages as usize;
+        let sequencing = self.bridge.as_mut().and_then(|bridge| bridge.sequencing.as_mut());
+        match sequencing.filter(|sequencing| sequencing.stash.len() < max) {
+            Some(sequencing) => {
+                sequencing.stash.push_back(notice);
+                None
+            }
+            None => Some(notice),
+        }
+    }
+
     /// Gives a message from NATS its place; back when its topic takes none now.
     fn take_from_nats(&mut self, incoming: Incoming) -> Option<Incoming> {
         // In a process that is about to give out its topics they get no more.
@@ -299,10 +394,19 @@ impl<D: Driver> Gateway<D> {
         if !topic.takes_messages(&self.limits) || self.shared.is_over_memory() {
             return Some(incoming);
         }
-        let Incoming { topic, payload, kind, event } = incoming;
-        let attributes = Attributes::of_event(event);
+        if let Some(numbered) = incoming.numbered
+            && (!topic.is_sequenced() || numbered.offset <= topic.raw.offset())
+        {
+            return None;
+        }
+        let Incoming { topic, payload, kind, event, numbered } = incoming;
+        let attributes = match numbered {
+            Some(Numbered { offset, no_echo, .. }) => Some(Arc::new(Attributes { event, no_echo, offset: Some(offset) })),
+            None => Attributes::of_event(event),
+        };
         let (header, len) = server_header(kind.opcode(), payload.len());
-        let sender = ConnId { shard: ShardId(u16::MAX), key: NATS };
+        let nobody = ConnId { shard: ShardId(u16::MAX), key: NATS };
+        let sender = numbered.and_then(|numbered| numbered.sender).unwrap_or(nobody);
         self.append_at_home(topic, |log| log.append_with(sender, attributes, &header[..len], &payload));
         None
     }
@@ -316,6 +420,7 @@ impl<D: Driver> Gateway<D> {
         bridge.next_look = self.now + INTEREST;
         let patience = Duration::from_millis(self.limits.nats_interest_ms);
         let (topics, now, port) = (&self.topics, self.now, &mut bridge.port);
+        let mut dropped = Vec::new();
         bridge.listened.retain(|&key, listened| {
             if topics.get(key).is_some_and(is_wanted) {
                 listened.idle_since = None;
@@ -324,9 +429,13 @@ impl<D: Driver> Gateway<D> {
             let keeps = now.since(*listened.idle_since.get_or_insert(now)) < patience;
             if !keeps {
                 port.unsubscribe(key);
+                dropped.push(key);
             }
             keeps
         });
+        for key in dropped {
+            self.forget_sequenced(key);
+        }
     }
 
     /// Whether everything that goes to NATS is on its way.
@@ -346,7 +455,8 @@ impl<D: Driver> Gateway<D> {
         let bridge = self.bridge.as_ref()?;
         let waits = bridge.port.overflows() || !bridge.waiters.is_empty() || !bridge.held.is_empty();
         let room = waits.then_some(if bridge.port.status().is_connected() { super::POLL } else { AWAY });
-        let stuck = bridge.stuck.is_some().then_some(super::POLL);
+        let early = bridge.sequencing.as_ref().is_some_and(|sequencing| !sequencing.early.is_empty());
+        let stuck = (bridge.stuck.is_some() || early).then_some(super::POLL);
         let incoming = (bridge.stuck.is_none() && bridge.port.has_incoming()).then_some(Duration::ZERO);
         let interest = (!bridge.listened.is_empty()).then(|| bridge.next_look.since(self.now).max(super::POLL));
         [room, stuck, incoming, interest].into_iter().flatten().min()

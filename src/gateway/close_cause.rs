@@ -88,6 +88,8 @@ causes! {
     Busy = "busy", Gateway, Some(CloseCode::OVER_CAPACITY);
     /// The client publishes to a topic that goes to NATS, to which there is no connection.
     NatsUnavailable = "nats_unavailable", Gateway, Some(CloseCode::OVER_CAPACITY);
+    /// The client publishes to a topic that only comes from NATS.
+    ReadOnly = "read_only", Peer, Some(CloseCode::FORBIDDEN);
     /// The gateway is shutting down.
     Shutdown = "shutdown", Gateway, Some(CloseCode::SERVICE_RESTART);
     /// The gateway hands some of its clients to others.

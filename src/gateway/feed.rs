@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use crate::engine::log::{Log, Pin};
+use crate::engine::log::{Frame, Log, Pin};
 use crate::engine::segment::Gather;
 use crate::hub::Members;
 use crate::ids::TopicKey;
@@ -38,6 +38,8 @@ pub(super) struct Feed {
     pub(super) log: Log,
     /// The offset of the last message before the log began; the first one in it has the next.
     pub(super) base: u64,
+    /// Where the offsets are given by a sequencer outside: that of the newest message, or how far it was read when this began. They are not dense then.
+    pub(super) newest: Option<u64>,
     pub(super) members: Members,
     pub(super) lap: LapSlot,
     /// In the row of feeds on a lap.
@@ -48,12 +50,40 @@ pub(super) struct Feed {
 
 impl Feed {
     pub(super) fn new(log: Log, base: u64) -> Self {
-        Self { log, base, members: Members::default(), lap: LapSlot::default(), queued: false, parked: false }
+        Self { log, base, newest: None, members: Members::default(), lap: LapSlot::default(), queued: false, parked: false }
     }
 
     /// The offset of the newest message.
     pub(super) fn offset(&self) -> u64 {
-        self.base + self.log.frames()
+        self.newest.unwrap_or(self.base + self.log.frames())
+    }
+
+    /// The offset of the frame of this number.
+    pub(super) fn offset_of(&self, number: u64, frame: &Frame) -> u64 {
+        frame.offset().unwrap_or(self.base + number + 1)
+    }
+
+    /// The offset of the last message between two positions that are not the same.
+    pub(super) fn offset_before(&self, from: &Pin, next: &Pin) -> u64 {
+        if self.newest.is_none() || next.offset() == self.log.end() {
+            return if self.newest.is_none() { self.base + next.frame() } else { self.offset() };
+        }
+        let (end, mut last) = (next.frame(), self.base);
+        from.each(|number, frame, _| {
+            let wanted = number < end;
+            if wanted {
+                last = self.offset_of(number, frame);
+            }
+            wanted
+        });
+        last
+    }
+
+    /// Messages were appended.
+    pub(super) fn grown(&mut self) {
+        if let (Some(newest), Some(last)) = (&mut self.newest, self.log.last_offset()) {
+            *newest = last;
+        }
     }
 
     /// Whether nobody needs it.

@@ -13,8 +13,10 @@ use crate::proto::topic::TopicName;
 pub(super) fn make(format: Format, topic: &TopicName, fresh: &Pin, base: u64, epoch: Epoch, out: &mut Vec<u8>, made: &mut Log) {
     fresh.each(|number, frame, bytes| {
         out.clear();
-        push(format, out, topic, Position { epoch, offset: base + number + 1 }, frame, bytes.as_slice());
-        made.append(if frame.is_not_echoed() { frame.sender } else { BEFORE }, out, &[]);
+        let offset = frame.offset().unwrap_or(base + number + 1);
+        push(format, out, topic, Position { epoch, offset }, frame, bytes.as_slice());
+        let attributes = frame.offset().and(frame.attributes.clone());
+        made.append_with(if frame.is_not_echoed() { frame.sender } else { BEFORE }, attributes, out, &[]);
         true
     });
 }

@@ -157,10 +157,10 @@ impl<D: Driver> Gateway<D> {
             State::Room => Doing::Room {
                 topic: session.topic.and_then(|topic| self.topics.name(topic))?.clone(),
                 no_echo: session.no_echo,
-                after: cold.and_then(|cold| cold.replay_after),
+                after: cold.and_then(|cold| cold.replay_after).map_or_else(|| self.place_to_inherit(session.topic), |at| Some(at.offset)),
             },
             State::Echo => Doing::Echo,
-            State::Stream | State::Json => session.stream()?.to_inherit(),
+            State::Stream | State::Json => session.stream()?.to_inherit(self.epoch),
             State::Finishing | State::Lingering => Doing::Ending,
             State::Joining | State::Polling | State::Body | State::Awaiting | State::Closed => return None,
         };
@@ -212,7 +212,7 @@ impl<D: Driver> Gateway<D> {
             }
             Doing::Room { topic, no_echo, after } => {
                 self.inherit_transport(key, Transport::Ws);
-                let start = after.map(|offset| Start::After(Position { epoch: self.epoch, offset }));
+                let start = after.map(|offset| Start::After(Position { epoch: self.epoch_of(&topic), offset }));
                 self.join(key, topic, no_echo, start, Vec::new());
             }
             Doing::Echo => {
@@ -221,11 +221,13 @@ impl<D: Driver> Gateway<D> {
             }
             Doing::Stream { retry_ms, window_ms, topics } => {
                 self.inherit_transport(key, Transport::Sse);
-                self.begin_stream(key, Stream::inherited(Kind::Events, topics, self.epoch, retry_ms, window_ms));
+                let stream = Stream::inherited(Kind::Events, topics, |name| self.epoch_of(name), retry_ms, window_ms);
+                self.begin_stream(key, stream);
             }
             Doing::Json { topics } => {
                 self.inherit_transport(key, Transport::Ws);
-                self.begin_stream(key, Stream::inherited(Kind::Json, topics, self.epoch, 0, 0));
+                let stream = Stream::inherited(Kind::Json, topics, |name| self.epoch_of(name), 0, 0);
+                self.begin_stream(key, stream);
             }
             Doing::Ending => {
                 let Some(session) = self.sessions.get_mut(key) else { return };

@@ -125,6 +125,12 @@ impl History {
         self.oldest.as_mut().is_some_and(|oldest| log.compact(oldest))
     }
 
+    /// Lets go of everything. By how many bytes the history has grown.
+    pub(super) fn drop_all(&mut self, log: &Log) -> i64 {
+        self.clear();
+        self.recharge(log)
+    }
+
     fn clear(&mut self) {
         self.oldest = None;
         self.marks = VecDeque::new();

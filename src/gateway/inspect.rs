@@ -454,8 +454,8 @@ impl<D: Driver> Gateway<D> {
             topic: name.as_str().to_owned(),
             shard: self.shard.0,
             subscribers: topic.members() + side.home.members(),
-            pos: (offset > 0).then(|| Position { epoch: self.epoch, offset }.to_string()),
-            messages: offset,
+            pos: (offset > 0).then(|| Position { epoch: topic.epoch, offset }.to_string()),
+            messages: if topic.is_sequenced() { topic.raw.log.frames() } else { offset },
             history: topic.raw.log.frames() - side.history.first(&topic.raw.log),
             history_bytes: side.history.bytes(),
             lag_bytes: topic.lag(),
@@ -546,6 +546,7 @@ fn topic_weight(topic: &Topic, order: TopicOrder) -> Option<u64> {
     let Role::Home(side) = &topic.role else { return None };
     Some(match order {
         TopicOrder::Subscribers => topic.members() + side.home.members(),
+        TopicOrder::Messages if topic.is_sequenced() => topic.raw.log.frames(),
         TopicOrder::Messages => topic.raw.offset(),
         TopicOrder::Bytes => side.history.bytes(),
         TopicOrder::Lag => topic.lag(),

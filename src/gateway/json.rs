@@ -221,10 +221,10 @@ impl<D: Driver> Gateway<D> {
 
     /// Tells a client that it is subscribed; messages come behind that.
     pub(super) fn tell_subscribed(&mut self, key: ConnKey, replay: &Replay) {
-        let position = Position { epoch: self.epoch, offset: replay.at };
         let Some(stream) = self.sessions.get_mut(key).and_then(|session| session.stream_mut()) else { return };
         let Some(Asked { number, id, resumes, .. }) = stream.talk.asked.take() else { return };
-        let topic = stream.parts[usize::from(number)].name.clone();
+        let part = &stream.parts[usize::from(number)];
+        let (topic, position) = (part.name.clone(), Position { epoch: part.epoch, offset: replay.at });
         let recovered = resumes && replay.gap.is_none();
         self.say(key, &Reply::Subscribed { id: id.as_deref(), topic: topic.as_str(), position, recovered, replayed: replay.count });
     }
@@ -244,12 +244,13 @@ impl<D: Driver> Gateway<D> {
 
     /// What a topic's history has is here.
     pub(super) fn answer_history(&mut self, key: ConnKey, replay: &Replay) {
-        let (epoch, retry_ms) = (self.epoch, self.retry_ms());
+        let retry_ms = self.retry_ms();
         let Some(stream) = self.sessions.get_mut(key).and_then(|session| session.stream_mut()) else { return };
         let Some(Asked { number, id, history, .. }) = stream.talk.asked.take() else { return };
         stream.unanswered -= 1;
         let part = &mut stream.parts[usize::from(number)];
         let (name, topic) = (part.name.clone(), part.topic.take());
+        let Some(epoch) = topic.and_then(|topic| self.topics.get(topic)).map(|topic| topic.epoch) else { return };
         let mut body = Vec::new();
         let mut answer = Answer::begin(&mut body);
         if let Some((reason, from)) = replay.gap {
@@ -259,14 +260,15 @@ impl<D: Driver> Gateway<D> {
         let mut left = history.unwrap_or(usize::MAX);
         let mut at = replay.at;
         each_of(&replay.parcel, |frame, bytes| {
-            if add(&mut answer, &mut left, name.as_str(), Position { epoch, offset: at + 1 }, frame, bytes) {
-                at += 1;
+            let position = Position { epoch, offset: frame.offset().unwrap_or(at + 1) };
+            if add(&mut answer, &mut left, name.as_str(), position, frame, bytes) {
+                at = position.offset;
             } else {
                 // What follows would leave a hole.
                 left = 0;
             }
         });
-        answer.finish(Some((epoch, [Some(at)])), retry_ms);
+        answer.finish(Some([(epoch, Some(at))]), retry_ms);
         let mut out = Vec::new();
         write_history(&mut out, id.as_deref(), name.as_str(), &body);
         let (header, len) = server_header(OpCode::Text, out.len());
@@ -309,7 +311,7 @@ impl<D: Driver> Gateway<D> {
         let event = publish.event.as_ref().map(|event| event.as_str().into());
         let attributes = match publish.echo {
             true => Attributes::of_event(event),
-            false => Some(Arc::new(Attributes { event, no_echo: true })),
+            false => Some(Arc::new(Attributes { event, no_echo: true, offset: None })),
         };
         let offer = Offer {
             topic: publish.topic,

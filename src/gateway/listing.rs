@@ -76,7 +76,7 @@ impl<D: Driver> Gateway<D> {
             let offset = topic.raw.offset();
             Listed {
                 topic: name.as_str(),
-                position: (offset > 0).then_some(Position { epoch: self.epoch, offset }),
+                position: (offset > 0).then_some(Position { epoch: topic.epoch, offset }),
                 subscribers: topic.members() + side.home.members(),
                 messages: topic.raw.log.frames() - side.history.first(&topic.raw.log),
             }

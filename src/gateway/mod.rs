@@ -54,6 +54,7 @@ mod requests;
 mod rooms;
 mod seats;
 mod seldom;
+mod sequenced;
 mod session;
 mod shared;
 mod snapshot;

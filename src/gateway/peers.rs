@@ -16,6 +16,7 @@
 
 use super::Gateway;
 use super::MAILBOX_BUDGET;
+use super::bridge::SUBSCRIPTIONS_FULL;
 use super::close_cause::CloseCause;
 use super::feed::FeedKey;
 use super::listing::Listing;
@@ -23,16 +24,15 @@ use super::places::Places;
 use super::publishing::{Offer, Receipt, Ticket};
 use super::rate::OverRate;
 use super::replay::Replay;
-use super::rooms::TOPICS_FULL;
 use super::seats::Guest;
-use super::topic::{HeldParcel, Role};
+use super::topic::{HeldParcel, Role, Topic};
 use crate::engine::driver::Driver;
 use crate::engine::log::Parcel;
 use crate::engine::sys::Socket;
 use crate::ids::{ConnId, ConnKey, ShardId, TopicKey};
 use crate::proto::client_address::Prefix;
 use crate::proto::listing::ListCursor;
-use crate::proto::position::Start;
+use crate::proto::position::{Position, Start};
 use crate::proto::topic::TopicName;
 use crate::time::Time;
 
@@ -65,15 +65,26 @@ pub enum ShardMessage {
         key: TopicKey,
         /// What its home calls it.
         home: TopicKey,
-        /// The offset of its newest message.
-        offset: u64,
+        /// The position of its newest message.
+        newest: Position,
+        /// Whether a sequencer outside gives the offsets.
+        sequenced: bool,
         /// Its places, where there is a bound to them.
         places: Option<Places>,
     },
-    /// There are as many topics as there may be.
+    /// There can be no such topic now.
     Refused {
         /// What you call the topic.
         key: TopicKey,
+        /// Why.
+        why: &'static str,
+    },
+    /// Messages of the topic may be missing; what comes next is after this position.
+    Lost {
+        /// What you call the topic.
+        key: TopicKey,
+        /// The position.
+        to: Position,
     },
     /// The sender has nobody left who wants it.
     Unsubscribe {
@@ -108,8 +119,8 @@ pub enum ShardMessage {
     Deliver {
         /// What you call the topic.
         key: TopicKey,
-        /// The offset before the first message.
-        after: u64,
+        /// The offset before the first message, where offsets are dense.
+        after: Option<u64>,
         /// The home's offset after them.
         upto: u64,
         /// The frames.
@@ -205,8 +216,15 @@ impl<D: Driver> Gateway<D> {
         match message {
             ShardMessage::Adopt { socket, prefix } => self.adopt(socket, prefix),
             ShardMessage::Subscribe { name, key } => self.subscribe(from, name, key),
-            ShardMessage::Subscribed { key, home, offset, places } => self.subscribed(key, home, offset, places),
-            ShardMessage::Refused { key } => self.topic_refused(key),
+            ShardMessage::Subscribed { key, home, newest, sequenced, places } => {
+                if let Some(topic) = self.topics.get_mut(key) {
+                    topic.epoch = newest.epoch;
+                    topic.raw.newest = sequenced.then_some(newest.offset);
+                }
+                self.subscribed(key, home, newest.offset, places);
+            }
+            ShardMessage::Refused { key, why } => self.topic_refused(key, why),
+            ShardMessage::Lost { key, to } => self.lost(key, to),
             ShardMessage::Unsubscribe { home } => self.unsubscribe(from, home),
             ShardMessage::Publish { home, key, parcel } => self.published_elsewhere(from, home, key, parcel),
             ShardMessage::Published { key } => self.publish_taken(key),
@@ -227,18 +245,19 @@ impl<D: Driver> Gateway<D> {
 
     fn subscribe(&mut self, from: ShardId, name: TopicName, key: TopicKey) {
         let Some(home) = self.topics.find(&name).or_else(|| self.make_home_topic(name)) else {
-            self.mailbox.send(from, ShardMessage::Refused { key });
+            self.mailbox.send(from, ShardMessage::Refused { key, why: self.no_topic() });
             return;
         };
         if !self.listen(home) {
-            self.mailbox.send(from, ShardMessage::Refused { key });
+            self.mailbox.send(from, ShardMessage::Refused { key, why: SUBSCRIPTIONS_FULL });
             return self.free_if_unused(home);
         }
         let topic = self.topics.get_mut(home).expect("found or made above");
         let Role::Home(side) = &mut topic.role else { unreachable!("subscriptions go to a topic's home, which all shards agree on") };
         side.home.subscribe(from, key, topic.raw.log.end());
-        let (offset, places) = (topic.raw.offset(), topic.places.clone());
-        self.mailbox.send(from, ShardMessage::Subscribed { key, home, offset, places });
+        let newest = Position { epoch: topic.epoch, offset: topic.raw.offset() };
+        let (sequenced, places) = (topic.is_sequenced(), topic.places.clone());
+        self.mailbox.send(from, ShardMessage::Subscribed { key, home, newest, sequenced, places });
     }
 
     fn subscribed(&mut self, key: TopicKey, home: TopicKey, offset: u64, places: Option<Places>) {
@@ -275,11 +294,11 @@ impl<D: Driver> Gateway<D> {
         self.free_if_unused(key);
     }
 
-    fn topic_refused(&mut self, key: TopicKey) {
+    fn topic_refused(&mut self, key: TopicKey, why: &str) {
         let Some(topic) = self.topics.remove(key) else { return };
         if let Role::Away(mut side) = topic.role {
             for guest in side.joining.take() {
-                self.refuse_waiting(guest.conn, CloseCause::OverCapacity, TOPICS_FULL);
+                self.refuse_waiting(guest.conn, CloseCause::OverCapacity, why);
             }
         }
     }
@@ -312,7 +331,10 @@ impl<D: Driver> Gateway<D> {
         self.take_said_in_parcel(from, home, key, &mut parcel);
         if parcel.frames > 0 {
             self.send_parcel_to_nats(home, &parcel);
-            self.append_at_home(home, |log| log.append_parcel(parcel));
+            // Where a stream gives the places, it comes back with its own.
+            if !self.topics.get(home).is_some_and(Topic::is_sequenced) {
+                self.append_at_home(home, |log| log.append_parcel(parcel));
+            }
         }
         self.mailbox.send(from, ShardMessage::Published { key });
     }
@@ -349,11 +371,14 @@ impl<D: Driver> Gateway<D> {
         self.free_if_unused(key);
     }
 
-    fn deliver(&mut self, key: TopicKey, after: u64, upto: u64, parcel: Parcel) {
+    fn deliver(&mut self, key: TopicKey, after: Option<u64>, upto: u64, parcel: Parcel) {
         let Some(topic) = self.topics.get_mut(key) else { return };
         let offset = topic.raw.offset();
-        assert!(after == offset, "messages between shards follow on each other: after {after}, where {offset} was the last");
-        let laps = topic.append(self.now, self.epoch, &mut self.scratch, |log| log.append_parcel(parcel));
+        assert!(
+            after.is_none_or(|after| after == offset),
+            "messages between shards follow on each other: after {after:?}, where {offset} was the last"
+        );
+        let laps = topic.append(self.now, &mut self.scratch, |log| log.append_parcel(parcel));
         topic.acknowledge_later(upto);
         self.busy = true;
         if !std::mem::replace(&mut topic.warm, true) {
@@ -428,7 +453,7 @@ impl<D: Driver> Gateway<D> {
                     for target in side.home.due() {
                         let from = target.waiting.take().expect("due targets have something waiting");
                         let Some((parcel, next)) = from.parcel(BATCH_BYTES_MAX) else { continue };
-                        let after = topic.raw.base + from.frame();
+                        let after = topic.raw.newest.is_none().then(|| topic.raw.base + from.frame());
                         let message = ShardMessage::Deliver { key: target.key, after, upto: next.offset(), parcel };
                         target.sent((next.offset() < topic.raw.log.end()).then_some(next));
                         self.mailbox.send(target.shard, message);

@@ -14,7 +14,7 @@ use crate::ids::ConnKey;
 use crate::proto::gap::Gap;
 use crate::proto::http::Response;
 use crate::proto::poll::{Answer, Message};
-use crate::proto::position::{Epoch, Position};
+use crate::proto::position::Position;
 
 /// The bytes of one answer, unless a single message is larger; what is left is for the next.
 const ANSWER_BYTES_MAX: usize = 256 * 1024;
@@ -58,7 +58,6 @@ pub(super) fn add(answer: &mut Answer<'_>, left: &mut usize, topic: &str, positi
 impl<D: Driver> Gateway<D> {
     /// All topics of a poll have answered.
     pub(super) fn open_poll(&mut self, key: ConnKey, arrived: Vec<(u16, Replay)>) {
-        let epoch = self.epoch;
         let Some(session) = self.sessions.get_mut(key) else { return };
         session.state = State::Polling;
         let Some(stream) = session.stream_mut() else { return };
@@ -70,14 +69,14 @@ impl<D: Driver> Gateway<D> {
             let part = &mut stream.parts[usize::from(*number)];
             if let Some((reason, from)) = replay.gap {
                 self.counters.gaps.of(reason.into()).add(1);
-                let to = Position { epoch, offset: replay.at };
+                let to = Position { epoch: part.epoch, offset: replay.at };
                 answer.gap(&Gap { topic: part.name.as_str(), from, to, reason });
             }
             part.at = replay.at;
             each_of(&replay.parcel, |frame, bytes| {
-                let position = Position { epoch, offset: part.at + 1 };
+                let position = Position { epoch: part.epoch, offset: frame.offset().unwrap_or(part.at + 1) };
                 if add(&mut answer, &mut left, part.name.as_str(), position, frame, bytes) {
-                    part.at += 1;
+                    part.at = position.offset;
                 } else {
                     // What follows would leave a hole: the next answer begins here.
                     left = 0;
@@ -93,14 +92,13 @@ impl<D: Driver> Gateway<D> {
             // It may have gone while its topics were asked.
             return self.end_if_gone(key);
         }
-        finish(answer, epoch, stream);
+        finish(answer, stream);
         self.answer_poll(key, body);
     }
 
     /// Answers the polls for which a message has come.
     pub(super) fn answer_polls(&mut self) {
         while let Some(key) = self.ready_polls.pop() {
-            let epoch = self.epoch;
             let Some(session) = self.sessions.get_mut(key) else { continue };
             if session.state != State::Polling {
                 continue;
@@ -115,7 +113,7 @@ impl<D: Driver> Gateway<D> {
                 let Some(from) = seat.behind() else { continue };
                 let base = self.topics.get(seat.feed.topic).map_or(0, |topic| topic.raw.base);
                 from.each(|frame, about, bytes| {
-                    let position = Position { epoch, offset: base + frame + 1 };
+                    let position = Position { epoch: part.epoch, offset: about.offset().unwrap_or(base + frame + 1) };
                     let fits = add(&mut answer, &mut left, part.name.as_str(), position, about, bytes.as_slice());
                     if fits {
                         part.at = position.offset;
@@ -123,28 +121,26 @@ impl<D: Driver> Gateway<D> {
                     fits
                 });
             }
-            finish(answer, epoch, stream);
+            finish(answer, stream);
             self.answer_poll(key, body);
         }
     }
 
     /// Nothing came in time.
     pub(super) fn poll_timed_out(&mut self, key: ConnKey) {
-        let epoch = self.epoch;
         let Some(stream) = self.sessions.get_mut(key).and_then(|session| session.stream_mut()) else { return };
         let mut body = Vec::new();
-        finish(Answer::begin(&mut body), epoch, stream);
+        finish(Answer::begin(&mut body), stream);
         self.answer_poll(key, body);
     }
 
     /// The operator has something to say: that is an answer.
     pub(super) fn announce_to_poll(&mut self, key: ConnKey, text: &str) {
-        let epoch = self.epoch;
         let Some(stream) = self.sessions.get_mut(key).and_then(|session| session.stream_mut()) else { return };
         let mut body = Vec::new();
         let mut answer = Answer::begin(&mut body);
         answer.announcement(text);
-        finish(answer, epoch, stream);
+        finish(answer, stream);
         self.answer_poll(key, body);
     }
 
@@ -184,6 +180,6 @@ impl<D: Driver> Gateway<D> {
     }
 }
 
-fn finish(answer: Answer<'_>, epoch: Epoch, stream: &Stream) {
-    answer.finish(Some((epoch, stream.offsets())), stream.retry_ms);
+fn finish(answer: Answer<'_>, stream: &Stream) {
+    answer.finish(Some(stream.places()), stream.retry_ms);
 }

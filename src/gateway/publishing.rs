@@ -16,7 +16,7 @@ use super::peers::ShardMessage;
 use super::polls::for_origin;
 use super::rooms::TOPICS_FULL;
 use super::session::State;
-use super::topic::Role;
+use super::topic::{Role, Topic};
 use crate::engine::driver::Driver;
 use crate::engine::log::Attributes;
 use crate::ids::{ConnId, ConnKey, ShardId, TopicKey};
@@ -362,12 +362,19 @@ impl<D: Driver> Gateway<D> {
             return Some(Receipt::refused(429, "over_capacity", message, Some(RETRY_MS)));
         }
         let known = self.topics.find(&offer.topic);
-        if let Some(position) = offer.id.as_ref().and_then(|id| self.keys.find(&offer.topic, id, self.now, &self.limits)) {
+        if let Some(position) = offer
+            .id
+            .as_ref()
+            .filter(|_| !self.is_sequenced(&offer.topic))
+            .and_then(|id| self.keys.find(&offer.topic, id, self.now, &self.limits))
+        {
             let subscribers = known.map_or(0, |home| self.subscribers(home));
             return Some(Receipt::Published { position, subscribers, duplicate: true });
         }
         let Some(home) = known.or_else(|| self.make_home_topic(offer.topic.clone())) else {
-            return Some(Receipt::refused(503, "too_many_topics", TOPICS_FULL, Some(RETRY_MS)));
+            let why = self.no_topic();
+            let code = if why == TOPICS_FULL { "too_many_topics" } else { "nats_unavailable" };
+            return Some(Receipt::refused(503, code, why, Some(RETRY_MS)));
         };
         let receipt = self.number_offer(from, home, offer);
         self.free_if_unused(home);
@@ -389,6 +396,10 @@ impl<D: Driver> Gateway<D> {
             self.counters.rate_limited.of(over.limit).add(1);
             return Some(Receipt::refused(429, "rate_limited", over.message(), Some(over.retry_ms())));
         }
+        if self.topics.get(home).is_some_and(Topic::is_sequenced) {
+            self.send_offer_to_stream(from, home, offer);
+            return None;
+        }
         let receipt = match offer.ack {
             Ack::Accepted => None,
             Ack::Sent => match self.begin_receipt() {
@@ -404,7 +415,7 @@ impl<D: Driver> Gateway<D> {
         let (header, len) = server_header(offer.kind.opcode(), offer.payload.len());
         let sender = ConnId { shard: from, key: offer.ticket.conn };
         let position = Position { epoch: self.epoch, offset: topic.raw.offset() + 1 };
-        self.send_to_nats(home, offer.kind, &offer.payload, offer.attributes.as_deref());
+        self.send_to_nats(home, offer.kind, &offer.payload, offer.attributes.as_deref(), sender);
         self.append_at_home(home, |log| log.append_with(sender, offer.attributes, &header[..len], &offer.payload));
         if let Some(id) = offer.id {
             self.keys.remember(offer.topic, id, position, self.now, &self.limits);
@@ -417,7 +428,7 @@ impl<D: Driver> Gateway<D> {
     }
 
     /// Members of a topic on all shards, as far as its home knows.
-    fn subscribers(&self, home: TopicKey) -> u64 {
+    pub(super) fn subscribers(&self, home: TopicKey) -> u64 {
         let Some(topic) = self.topics.get(home) else { return 0 };
         let elsewhere = if let Role::Home(side) = &topic.role { side.home.members() } else { 0 };
         topic.members() + elsewhere

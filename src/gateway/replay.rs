@@ -26,11 +26,14 @@ use crate::engine::log::{Parcel, Pin};
 use crate::ids::{ConnId, ConnKey, ShardId, TopicKey};
 use crate::limits::Limits;
 use crate::proto::gap::GapReason;
-use crate::proto::position::{Epoch, Position, Start};
+use crate::proto::position::{Position, Start};
 use crate::time::Time;
 
 /// The bytes of one piece in sends, unless a single message is larger.
 const PIECE_SENDS: u64 = 2;
+
+/// What who comes back is told while the stream that keeps what it wants does not answer.
+pub(super) const NO_PAST: &str = "the stream of this topic does not answer now, or is asked for too much at once (limits.nats_fetches_max)";
 
 /// Why messages may be missing, and after which position.
 pub type Missing = (GapReason, Option<Position>);
@@ -43,9 +46,13 @@ pub struct Replay {
     /// What may be missing before `at`.
     pub gap: Option<Missing>,
     /// How many messages from before it came follow, as of now, in this piece and others.
-    pub count: u64,
+    pub count: Option<u64>,
     /// The messages.
     pub parcel: Parcel,
+    /// The offset after which it goes on.
+    pub next: u64,
+    /// There is nothing of it now, and the guest is to come back.
+    pub refused: bool,
     /// The guest is a member after this.
     pub last: bool,
     /// It had more already than this shard has been sent: it is to get what comes after this offset.
@@ -54,12 +61,19 @@ pub struct Replay {
 
 /// A guest that wants a piece of what was.
 pub(super) struct Asked {
-    from: ShardId,
+    pub(super) from: ShardId,
     /// What the home calls the topic, and what the guest's shard does.
-    home: TopicKey,
-    key: TopicKey,
-    guest: Guest,
-    start: Start,
+    pub(super) home: TopicKey,
+    pub(super) key: TopicKey,
+    pub(super) guest: Guest,
+    pub(super) start: Start,
+}
+
+impl Replay {
+    /// There is nothing between this offset and what is live.
+    pub(super) fn nothing(at: u64) -> Self {
+        Self { at, gap: None, count: Some(0), parcel: Parcel::default(), next: at, refused: false, last: true, after: None }
+    }
 }
 
 impl<D: Driver> Gateway<D> {
@@ -79,7 +93,7 @@ impl<D: Driver> Gateway<D> {
                 self.replay_in_turn(asked);
             }
             Role::Away(_) if start == Start::Latest => {
-                let replay = Replay { at: topic.raw.offset(), gap: None, count: 0, parcel: Parcel::default(), last: true, after: None };
+                let replay = Replay::nothing(topic.raw.offset());
                 self.replayed(topic_key, guest, replay);
             }
             Role::Away(side) => {
@@ -95,7 +109,7 @@ impl<D: Driver> Gateway<D> {
     }
 
     /// Gives out a piece now, unless others wait or this step has given out enough.
-    fn replay_in_turn(&mut self, asked: Asked) {
+    pub(super) fn replay_in_turn(&mut self, asked: Asked) {
         if self.asked.is_empty() && self.replay_bytes_left > 0 {
             self.give_piece(asked);
         } else {
@@ -113,11 +127,17 @@ impl<D: Driver> Gateway<D> {
     }
 
     fn give_piece(&mut self, asked: Asked) {
-        let Asked { from, home, key, guest, start } = asked;
-        if self.topics.get(home).is_none() {
+        if self.topics.get(asked.home).is_none() {
             return;
         }
-        let replay = self.resume_here(home, from, start);
+        let Some(asked) = self.leave_to_stream(asked) else { return };
+        let replay = self.resume_here(asked.home, asked.from, asked.start);
+        self.give(&asked, replay);
+    }
+
+    /// Gives a guest a piece.
+    pub(super) fn give(&mut self, asked: &Asked, replay: Replay) {
+        let &Asked { from, key, guest, .. } = asked;
         self.replay_bytes_left = self.replay_bytes_left.saturating_sub(replay.parcel.bytes);
         if from == self.shard {
             self.replayed(key, guest, replay);
@@ -131,14 +151,22 @@ impl<D: Driver> Gateway<D> {
         let Role::Home(side) = &topic.role else { unreachable!("resumes go to a topic's home, which all shards agree on") };
         // What that shard has of the topic, or is about to get.
         let sent = side.home.waiting(to).map_or(topic.raw.log.frames(), Pin::frame);
-        let (from, gap) = find(topic, start, sent, self.epoch, &self.limits, self.now);
-        let mut replay = Replay { at: topic.raw.base + from, gap, count: 0, parcel: Parcel::default(), last: true, after: None };
+        let (from, gap) = find(topic, start, sent, &self.limits, self.now);
+        let before = topic.offset_before(from);
+        let mut replay = Replay { gap, ..Replay::nothing(before) };
+        if let Start::After(position) = start
+            && gap.is_none()
+        {
+            // Where nothing lies between, it keeps the position that it had.
+            (replay.at, replay.next) = (position.offset, position.offset);
+        }
         if from > sent {
-            replay.after = Some(topic.raw.base + from);
+            replay.after = Some(before);
         } else if let Some(pin) = side.history.seek(from).filter(|_| from < sent) {
             let next = fill(&mut replay.parcel, &pin, sent, PIECE_SENDS * self.limits.send_bytes_max);
             replay.last = next == sent;
-            replay.count = sent - from;
+            replay.count = Some(sent - from);
+            replay.next = replay.parcel.last_offset().unwrap_or(replay.at + replay.parcel.frames);
         }
         self.counters.replayed.add(replay.parcel.frames);
         replay
@@ -153,6 +181,13 @@ impl<D: Driver> Gateway<D> {
         }
         if session.topic != Some(topic_key) || session.seated || session.state.is_over() {
             return;
+        }
+        if replay.refused {
+            return if session.state == State::Joining {
+                self.refuse_waiting(guest.conn, CloseCause::NatsUnavailable, NO_PAST)
+            } else {
+                self.end_with(guest.conn, CloseCause::NatsUnavailable, None, NO_PAST)
+            };
         }
         if session.state == State::Joining {
             if let Some((reason, _)) = replay.gap {
@@ -172,7 +207,7 @@ impl<D: Driver> Gateway<D> {
             return;
         }
         let no_echo = session.no_echo.then_some(ConnId { shard: self.shard, key: guest.conn });
-        let next = replay.at + replay.parcel.frames;
+        let next = Position { epoch: topic.epoch, offset: replay.next };
         let opens = session.state == State::Joining;
         if replay.last {
             session.place = topic.raw.members.join(guest.conn.slot);
@@ -212,9 +247,9 @@ impl<D: Driver> Gateway<D> {
     /// The bytes of the last piece have left: asks for the next, if there is one. Whether it did.
     pub(super) fn replay_more(&mut self, key: ConnKey) -> bool {
         let Some(session) = self.sessions.get_mut(key).filter(|_| !self.frozen) else { return false };
-        let Some(offset) = session.cold.as_mut().and_then(|cold| cold.replay_after.take()) else { return false };
+        let Some(position) = session.cold.as_mut().and_then(|cold| cold.replay_after.take()) else { return false };
         let Some(topic) = session.topic else { return false };
-        let start = Start::After(Position { epoch: self.epoch, offset });
+        let start = Start::After(position);
         self.go_on_replaying(topic, Guest { conn: key, number: 0, turn: 0 }, start);
         true
     }
@@ -222,7 +257,7 @@ impl<D: Driver> Gateway<D> {
     /// Lets in those who had more of a topic than this shard had been sent, once it has that too.
     pub(super) fn seat_latecomers(&mut self, topic_key: TopicKey) {
         let Some(topic) = self.topics.get_mut(topic_key) else { return };
-        let offset = topic.raw.offset();
+        let (epoch, offset) = (topic.epoch, topic.raw.offset());
         let Role::Away(side) = &mut topic.role else { return };
         if side.latecomers.is_empty() {
             return;
@@ -231,13 +266,13 @@ impl<D: Driver> Gateway<D> {
         waiting.into_iter().for_each(|late| side.latecomers.push(late));
         for (guest, after) in due {
             // What this shard has since been sent of the topic beyond that, the home tells.
-            self.go_on_replaying(topic_key, guest, Start::After(Position { epoch: self.epoch, offset: after }));
+            self.go_on_replaying(topic_key, guest, Start::After(Position { epoch, offset: after }));
         }
     }
 }
 
 /// The frame of a topic's log where a start is, at the topic's home, and what is missing before it.
-fn find(topic: &Topic, start: Start, sent: u64, epoch: Epoch, limits: &Limits, now: Time) -> (u64, Option<Missing>) {
+fn find(topic: &Topic, start: Start, sent: u64, limits: &Limits, now: Time) -> (u64, Option<Missing>) {
     let Role::Home(side) = &topic.role else { unreachable!("the caller is the home") };
     let log = &topic.raw.log;
     let first = side.history.first(log);
@@ -248,8 +283,12 @@ fn find(topic: &Topic, start: Start, sent: u64, epoch: Epoch, limits: &Limits, n
         Start::Ago { ms } => (side.history.since(log, limits, now, Duration::from_millis(ms)), None),
         Start::After(position) => {
             let gap = |reason| (first, Some((reason, Some(position))));
-            if position.epoch != epoch {
+            if position.epoch != topic.epoch {
                 return gap(GapReason::Restart);
+            }
+            if topic.is_sequenced() {
+                // What lies above the newest message is a place in the stream where this topic has nothing (`leave_to_stream` has waited for it).
+                return if position.offset < topic.floor() { gap(GapReason::TooOld) } else { (topic.frame_after(position.offset), None) };
             }
             match position.offset.checked_sub(topic.raw.base) {
                 Some(frame) if frame > log.frames() => gap(GapReason::Unknown),

@@ -31,7 +31,7 @@ impl<D: Driver> Gateway<D> {
     /// answered only then, so that a client that is connected is subscribed.
     pub(super) fn join(&mut self, key: ConnKey, name: TopicName, no_echo: bool, start: Option<Start>, upgrade: Vec<u8>) {
         let Some(topic_key) = self.topics.find(&name).or_else(|| self.make_topic(name)) else {
-            return self.refuse_join(key, &upgrade, CloseCause::OverCapacity, TOPICS_FULL);
+            return self.refuse_join(key, &upgrade, CloseCause::OverCapacity, self.no_topic());
         };
         if !self.listen(topic_key) {
             self.refuse_join(key, &upgrade, CloseCause::OverCapacity, SUBSCRIPTIONS_FULL);
@@ -165,19 +165,24 @@ impl<D: Driver> Gateway<D> {
             joining: Seldom::default(),
         };
         let log = new_log(&self.limits, &self.shared);
-        let key = self.topics.insert(name.clone(), Topic::new(Role::Away(Box::new(side)), log, 0));
+        let key = self.topics.insert(name.clone(), Topic::new(Role::Away(Box::new(side)), log, self.epoch, 0));
         self.mailbox.send(home, ShardMessage::Subscribe { name, key });
         Some(key)
     }
 
     pub(super) fn make_home_topic(&mut self, name: TopicName) -> Option<TopicKey> {
+        let sequenced = self.is_sequenced(&name);
+        let began = if sequenced { Some(self.read_up_to()?) } else { None };
         if !self.shared.add_topic() {
             return None;
         }
         let log = new_log(&self.limits, &self.shared);
         let gone = self.past.recall(self.placement.hash(name.as_str()));
         let side = HomeSide { said: gone.said, ..HomeSide::default() };
-        let topic = Topic { places: Places::new(&self.limits), ..Topic::new(Role::Home(Box::new(side)), log, gone.offset) };
+        let mut topic = Topic { places: Places::new(&self.limits), ..Topic::new(Role::Home(Box::new(side)), log, self.epoch, gone.offset) };
+        if let Some(began) = began {
+            topic.begin_anew(began);
+        }
         let key = self.topics.insert(name, topic);
         self.counters.topics.add(1);
         Some(key)
@@ -222,7 +227,7 @@ impl<D: Driver> Gateway<D> {
                 self.forget_bridged(key);
                 debug_assert!(topic.places.as_ref().is_none_or(|places| places.taken() == 0), "nobody is in a topic that goes");
                 let gone = Gone { offset: topic.raw.offset(), said: side.said };
-                if let Some(name) = name.filter(|_| gone.offset > 0) {
+                if let Some(name) = name.filter(|_| gone.offset > 0 && topic.raw.newest.is_none()) {
                     self.past.remember(self.placement.hash(name.as_str()), gone);
                 }
                 self.counters.topics.sub(1);
@@ -254,9 +259,11 @@ impl<D: Driver> Gateway<D> {
             uplink.log.append(sender, header, payload);
             self.appended(topic_key);
         } else {
-            self.append_at_home(topic_key, |log| log.append(sender, header, payload));
             let kind = if opcode == OpCode::Text { MessageKind::Text } else { MessageKind::Binary };
-            self.send_to_nats(topic_key, kind, payload, None);
+            if !topic.is_sequenced() {
+                self.append_at_home(topic_key, |log| log.append(sender, header, payload));
+            }
+            self.send_to_nats(topic_key, kind, payload, None, sender);
         }
     }
 
@@ -267,7 +274,7 @@ impl<D: Driver> Gateway<D> {
             side.home.appending(|| topic.raw.log.pin());
             side.history.appending(&mut topic.raw.log, &self.limits, self.now);
         }
-        let laps = topic.append(self.now, self.epoch, &mut self.scratch, append);
+        let laps = topic.append(self.now, &mut self.scratch, append);
         let mut grown = 0;
         if let Role::Home(side) = &mut topic.role {
             grown = side.history.trim(&topic.raw.log, &self.limits);

@@ -13,6 +13,7 @@ use super::streams::Stream;
 use crate::engine::log::{Anchor, Pin};
 use crate::engine::segment::Range;
 use crate::ids::TopicKey;
+use crate::proto::position::Position;
 use crate::proto::position::Start;
 use crate::proto::ws::Decoder;
 use crate::time::Time;
@@ -76,7 +77,7 @@ pub(super) struct Cold {
     /// Where a raw WebSocket begins in its room.
     pub(super) start: Option<Start>,
     /// More was in its room before it came, after this offset.
-    pub(super) replay_after: Option<u64>,
+    pub(super) replay_after: Option<Position>,
     /// What it asked for besides a room of its own.
     pub(super) stream: Option<Box<Stream>>,
     /// What it publishes.

@@ -131,6 +131,10 @@ impl<D: Driver> Gateway<D> {
 
     fn export_topic(&self, name: &TopicName, topic: &Topic, at_ms: impl Fn(Time) -> u64, add: &mut impl FnMut(&Record<'_>)) {
         let Role::Home(side) = &topic.role else { return };
+        // What a stream keeps is read from there again.
+        if topic.is_sequenced() {
+            return;
+        }
         let first = side.history.first(&topic.raw.log);
         let Some(oldest) = side.history.seek(first).filter(|_| first < topic.raw.log.frames()) else {
             if topic.raw.offset() > 0 {

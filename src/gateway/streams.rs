@@ -16,8 +16,8 @@ use super::forms::{push, push_event};
 use super::json::Talk;
 use super::places::full;
 use super::polls::Poll;
-use super::replay::{Missing, Replay};
-use super::rooms::{TOPICS_FULL, new_log};
+use super::replay::{Missing, NO_PAST, Replay};
+use super::rooms::new_log;
 use super::seats::{Guest, Seat};
 use super::session::{State, micros};
 use super::topic::{MadePiece, Role};
@@ -83,8 +83,9 @@ pub(super) struct Part {
     pub(super) topic: Option<TopicKey>,
     pub(super) seat: Option<u32>,
     answered: bool,
-    /// The offset up to which the client was given everything.
+    /// The offset up to which the client was given everything, and whose it is.
     pub(super) at: u64,
+    pub(super) epoch: Epoch,
     /// More was before it came, after this offset.
     more_after: Option<u64>,
     /// What is missing, while nothing was told yet because this shard has still to be sent what comes next.
@@ -93,7 +94,7 @@ pub(super) struct Part {
 
 impl Part {
     pub(super) fn new(name: TopicName, start: Start, turn: u16) -> Self {
-        Self { name, start, turn, topic: None, seat: None, answered: false, at: 0, more_after: None, gap: None }
+        Self { name, start, turn, topic: None, seat: None, answered: false, at: 0, epoch: Epoch(0), more_after: None, gap: None }
     }
 
     /// Nobody follows its topic any more: its place is free.
@@ -125,9 +126,15 @@ impl Stream {
     }
 
     /// One that another process has opened.
-    pub(super) fn inherited(kind: Kind, topics: Vec<Following>, epoch: Epoch, retry_ms: u64, window_ms: u64) -> Self {
+    pub(super) fn inherited(
+        kind: Kind,
+        topics: Vec<Following>,
+        epoch: impl Fn(&TopicName) -> Epoch,
+        retry_ms: u64,
+        window_ms: u64,
+    ) -> Self {
         let start = |following: Following| {
-            let position = Position { epoch, offset: following.at };
+            let position = Position { epoch: epoch(&following.topic), offset: following.at };
             (following.topic, if following.behind { Start::After(position) } else { Start::Latest })
         };
         let topics = topics.into_iter().map(start).collect();
@@ -135,9 +142,11 @@ impl Stream {
     }
 
     /// What another process needs to go on with it.
-    pub(super) fn to_inherit(&self) -> Doing {
+    pub(super) fn to_inherit(&self, own: Epoch) -> Doing {
         let following = |part: &Part| {
-            let (at, behind) = part.more_after.map_or((part.at, part.seat.is_none()), |after| (after, true));
+            // What comes to another process may be further on in a stream than what has come to this one.
+            let is_behind = part.seat.is_none() || part.epoch != own;
+            let (at, behind) = part.more_after.map_or((part.at, is_behind), |after| (after, true));
             Following { topic: part.name.clone(), at, behind }
         };
         let topics = self.parts.iter().filter(|part| part.topic.is_some()).map(following).collect();
@@ -169,8 +178,8 @@ impl Stream {
     }
 
     /// Where the client is in each topic.
-    pub(super) fn offsets(&self) -> impl ExactSizeIterator<Item = Option<u64>> + '_ {
-        self.parts.iter().map(|part| Some(part.at))
+    pub(super) fn places(&self) -> impl ExactSizeIterator<Item = (Epoch, Option<u64>)> + '_ {
+        self.parts.iter().map(|part| (part.epoch, Some(part.at)))
     }
 }
 
@@ -211,7 +220,7 @@ impl<D: Driver> Gateway<D> {
         let part = &stream.parts[usize::from(number)];
         let (name, start, turn) = (part.name.clone(), part.start, part.turn);
         let Some(topic_key) = self.topics.find(&name).or_else(|| self.make_topic(name)) else {
-            return Err((CloseCause::OverCapacity, TOPICS_FULL.to_owned()));
+            return Err((CloseCause::OverCapacity, self.no_topic().to_owned()));
         };
         if !self.listen(topic_key) {
             self.free_if_unused(topic_key);
@@ -258,6 +267,9 @@ impl<D: Driver> Gateway<D> {
         if part.turn != guest.turn || part.topic != Some(topic_key) || part.seat.is_some() {
             return;
         }
+        if replay.refused {
+            return self.refuse_past(guest, opens);
+        }
         if stream.talk.asks_for_history(guest.number) {
             return self.answer_history(guest.conn, &replay);
         }
@@ -272,7 +284,7 @@ impl<D: Driver> Gateway<D> {
         let answers = !std::mem::replace(&mut part.answered, true);
         if answers {
             stream.unanswered -= 1;
-            part.at = replay.at;
+            (part.epoch, part.at) = (topic.epoch, replay.at);
         }
         if replay.last {
             let feed = topic.made(format, &part.name, || new_log(&self.limits, &self.shared));
@@ -290,7 +302,7 @@ impl<D: Driver> Gateway<D> {
             topic.guests -= 1;
             self.recount(topic_key);
         } else {
-            part.more_after = Some(replay.at + replay.parcel.frames);
+            part.more_after = Some(replay.next);
         }
         let Some(stream) = self.sessions.get_mut(guest.conn).and_then(|session| session.stream_mut()) else { return };
         if opens {
@@ -313,8 +325,25 @@ impl<D: Driver> Gateway<D> {
         }
     }
 
+    /// What was before cannot be had now: who asks for it is to come back.
+    fn refuse_past(&mut self, guest: Guest, opens: bool) {
+        let Some(stream) = self.sessions.get_mut(guest.conn).and_then(|session| session.stream_mut()) else { return };
+        let part = &mut stream.parts[usize::from(guest.number)];
+        if stream.kind == Kind::Json && !opens && !part.answered {
+            // Of this request alone.
+            if let Some(topic) = part.topic.take() {
+                self.leave_part(topic, None);
+            }
+            self.refuse_part(guest.conn, CloseCause::NatsUnavailable, NO_PAST);
+        } else if opens {
+            self.refuse_stream(guest.conn, CloseCause::NatsUnavailable, NO_PAST);
+        } else {
+            self.end_with(guest.conn, CloseCause::NatsUnavailable, None, NO_PAST);
+        }
+    }
+
     fn open_stream(&mut self, key: ConnKey) {
-        let (epoch, window_ms) = (self.epoch, self.return_window_ms());
+        let window_ms = self.return_window_ms();
         let Some(session) = self.sessions.get_mut(key) else { return };
         let Some(stream) = session.stream_mut() else { return };
         let arrived = std::mem::take(&mut stream.arrived);
@@ -329,17 +358,18 @@ impl<D: Driver> Gateway<D> {
                 // Until it was told all that is missing it has no new id: cut off before that, it comes back with the old one, and is told again.
                 let mut gaps = arrived.iter().filter_map(|(number, replay)| Some((*number, replay.at, replay.gap?))).peekable();
                 if gaps.peek().is_none() {
-                    encode_id(&mut out, epoch, stream.offsets());
+                    encode_id(&mut out, stream.places());
                 }
-                let position = |part: &Part| Some(Position { epoch, offset: part.at });
+                let position = |part: &Part| Some(Position { epoch: part.epoch, offset: part.at });
                 encode_open(&mut out, stream.parts.iter().map(|part| (part.name.as_str(), position(part))), stream.retry_ms);
                 while let Some((number, at, gap)) = gaps.next() {
                     self.counters.gaps.of(gap.0.into()).add(1);
                     stream.gaps = stream.gaps.saturating_add(1);
                     if gaps.peek().is_none() {
-                        encode_id(&mut out, epoch, stream.offsets());
+                        encode_id(&mut out, stream.places());
                     }
-                    push_gap(&mut out, &stream.parts[usize::from(number)].name, Position { epoch, offset: at }, gap);
+                    let part = &stream.parts[usize::from(number)];
+                    push_gap(&mut out, &part.name, Position { epoch: part.epoch, offset: at }, gap);
                 }
                 self.becomes_stream(key, &out);
                 for (number, replay) in &arrived {
@@ -391,33 +421,34 @@ impl<D: Driver> Gateway<D> {
     }
 
     /// Queues the word for what has gone from a topic's history while a stream read it.
-    fn tell_gap(&mut self, key: ConnKey, number: u16, at: u64, gap: Missing) {
-        let epoch = self.epoch;
+    pub(super) fn tell_gap(&mut self, key: ConnKey, number: u16, at: u64, gap: Missing) {
         self.counters.gaps.of(gap.0.into()).add(1);
         let Some(stream) = self.sessions.get_mut(key).and_then(|session| session.stream_mut()) else { return };
         let mut out = Vec::new();
         stream.parts[usize::from(number)].at = at;
         stream.gaps = stream.gaps.saturating_add(1);
+        let part = &stream.parts[usize::from(number)];
+        let to = Position { epoch: part.epoch, offset: at };
         if stream.kind == Kind::Json {
             let (reason, from) = gap;
-            let topic = stream.parts[usize::from(number)].name.clone();
-            return self.say(key, &Reply::Gap(Gap { topic: topic.as_str(), from, to: Position { epoch, offset: at }, reason }));
+            let topic = part.name.clone();
+            return self.say(key, &Reply::Gap(Gap { topic: topic.as_str(), from, to, reason }));
         }
-        encode_id(&mut out, epoch, stream.offsets());
-        push_gap(&mut out, &stream.parts[usize::from(number)].name, Position { epoch, offset: at }, gap);
+        encode_id(&mut out, stream.places());
+        push_gap(&mut out, &part.name, to, gap);
         self.push_direct(key, &out, &[]);
     }
 
     /// Queues messages from before a stream came.
     fn tell_messages(&mut self, key: ConnKey, number: u16, parcel: &Parcel) {
-        let (epoch, id) = (self.epoch, self.id(key));
+        let id = self.id(key);
         let Some(stream) = self.sessions.get_mut(key).and_then(|session| session.stream_mut()) else { return };
         if parcel.frames == 0 {
             return;
         }
         let (format, shares) = (stream.format(), stream.shares());
         let part = &mut stream.parts[usize::from(number)];
-        let (after, messages, topic_key) = (part.at, parcel.frames, part.topic);
+        let (epoch, after, messages, topic_key) = (part.epoch, part.at, parcel.frames, part.topic);
         let mut out = std::mem::take(&mut self.scratch);
         out.clear();
         if !shares && format == Format::Json {
@@ -431,20 +462,21 @@ impl<D: Driver> Gateway<D> {
             self.push_direct(key, &out, &[]);
         } else if !shares {
             each_of(parcel, |frame, bytes| {
-                stream.parts[usize::from(number)].at += 1;
-                encode_id(&mut out, epoch, stream.offsets());
+                let part = &mut stream.parts[usize::from(number)];
+                part.at = frame.offset().unwrap_or(part.at + 1);
+                encode_id(&mut out, stream.places());
                 push_event(&mut out, None, frame, bytes);
             });
             self.push_direct(key, &out, &[]);
         } else if let Some(topic) = topic_key.and_then(|topic| self.topics.get_mut(topic)) {
-            part.at += messages;
+            part.at = parcel.last_offset().unwrap_or(after + messages);
             let same = topic.last_piece.as_ref().filter(|piece| (piece.format, piece.after, piece.messages) == (format, after, messages));
             let bytes = match same {
                 Some(piece) => piece.bytes.clone(),
                 None => {
                     let mut offset = after;
                     each_of(parcel, |frame, bytes| {
-                        offset += 1;
+                        offset = frame.offset().unwrap_or(offset + 1);
                         push(format, &mut out, &part.name, Position { epoch, offset }, frame, bytes);
                     });
                     let bytes = Arena::new(1, 1, &self.shared.memory).append(&out, &[]);
@@ -506,7 +538,7 @@ impl<D: Driver> Gateway<D> {
             Some(last) => (Some(Rc::clone(&last.data)), last.next.clone(), last.frames),
             None => {
                 let id = ConnId { shard: self.shard, key };
-                let portion = portion(stream, id, number, &from, feed.base, self.epoch, bytes_max, &mut self.direct);
+                let portion = portion(stream, id, number, &from, feed.base, bytes_max, &mut self.direct);
                 if let ((Some(data), next, frames), true) = (portion.clone(), shares) {
                     lap.last = Some(LastSend { from: from.offset(), end, data, next, frames });
                 }
@@ -520,11 +552,12 @@ impl<D: Driver> Gateway<D> {
             }
             stream.pending.push_back(number);
         }
-        stream.parts[usize::from(number)].at = feed.base + next.frame();
+        let born = lap.born;
+        stream.parts[usize::from(number)].at = feed.offset_before(&from, &next);
         seat.move_to(next, end);
         // Nothing but what it does not want back.
         let Some(data) = data else { return };
-        session.born_us = micros(lap.born);
+        session.born_us = micros(born);
         session.in_flight_frames = frames as u32;
         self.counters.deliveries_bytes.add(data.len() as u64);
         self.start_send(key, data);
@@ -550,8 +583,8 @@ impl<D: Driver> Gateway<D> {
         let topic = self.topics.get_mut(feed_key.topic).expect("a topic lives as long as its members");
         let feed = topic.feed_mut(feed_key.format).expect("a feed lives as long as its members");
         let (bytes_max, id) = (self.limits.send_bytes_max as usize, ConnId { shard: self.shard, key });
-        let (data, next, frames) = portion(stream, id, number, &from, feed.base, self.epoch, bytes_max, &mut self.direct);
-        stream.parts[usize::from(number)].at = feed.base + next.frame();
+        let (data, next, frames) = portion(stream, id, number, &from, feed.base, bytes_max, &mut self.direct);
+        stream.parts[usize::from(number)].at = feed.offset_before(&from, &next);
         seat.move_to(next, feed.log.end());
         if seat.behind.is_some() {
             stream.pending.push_back(number);
@@ -570,14 +603,13 @@ impl<D: Driver> Gateway<D> {
 
     /// The bytes of a stream's last piece have left: asks for the next one of some topic. Whether it did.
     fn stream_replay_more(&mut self, key: ConnKey) -> bool {
-        let epoch = self.epoch;
         if self.frozen {
             return false;
         }
         let Some(stream) = self.sessions.get_mut(key).and_then(|session| session.stream_mut()) else { return false };
         let Some(number) = stream.parts.iter().position(|part| part.more_after.is_some()) else { return false };
         let part = &mut stream.parts[number];
-        let offset = part.more_after.take().expect("found above");
+        let (epoch, offset) = (part.epoch, part.more_after.take().expect("found above"));
         let (topic, guest) = (part.topic, Guest { conn: key, number: number as u16, turn: part.turn });
         if let Some(topic) = topic {
             self.go_on_replaying(topic, guest, Start::After(Position { epoch, offset }));
@@ -739,14 +771,12 @@ pub(super) fn each_of(parcel: &Parcel, mut visit: impl FnMut(&Frame, &[u8])) {
 /// The next messages of one topic of a stream, for one send; none when there are only such as it does not want back. A stream of one topic and one in
 /// JSON get them as they lie in the feed. One of events of several topics gets an id of its own before each, which replaces the line that the event
 /// begins with.
-#[expect(clippy::too_many_arguments, reason = "parts of the gateway that its callers have borrowed one by one")]
 fn portion(
     stream: &mut Stream,
     id: ConnId,
     number: u16,
     from: &Pin,
     base: u64,
-    epoch: Epoch,
     bytes_max: usize,
     direct: &mut Arena,
 ) -> (Option<Rc<Gather>>, Pin, u64) {
@@ -759,13 +789,13 @@ fn portion(
     let mut ranges = Ranges::new();
     let (mut bytes, mut frames) = (0, 0);
     let mut id = Vec::new();
-    let next = from.each(|frame, _, event: Range| {
+    let next = from.each(|frame, about, event: Range| {
         if ranges.len() + 2 > Gather::RANGES_MAX || (frames >= 2 && bytes + event.len() > bytes_max) {
             return false;
         }
-        stream.parts[usize::from(number)].at = base + frame + 1;
+        stream.parts[usize::from(number)].at = about.offset().unwrap_or(base + frame + 1);
         id.clear();
-        encode_id(&mut id, epoch, stream.offsets());
+        encode_id(&mut id, stream.places());
         let own = memchr::memchr(b'\n', event.as_slice()).map_or(0, |end| end + 1);
         ranges.push(direct.append(&id, &[]));
         ranges.push(event.slice(own, event.len() - own));

@@ -14,7 +14,7 @@ use crate::engine::segment::Range;
 use crate::hub::Home;
 use crate::ids::{ConnKey, ShardId, TopicKey};
 use crate::limits::Limits;
-use crate::proto::position::Epoch;
+use crate::proto::position::{Epoch, Position};
 use crate::proto::topic::TopicName;
 use crate::time::Time;
 
@@ -116,6 +116,8 @@ pub(super) struct Topic {
     /// The forms of [`Format::MADE`], each while somebody here gets the messages in it.
     pub(super) made: [Option<Box<Made>>; Format::MADE.len()],
     pub(super) role: Role,
+    /// Whose its offsets are.
+    pub(super) epoch: Epoch,
     /// Who is in it, over all shards, where there is a bound to that. Of another home's topic known once it has answered.
     pub(super) places: Option<Places>,
     /// Members-to-be that are still given what was before they came.
@@ -134,11 +136,12 @@ pub(super) struct Topic {
 }
 
 impl Topic {
-    pub(super) fn new(role: Role, log: Log, base: u64) -> Self {
+    pub(super) fn new(role: Role, log: Log, epoch: Epoch, base: u64) -> Self {
         Self {
             raw: Feed::new(log, base),
             made: Default::default(),
             role,
+            epoch,
             places: None,
             guests: 0,
             last_piece: None,
@@ -173,20 +176,20 @@ impl Topic {
 
     /// The feed of a form, from now on if there was none.
     pub(super) fn made(&mut self, format: Format, name: &TopicName, log: impl FnOnce() -> Log) -> &mut Feed {
-        let base = self.raw.offset();
+        let (base, newest) = (self.raw.offset(), self.raw.newest);
         let slot = match format {
             Format::Raw => return &mut self.raw,
             Format::Sse => &mut self.made[0],
             Format::Json => &mut self.made[1],
         };
-        &mut slot.get_or_insert_with(|| Box::new(Made { name: name.clone(), feed: Feed::new(log(), base) })).feed
+        let feed = || Feed { newest, ..Feed::new(log(), base) };
+        &mut slot.get_or_insert_with(|| Box::new(Made { name: name.clone(), feed: feed() })).feed
     }
 
     /// Appends messages to the log and makes them into the forms that somebody wants. Which feeds are on a lap then: their turn must come.
     pub(super) fn append(
         &mut self,
         now: Time,
-        epoch: Epoch,
         scratch: &mut Vec<u8>,
         append: impl FnOnce(&mut Log),
     ) -> [Option<Format>; Format::ALL.len()] {
@@ -194,13 +197,87 @@ impl Topic {
         self.last_append = now;
         let fresh = self.made.iter().any(Option::is_some).then(|| self.raw.log.pin());
         append(&mut self.raw.log);
+        self.raw.grown();
         if let Some(fresh) = fresh {
             for (format, made) in Format::MADE.into_iter().zip(&mut self.made) {
                 let Some(made) = made else { continue };
-                forms::make(format, &made.name, &fresh, self.raw.base, epoch, scratch, &mut made.feed.log);
+                forms::make(format, &made.name, &fresh, self.raw.base, self.epoch, scratch, &mut made.feed.log);
+                made.feed.grown();
             }
         }
         laps
+    }
+
+    /// Whether a sequencer outside gives its messages their places.
+    pub(super) fn is_sequenced(&self) -> bool {
+        self.raw.newest.is_some()
+    }
+
+    /// What comes next has an offset above this one, and what was before is not known here.
+    pub(super) fn begin_anew(&mut self, at: Position) {
+        self.epoch = at.epoch;
+        self.last_piece = None;
+        self.raw.base = at.offset;
+        self.raw.newest = Some(at.offset);
+        for made in self.made.iter_mut().flatten() {
+            made.feed.newest = Some(at.offset);
+        }
+    }
+
+    /// The offset after which every message is in the history, at the home.
+    pub(super) fn floor(&self) -> u64 {
+        let Role::Home(side) = &self.role else { return self.raw.offset() };
+        let first = side.history.first(&self.raw.log);
+        if self.raw.newest.is_none() || first == 0 {
+            return self.raw.base + first;
+        }
+        let mut floor = self.raw.offset();
+        if let Some(oldest) = side.history.seek(first) {
+            oldest.each(|number, frame, _| {
+                floor = self.raw.offset_of(number, frame) - 1;
+                false
+            });
+        }
+        floor
+    }
+
+    /// The offset of the message before the frame of this number, which is the history's or the next one; or one that says the same.
+    pub(super) fn offset_before(&self, number: u64) -> u64 {
+        let Role::Home(side) = &self.role else { return self.raw.offset() };
+        if self.raw.newest.is_none() {
+            return self.raw.base + number;
+        }
+        if number <= side.history.first(&self.raw.log) {
+            return self.floor();
+        }
+        let mut offset = self.raw.offset();
+        if number < self.raw.log.frames()
+            && let Some(before) = side.history.seek(number - 1)
+        {
+            before.each(|number, frame, _| {
+                offset = self.raw.offset_of(number, frame);
+                false
+            });
+        }
+        offset
+    }
+
+    /// The number of the first frame of the history behind an offset.
+    pub(super) fn frame_after(&self, offset: u64) -> u64 {
+        let Role::Home(side) = &self.role else { return self.raw.log.frames() };
+        let mut found = self.raw.log.frames();
+        if offset < self.raw.offset()
+            && let Some(oldest) = side.history.seek(side.history.first(&self.raw.log))
+        {
+            oldest.each(|number, frame, _| {
+                let is_after = self.raw.offset_of(number, frame) > offset;
+                if is_after {
+                    found = number;
+                }
+                !is_after
+            });
+        }
+        found
     }
 
     /// By how many bytes the slowest shard's fan-out is behind, as far as this shard is the one to know.

@@ -62,6 +62,11 @@ impl<P> Home<P> {
         }
     }
 
+    /// What waits for other shards is of no use to them any more.
+    pub fn forget_waiting(&mut self) {
+        self.targets.iter_mut().for_each(|target| target.waiting = None);
+    }
+
     /// Where what waits for a shard begins; none when it has been sent everything, or does not want the topic.
     pub fn waiting(&self, shard: ShardId) -> Option<&P> {
         self.targets.iter().find(|target| target.shard == shard).and_then(|target| target.waiting.as_ref())

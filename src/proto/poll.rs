@@ -82,7 +82,7 @@ impl Message<'_> {
 /// let mut answer = Answer::begin(&mut out);
 /// answer.gap(&Gap { topic: "a", from: None, to: lost, reason: GapReason::TooOld });
 /// answer.message(&Message { topic: "a", position, event: None, key: None, kind: MessageKind::Text, payload: b"{\"n\":1}" });
-/// answer.finish(Some((position.epoch, [Some(position.offset)])), 6281);
+/// answer.finish(Some([(position.epoch, Some(position.offset))]), 6281);
 /// let expect = r#"{"messages":[{"topic":"a","gap":{"from":null,"to":"k3f9.16","reason":"too_old"}},{"topic":"a","pos":"k3f9.17","data":{"n":1}}],"next":"k3f9.17","retry_ms":6281}"#;
 /// assert_eq!(str::from_utf8(&out)?.trim_end(), expect);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -135,17 +135,17 @@ impl<'o> Answer<'o> {
         self.out.len()
     }
 
-    /// Ends the answer with where the next request goes on, one offset for each topic of the request in its order ([`Cursor`]); `None` when there
+    /// Ends the answer with where the next request goes on, one epoch and offset for each topic of the request in its order ([`Cursor`]); `None` when there
     /// is no such place; and with how many milliseconds a reader that loses the server should wait before it comes back. And a line end.
     ///
     /// [`Cursor`]: super::position::Cursor
-    pub fn finish<I: IntoIterator<Item = Option<u64>>>(self, next: Option<(Epoch, I)>, retry_ms: u64) {
+    pub fn finish<I: IntoIterator<Item = (Epoch, Option<u64>)>>(self, next: Option<I>, retry_ms: u64) {
         self.out.extend_from_slice(b"],\"next\":");
         match next {
             None => self.out.extend_from_slice(b"null"),
-            Some((epoch, offsets)) => {
+            Some(places) => {
                 self.out.push(b'"');
-                write_cursor(self.out, epoch, offsets);
+                write_cursor(self.out, places);
                 self.out.push(b'"');
             }
         }
@@ -210,7 +210,7 @@ mod tests {
         let mut out = b"before".to_vec();
         let answer = Answer::begin(&mut out);
         assert!(answer.is_empty());
-        answer.finish(None::<(Epoch, [Option<u64>; 0])>, 0);
+        answer.finish(None::<[(Epoch, Option<u64>); 0]>, 0);
         assert_eq!(out, b"before{\"messages\":[],\"next\":null,\"retry_ms\":0}\n");
 
         out.clear();
@@ -220,7 +220,7 @@ mod tests {
         answer.gap(&Gap { topic: "a\"", from: Some(POSITION), to: POSITION, reason: GapReason::Restart });
         answer.message(&message);
         assert!(!answer.is_empty() && answer.bytes() > 100);
-        answer.finish(Some((Epoch(36), [Some(4), None, Some(17)])), 8200);
+        answer.finish(Some([Some(4), None, Some(17)].map(|offset| (Epoch(36), offset))), 8200);
         let json: serde_json::Value = serde_json::from_slice(&out).expect("JSON");
         assert_eq!(
             (json["next"].as_str(), json["messages"].as_array().map(Vec::len), json["retry_ms"].as_u64()),

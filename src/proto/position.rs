@@ -35,10 +35,11 @@ pub struct Position {
     pub offset: u64,
 }
 
-/// Where a reader of one or more topics is: what an SSE `id:` and the `next` of a poll hold. All topics share one epoch.
+/// Where a reader of one or more topics is: what an SSE `id:` and the `next` of a poll hold.
 ///
 /// For one topic it is exactly the position. For several it is `EPOCH.OFFSET,OFFSET,…` in the order of the topics in the URL; an offset that the
-/// server is not sure of is left empty.
+/// server is not sure of is left empty. Where a topic's epoch is another one than that of the topic before it, it stands before the offset:
+/// `k3f9.17,1a.4,5`.
 ///
 /// ```
 /// use shardcast::proto::position::{Cursor, Epoch};
@@ -51,9 +52,8 @@ pub struct Position {
 /// ```
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Cursor {
-    epoch: Epoch,
     /// In place for one topic, which is nearly all of them.
-    offsets: SmallVec<[Option<u64>; 1]>,
+    places: SmallVec<[(Epoch, Option<u64>); 1]>,
 }
 
 /// Where the subscription to one topic begins.
@@ -109,19 +109,19 @@ impl Position {
 
     /// Appends the printed form.
     pub fn write(self, out: &mut Vec<u8>) {
-        write_cursor(out, self.epoch, [Some(self.offset)]);
+        write_cursor(out, [(self.epoch, Some(self.offset))]);
     }
 }
 
 impl Cursor {
-    /// The cursor of these offsets, one for each topic.
+    /// The cursor of these offsets, one for each topic, all of one epoch.
     ///
     /// # Panics
     /// Without any offset, and with over [`TOPICS_MAX`]: a request never has that many topics.
     pub fn new(epoch: Epoch, offsets: impl IntoIterator<Item = Option<u64>>) -> Self {
-        let offsets: SmallVec<_> = offsets.into_iter().collect();
-        assert!((1..=TOPICS_MAX).contains(&offsets.len()), "cursor of {} topics; 1 to {TOPICS_MAX} are possible", offsets.len());
-        Self { epoch, offsets }
+        let places: SmallVec<_> = offsets.into_iter().map(|offset| (epoch, offset)).collect();
+        assert!((1..=TOPICS_MAX).contains(&places.len()), "cursor of {} topics; 1 to {TOPICS_MAX} are possible", places.len());
+        Self { places }
     }
 
     /// Parses the cursor of a request for so many topics. Allocates for several topics only.
@@ -129,25 +129,36 @@ impl Cursor {
     /// # Errors
     /// What no cursor prints, and another number of offsets than there are topics.
     pub fn parse(text: &str, topics: usize) -> Result<Self, PositionError> {
-        let (epoch, offsets) = split(text)?;
+        let (mut epoch, offsets) = split(text)?;
         let found = 1 + memchr::memchr_iter(b',', offsets.as_bytes()).count();
         if found != topics || found > TOPICS_MAX {
             return Err(PositionError::Offsets { found, topics });
         }
-        // The cursor of one topic is its position, which always has an offset.
-        let parse = |offset: &str| if offset.is_empty() && topics > 1 { Ok(None) } else { parse_offset(offset).map(Some) };
-        let offsets = offsets.split(',').map(parse).collect::<Result<_, _>>()?;
-        Ok(Self { epoch, offsets })
+        let parse = |(index, mut offset)| {
+            if index > 0 && memchr::memchr(b'.', str::as_bytes(offset)).is_some() {
+                let (other, rest) = split(offset)?;
+                if other == epoch {
+                    // It would not have been printed.
+                    return Err(PositionError::Epoch);
+                }
+                (epoch, offset) = (other, rest);
+            }
+            // The cursor of one topic is its position, which always has an offset.
+            let offset = if offset.is_empty() && topics > 1 { None } else { Some(parse_offset(offset)?) };
+            Ok((epoch, offset))
+        };
+        let places = offsets.split(',').enumerate().map(parse).collect::<Result<_, _>>()?;
+        Ok(Self { places })
     }
 
-    /// Whose offsets they are.
+    /// Whose offset that of the first topic is.
     pub fn epoch(&self) -> Epoch {
-        self.epoch
+        self.places[0].0
     }
 
     /// The offsets in the order of the topics.
     pub fn offsets(&self) -> impl ExactSizeIterator<Item = Option<u64>> + '_ {
-        self.offsets.iter().copied()
+        self.places.iter().map(|&(_, offset)| offset)
     }
 
     /// Where the reader is in the topic at `index`; `None` when the server was not sure.
@@ -155,12 +166,13 @@ impl Cursor {
     /// # Panics
     /// When the cursor has no topic at `index`.
     pub fn position(&self, index: usize) -> Option<Position> {
-        self.offsets[index].map(|offset| Position { epoch: self.epoch, offset })
+        let (epoch, offset) = self.places[index];
+        offset.map(|offset| Position { epoch, offset })
     }
 
     /// Appends the printed form.
     pub fn write(&self, out: &mut Vec<u8>) {
-        write_cursor(out, self.epoch, self.offsets());
+        write_cursor(out, self.places.iter().copied());
     }
 }
 
@@ -284,14 +296,19 @@ pub enum StartError {
     AfterAndLast,
 }
 
-/// Appends the cursor of these offsets as [`Cursor`] prints it, without making one first.
-pub fn write_cursor(out: &mut Vec<u8>, epoch: Epoch, offsets: impl IntoIterator<Item = Option<u64>>) {
+/// Appends the cursor of these places, epochs and offsets, as [`Cursor`] prints it, without making one first.
+pub fn write_cursor(out: &mut Vec<u8>, places: impl IntoIterator<Item = (Epoch, Option<u64>)>) {
     let mut buffer = [0; 64];
-    out.extend_from_slice(digits(epoch.0, 36, &mut buffer).as_bytes());
-    let mut separator = b'.';
-    for offset in offsets {
-        out.push(separator);
-        separator = b',';
+    let mut before = None;
+    for (epoch, offset) in places {
+        if before.is_some() {
+            out.push(b',');
+        }
+        if before != Some(epoch) {
+            out.extend_from_slice(digits(epoch.0, 36, &mut buffer).as_bytes());
+            out.push(b'.');
+            before = Some(epoch);
+        }
         if let Some(offset) = offset {
             out.extend_from_slice(digits(offset, 10, &mut buffer).as_bytes());
         }
@@ -403,11 +420,27 @@ mod tests {
 
     fn check(text: &str, topics: usize, expect: Result<&[Option<u64>], PositionError>) {
         let parsed = Cursor::parse(text, topics);
-        assert_eq!(parsed.as_ref().map(|cursor| &*cursor.offsets).map_err(|error| *error), expect, "{text:?}");
+        let offsets = parsed.as_ref().map(|cursor| cursor.offsets().collect::<Vec<_>>()).map_err(|error| *error);
+        assert_eq!(offsets, expect.map(<[_]>::to_vec), "{text:?}");
         if let Ok(cursor) = parsed {
             assert_eq!(cursor.to_string(), text);
-            assert_eq!(cursor, Cursor::new(cursor.epoch(), cursor.offsets()));
         }
+    }
+
+    #[test]
+    fn a_cursor_says_an_epoch_where_it_is_another_one() {
+        let cursor = Cursor::parse("k3f9.17,1a.4,5,,z.,9", 6).expect("a cursor");
+        assert_eq!(cursor.to_string(), "k3f9.17,1a.4,5,,z.,9");
+        let at = |index| cursor.position(index).map(|position| position.to_string());
+        assert_eq!(
+            [0, 1, 2, 3, 4, 5].map(at),
+            ["k3f9.17", "1a.4", "1a.5", "", "", "z.9"].map(|text| (!text.is_empty()).then(|| text.to_owned()))
+        );
+        for text in ["k3f9.17,k3f9.4", "k3f9.17,.4", "k3f9.17,1A.4"] {
+            assert_eq!(Cursor::parse(text, 2), Err(PositionError::Epoch), "{text}");
+        }
+        assert_eq!(Cursor::parse("k3f9.17,1a.4.5", 2), Err(PositionError::Offset));
+        assert_eq!(Cursor::parse("k3f9.1a.4", 1), Err(PositionError::Offset));
     }
 
     #[test]
@@ -443,7 +476,7 @@ mod tests {
         let position = Position { epoch: Epoch(5), offset: 9 };
         let cursor = Cursor::from(position);
         assert_eq!((cursor.to_string(), cursor.position(0)), (position.to_string(), Some(position)));
-        assert!(!cursor.offsets.spilled());
+        assert!(!cursor.places.spilled());
     }
 
     fn start(after: Option<&str>, last: Option<&str>) -> Result<Option<Starts>, StartError> {

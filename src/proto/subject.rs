@@ -201,10 +201,10 @@ impl Rules {
         Some(Bridged { subject: subject.into(), goes_out: rule.goes_out, comes_in: rule.comes_in })
     }
 
-    /// The subjects that topics go out to, as NATS writes what subjects begin with.
-    pub fn subjects_out(&self) -> Vec<String> {
+    /// The subjects that topics go out to or come in from, as NATS writes what subjects begin with.
+    pub fn subjects(&self) -> Vec<String> {
         let subject = |rule: &Rule| format!("{}{}", rule.subjects.prefix, if rule.subjects.open { ">" } else { "" });
-        self.0.iter().filter(|rule| rule.goes_out).map(subject).collect()
+        self.0.iter().map(subject).collect()
     }
 
     /// The longest control line that a topic's subject can lead to (docs of NATS: `max_control_line`), whatever its name.
@@ -305,7 +305,7 @@ mod tests {
         assert_eq!((&*alerts.subject, alerts.goes_out, alerts.comes_in), ("ops.alerts", true, false));
         assert_eq!(find("room-7").map(|bridged| bridged.subject), Some("rooms.7".into()));
         assert_eq!(find("room-").map(|bridged| bridged.subject), Some("rooms.%".into()));
-        assert_eq!(rules.subjects_out(), ["ops.alerts", "rooms.>"]);
+        assert_eq!(rules.subjects(), ["shop.orders.>", "ops.alerts", "rooms.>"]);
         assert_eq!((find("alerts2"), find("order"), find("lobby")), (None, None, None));
         assert!(!rules.goes_out(&TopicName::parse("orders.eu").expect("a name")));
     }

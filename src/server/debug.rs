@@ -56,6 +56,9 @@ pub struct Debug {
     pub nats: Option<Arc<LinkShared>>,
 }
 
+/// How long the stream may go unread, where no longer time is borne with for the connection: a reader that was lost is noticed within two seconds.
+const STREAM_GRACE_MS: u64 = 5_000;
+
 type Answered<T> = Result<T, Response>;
 
 impl Debug {
@@ -69,8 +72,14 @@ impl Debug {
             LinkState::Connecting | LinkState::GivenUp => true,
         };
         match status.stream() {
-            StreamState::None | StreamState::Fits => {}
             _ if is_missed => {}
+            StreamState::None => {}
+            StreamState::Fits
+                if status.read.value().is_some() && status.unread_ms.value() <= self.limits.nats_grace_ms.max(STREAM_GRACE_MS) => {}
+            StreamState::Fits => {
+                let seconds = status.unread_ms.value() as f64 / 1000.0;
+                return Some(format!("nats stream: not read for {seconds:.1} s; the log says why\n"));
+            }
             StreamState::Unknown => return Some("nats stream: not seen yet, or not to be had now; the log says why\n".to_owned()),
             StreamState::Misfits => return Some("nats stream: not as asked for; the log names the field\n".to_owned()),
         }

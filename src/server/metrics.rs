@@ -17,6 +17,7 @@ use prometheus_client::registry::Registry;
 use super::lifecycle::{Phase, Readiness};
 use crate::bus::link::LinkShared;
 use crate::bus::status::Status;
+use crate::bus::status::StreamState;
 use crate::gateway::Shared;
 use crate::gateway::close_cause::CloseCause;
 use crate::gateway::counters::{
@@ -272,6 +273,21 @@ impl Writer<'_, '_> {
         self.gauge("shardcast_nats_outbox", "Messages that wait to be handed to NATS.", link.outbox_entries())?;
         self.gauge("shardcast_nats_outbox_bytes", "Their bytes.", link.outbox_bytes())?;
         self.total("shardcast_nats_published", "Messages handed to NATS.", status.published.value())?;
+        if status.stream() != StreamState::None {
+            self.gauge("shardcast_nats_stream_reading", "Whether the stream is read now.", status.reading.value())?;
+            self.gauge(
+                "shardcast_nats_lag_seconds",
+                "For how long the stream could not be read.",
+                status.unread_ms.value() as f64 / 1000.0,
+            )?;
+            self.gauge("shardcast_nats_stream_offset", "How far the stream was read.", status.read.value().map_or(0, |at| at.offset))?;
+            self.total("shardcast_nats_stream_opens", "Times that the stream was opened to be read.", status.opens.value())?;
+            self.total("shardcast_nats_holes", "Times that messages of the stream had gone before they were read.", status.holes.value())?;
+            self.total("shardcast_nats_stored", "Messages that the stream has acknowledged.", status.stored.value())?;
+            self.total("shardcast_nats_duplicates", "Messages that it had before, by their idempotency key.", status.duplicates.value())?;
+            self.total("shardcast_nats_unanswered", "Messages that were given up without its answer.", status.unanswered.value())?;
+            self.total("shardcast_nats_fetched", "Messages of the past that were read for who came back.", status.fetched.value())?;
+        }
         self.total("shardcast_nats_received", "Messages of others that came from NATS.", status.received.value())?;
         self.total("shardcast_nats_echoes", "Messages of this node that came back from NATS, and were left out.", status.echoes.value())?;
         self.total(

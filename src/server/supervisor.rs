@@ -509,7 +509,7 @@ impl Plan<'_> {
     ) -> Result<House, ServeError> {
         // Clients who publish would be told that there is no NATS, where there was one a moment before.
         let until = self.clock.now() + patience * 3 / 4;
-        while nats.is_some_and(|nats| !nats.status.is_connected()) {
+        while nats.is_some_and(|nats| !nats.status.is_ready()) {
             if self.clock.now() >= until {
                 return Err(ServeError::Takeover("there is no connection to NATS yet".to_owned()));
             }

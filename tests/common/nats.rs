@@ -36,11 +36,17 @@ impl NatsServer {
 
     /// Three servers that are one cluster.
     pub fn start_cluster() -> [Self; 3] {
-        let cluster = |routes: &str| format!("cluster {{ name: c, listen: \"127.0.0.1:-1\", routes: [{routes}] }}");
-        let first = Self::start_with(&cluster(""));
+        Self::start_cluster_with(|_| String::new())
+    }
+
+    /// The same, each with lines of its own.
+    pub fn start_cluster_with(config: impl Fn(usize) -> String) -> [Self; 3] {
+        let cluster =
+            |n: usize, routes: &str| format!("{}\ncluster {{ name: c, listen: \"127.0.0.1:-1\", routes: [{routes}] }}", config(n));
+        // JetStream wants a route even where the others are yet to come.
+        let first = Self::start_with(&cluster(0, "\"nats-route://127.0.0.1:1\""));
         let route = format!("\"nats-route://127.0.0.1:{}\"", first.port_of("cluster"));
-        let others = [(); 2].map(|()| Self::start_with(&cluster(&route)));
-        let [second, third] = others;
+        let [second, third] = [1, 2].map(|n| Self::start_with(&cluster(n, &route)));
         [first, second, third]
     }
 

@@ -29,8 +29,8 @@ pub enum Reply<'a> {
         position: Position,
         /// It came with a position, and nothing after that is missing.
         recovered: bool,
-        /// How many messages from before follow.
-        replayed: u64,
+        /// How many messages from before follow; none where they are read bit by bit from where they are kept.
+        replayed: Option<u64>,
     },
     /// A message of a topic.
     Message(Message<'a>),
@@ -109,7 +109,9 @@ impl Reply<'_> {
                 text(out, "topic", topic);
                 place(out, position);
                 flag(out, "recovered", recovered);
-                number(out, "replayed", replayed);
+                if let Some(replayed) = replayed {
+                    number(out, "replayed", replayed);
+                }
             }
             Self::Message(message) => {
                 begin(out, "message", None);
@@ -221,7 +223,7 @@ mod tests {
                 r#"{"type":"welcome","conn":"0-1-2","ping_ms":45000,"retry_ms":10000,"max_bytes":65536}"#,
             ),
             (
-                Reply::Subscribed { id, topic: "\"", position, recovered: true, replayed: 3 },
+                Reply::Subscribed { id, topic: "\"", position, recovered: true, replayed: Some(3) },
                 r#"{"type":"subscribed","id":"a\n","topic":"\"","pos":"k3f9.17","recovered":true,"replayed":3}"#,
             ),
             (

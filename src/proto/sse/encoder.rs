@@ -37,7 +37,7 @@ pub fn encode_event(out: &mut Vec<u8>, id: Option<Position>, event: Option<&Even
     out.reserve(96 + data.len());
     let start = out.len();
     if let Some(id) = id {
-        encode_id(out, id.epoch, [Some(id.offset)]);
+        encode_id(out, [(id.epoch, Some(id.offset))]);
     }
     let id_len = out.len() - start;
     if let Some(event) = event {
@@ -59,12 +59,12 @@ pub fn encode_event(out: &mut Vec<u8>, id: Option<Position>, event: Option<&Even
 /// use shardcast::proto::sse::encode_id;
 ///
 /// let mut out = Vec::new();
-/// encode_id(&mut out, Epoch(36), [Some(17), None, Some(4)]);
+/// encode_id(&mut out, [Some(17), None, Some(4)].map(|offset| (Epoch(36), offset)));
 /// assert_eq!(out, b"id: 10.17,,4\n");
 /// ```
-pub fn encode_id(out: &mut Vec<u8>, epoch: Epoch, offsets: impl IntoIterator<Item = Option<u64>>) {
+pub fn encode_id(out: &mut Vec<u8>, places: impl IntoIterator<Item = (Epoch, Option<u64>)>) {
     out.extend_from_slice(b"id: ");
-    write_cursor(out, epoch, offsets);
+    write_cursor(out, places);
     out.push(b'\n');
 }
 
@@ -250,7 +250,7 @@ mod tests {
         let mut out = Vec::new();
         encode_retry(&mut out, 8200);
         out.extend_from_slice(HEARTBEAT);
-        encode_id(&mut out, Epoch(36), [Some(17), None]);
+        encode_id(&mut out, [Some(17), None].map(|offset| (Epoch(36), offset)));
         encode_open(&mut out, [("a", Some(at("10.17"))), ("b\n\"", None)], 8200);
         encode_gap(&mut out, &Gap { topic: "a", from: None, to: at("10.90"), reason: GapReason::Unknown });
         encode_bye(&mut out, CloseCode::OVER_CAPACITY, "come\nback", Some(8200));
