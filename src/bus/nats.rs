@@ -27,13 +27,14 @@ use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::task::{AbortHandle, JoinHandle, LocalSet, spawn_local};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
+use super::StreamState;
 use super::ends::Ends;
 use super::envelope::{self, NODE};
 use super::fetch::fetch;
 use super::link::{CoreLane, LinkShared, Notice, Outgoing, Port, Request, link};
 use super::options::Options;
 use super::reader::{Ask, Reader};
-use super::status::{LinkState, Status, StreamState};
+use super::status::{LinkState, Status};
 use super::stream::Wanted;
 use super::writer::Writer;
 use crate::ids::{ShardId, TopicKey};

@@ -24,10 +24,10 @@ use nats::jetstream::{self, Message};
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
+use super::StreamState;
 use super::ends::Ends;
 use super::envelope;
 use super::link::{Incoming, LinkShared, Notice, Numbered};
-use super::status::StreamState;
 use crate::ids::{ShardId, TopicKey};
 use crate::proto::position::{Epoch, Position};
 

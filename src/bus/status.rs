@@ -4,6 +4,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
+use super::StreamState;
 use crate::proto::position::{Epoch, Position};
 
 /// How the connection is.
@@ -33,25 +34,6 @@ impl LinkState {
             Self::GivenUp => "given up",
         }
     }
-}
-
-/// How the stream is that keeps what goes out.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(u8)]
-pub enum StreamState {
-    /// None is asked for.
-    None,
-    /// It was not seen yet, or cannot be had now.
-    Unknown,
-    /// It is as asked for.
-    Fits,
-    /// It is there, and another one than asked for.
-    Misfits,
-}
-
-impl StreamState {
-    /// Every state.
-    pub const ALL: [Self; 4] = [Self::None, Self::Unknown, Self::Fits, Self::Misfits];
 }
 
 /// A number with one writer and any number of readers.

@@ -13,9 +13,9 @@ use nats::jetstream::stream::Config;
 use nats::jetstream::stream::{DiscardPolicy, RetentionPolicy, StorageType};
 use nats::jetstream::{self, ErrorCode};
 
+use super::StreamState;
 #[cfg(feature = "gateway")]
 use super::options::Options;
-use super::status::StreamState;
 #[cfg(feature = "gateway")]
 use crate::limits::Limits;
 

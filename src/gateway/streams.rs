@@ -454,7 +454,7 @@ impl<D: Driver> Gateway<D> {
         if !shares && format == Format::Json {
             let name = part.name.clone();
             each_of(parcel, |frame, bytes| {
-                part.at += 1;
+                part.at = frame.offset().unwrap_or(part.at + 1);
                 if frame.sender != id || !frame.is_not_echoed() {
                     push(format, &mut out, &name, Position { epoch, offset: part.at }, frame, bytes);
                 }

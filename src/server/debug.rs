@@ -12,8 +12,9 @@ use serde_json::{Map, Value, json};
 
 use super::clock::Clock;
 use super::lifecycle::{Phase, Readiness};
+use crate::bus::StreamState;
 use crate::bus::link::LinkShared;
-use crate::bus::status::{LinkState, StreamState};
+use crate::bus::status::LinkState;
 use crate::engine::wakers::Wakers;
 use crate::gateway::inspect::{ConnectionOrder, Finding, Inquiry, Question, TopicOrder, Whom};
 use crate::gateway::{Command, Shared, Word};

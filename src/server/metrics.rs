@@ -15,9 +15,9 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
 use super::lifecycle::{Phase, Readiness};
+use crate::bus::StreamState;
 use crate::bus::link::LinkShared;
 use crate::bus::status::Status;
-use crate::bus::status::StreamState;
 use crate::gateway::Shared;
 use crate::gateway::close_cause::CloseCause;
 use crate::gateway::counters::{

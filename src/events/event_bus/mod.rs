@@ -52,7 +52,7 @@ use self::leases::Leases;
 use self::steward::{Post, Steward};
 use self::subject::{Subjects, check_name, check_subject};
 use self::terms::Counts;
-use crate::bus::status::StreamState;
+use crate::bus::StreamState;
 use crate::bus::stream::{Keys, Wanted};
 
 pub use self::dead::DeadLetter;
