@@ -5,7 +5,6 @@
 
 use std::collections::VecDeque;
 use std::rc::Rc;
-use std::time::Duration;
 
 use super::Gateway;
 use super::bridge::SUBSCRIPTIONS_FULL;
@@ -28,7 +27,7 @@ use crate::ids::{ConnId, ConnKey, TopicKey};
 use crate::proto::gap::Gap;
 use crate::proto::json::reply::Reply;
 use crate::proto::position::{Epoch, Position, Start};
-use crate::proto::sse::{HEARTBEAT, encode_gap, encode_id, encode_open, encode_retry};
+use crate::proto::sse::{encode_gap, encode_id, encode_open, encode_retry};
 use crate::proto::state::{Doing, Following};
 use crate::proto::topic::TopicName;
 use crate::proto::ws::frame::FrameHeader;
@@ -64,7 +63,7 @@ pub(super) struct Stream {
     /// When to come back, as it was told.
     pub(super) retry_ms: u64,
     /// Over how long everybody was asked to come back then.
-    window_ms: u64,
+    pub(super) window_ms: u64,
     /// Its client knows that it is open.
     inherited: bool,
     /// Of a poll.
@@ -709,50 +708,6 @@ impl<D: Driver> Gateway<D> {
             Kind::Json if opens => self.end_with(key, cause, None, reason),
             Kind::Json => self.refuse_part(key, cause, reason),
         }
-    }
-
-    /// A silent stream is sent a comment, so that proxies keep it, and so that a dead one is found out. One that was told to come back sooner than so many
-    /// clients could is told anew.
-    pub(super) fn stream_timer(&mut self, key: ConnKey) {
-        let heartbeat = self.heartbeat();
-        let now = micros(self.now);
-        if self.tell_retry(key) {
-            self.timers.set(key.slot, self.now + heartbeat);
-            return;
-        }
-        let Some(session) = self.sessions.get_mut(key) else { return };
-        session.watched = false;
-        let silent = Duration::from_micros(u64::from(now.wrapping_sub(session.sent_us)));
-        if silent < heartbeat {
-            self.timers.set(key.slot, self.now + (heartbeat - silent));
-            return;
-        }
-        self.timers.set(key.slot, self.now + heartbeat);
-        self.push_direct(key, HEARTBEAT, &[]);
-        self.pump(key);
-    }
-
-    /// Tells a stream when to come back if the window has grown by more than an eighth since it was told. Whether it did.
-    fn tell_retry(&mut self, key: ConnKey) -> bool {
-        let window_ms = self.return_window_ms();
-        let has_grown = |stream: &&mut Stream| window_ms > stream.window_ms + stream.window_ms / 8;
-        if self.sessions.get_mut(key).and_then(|session| session.stream_mut()).filter(has_grown).is_none() {
-            return false;
-        }
-        let retry_ms = self.retry_ms();
-        let Some(session) = self.sessions.get_mut(key) else { return false };
-        session.watched = false;
-        let Some(stream) = session.stream_mut() else { return false };
-        (stream.retry_ms, stream.window_ms) = (retry_ms, window_ms);
-        let mut out = Vec::new();
-        encode_retry(&mut out, retry_ms);
-        self.push_direct(key, &out, &[]);
-        self.pump(key);
-        true
-    }
-
-    pub(super) fn heartbeat(&self) -> Duration {
-        Duration::from_millis(self.limits.sse_heartbeat_ms)
     }
 }
 

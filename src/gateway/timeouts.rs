@@ -6,8 +6,10 @@ use std::time::Duration;
 use super::Gateway;
 use super::close_cause::CloseCause;
 use super::session::{Session, Stamp, State, micros};
+use super::streams::Stream;
 use crate::engine::driver::{CloseHow, Driver};
 use crate::ids::ConnKey;
+use crate::proto::sse::{HEARTBEAT, encode_retry};
 
 /// How long the end of one connection may take to free its memory before the next one's turn comes.
 const RELIEF: Duration = Duration::from_millis(10);
@@ -203,5 +205,49 @@ impl<D: Driver> Gateway<D> {
                 format!("queued messages of the process are over {} bytes (limits.queued_bytes_max)", self.shared.queued_bytes_max);
             self.end_with(key, CloseCause::SlowConsumer, None, &reason);
         }
+    }
+
+    /// A silent stream is sent a comment, so that proxies keep it, and so that a dead one is found out. One that was told to come back sooner than so many
+    /// clients could is told anew.
+    fn stream_timer(&mut self, key: ConnKey) {
+        let heartbeat = self.heartbeat();
+        let now = micros(self.now);
+        if self.tell_retry(key) {
+            self.timers.set(key.slot, self.now + heartbeat);
+            return;
+        }
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        session.watched = false;
+        let silent = Duration::from_micros(u64::from(now.wrapping_sub(session.sent_us)));
+        if silent < heartbeat {
+            self.timers.set(key.slot, self.now + (heartbeat - silent));
+            return;
+        }
+        self.timers.set(key.slot, self.now + heartbeat);
+        self.push_direct(key, HEARTBEAT, &[]);
+        self.pump(key);
+    }
+
+    /// Tells a stream when to come back if the window has grown by more than an eighth since it was told. Whether it did.
+    fn tell_retry(&mut self, key: ConnKey) -> bool {
+        let window_ms = self.return_window_ms();
+        let has_grown = |stream: &&mut Stream| window_ms > stream.window_ms + stream.window_ms / 8;
+        if self.sessions.get_mut(key).and_then(|session| session.stream_mut()).filter(has_grown).is_none() {
+            return false;
+        }
+        let retry_ms = self.retry_ms();
+        let Some(session) = self.sessions.get_mut(key) else { return false };
+        session.watched = false;
+        let Some(stream) = session.stream_mut() else { return false };
+        (stream.retry_ms, stream.window_ms) = (retry_ms, window_ms);
+        let mut out = Vec::new();
+        encode_retry(&mut out, retry_ms);
+        self.push_direct(key, &out, &[]);
+        self.pump(key);
+        true
+    }
+
+    pub(super) fn heartbeat(&self) -> Duration {
+        Duration::from_millis(self.limits.sse_heartbeat_ms)
     }
 }
