@@ -30,6 +30,8 @@ use crate::proto::position::Position;
 
 /// How often the clock is looked at.
 const LOOK: Duration = Duration::from_millis(50);
+/// How long there may be no connection before publishers are told: they may try elsewhere, or again under the same key.
+const LOST_MS: u64 = 800;
 /// The header by which a stream knows a message that it has.
 const MESSAGE_ID: &str = "Nats-Msg-Id";
 
@@ -133,9 +135,10 @@ impl Writer {
                         self.outstanding.borrow_mut().send_again();
                         self.more.notify_one();
                     }
-                    let given_up = self.outstanding.borrow_mut().look(self.now_ms(), self.patience_ms);
+                    let patience_ms = if status.down_ms.value() < LOST_MS { self.patience_ms } else { 0 };
+                    let given_up = self.outstanding.borrow_mut().look(self.now_ms(), patience_ms);
                     if !given_up.is_empty() {
-                        tracing::warn!(messages = given_up.len(), "the stream has not acknowledged messages in time (limits.nats_ack_ms): their publishers are told so");
+                        tracing::warn!(messages = given_up.len(), "the stream has not acknowledged messages in time (limits.nats_ack_ms, or 1 s without a connection): their publishers are told so");
                     }
                     for waiting in given_up {
                         status.unanswered.add(1);

@@ -40,7 +40,7 @@ use crate::time::Time;
 /// How long who has a position that was not read here yet waits for it; then nobody can say what it means.
 const EARLY: Duration = Duration::from_secs(5);
 /// What a publisher is told whose message was not acknowledged.
-const UNANSWERED: &str = "the stream has not acknowledged the message in time (limits.nats_ack_ms): it may have it or not; sent again with the same Idempotency-Key it is not doubled";
+const UNANSWERED: &str = "the stream has not acknowledged the message in time (limits.nats_ack_ms, or 1 s without a connection): it may have it or not; sent again with the same Idempotency-Key it is not doubled";
 /// When to try again.
 const RETRY_MS: u64 = 1000;
 /// Who has said what was fetched: nobody who is here.

@@ -9,10 +9,12 @@ mod common;
 mod floods;
 mod handover;
 mod idle;
+mod nats;
 mod paced_drain;
 mod reconnect_storm;
 mod reset_crowd;
 mod slow_readers;
+mod watchers;
 
 /// How many clients the scenarios hold: what 20,000 descriptors of one process allow with room to spare.
 const CLIENTS: usize = 10_000;

@@ -11,9 +11,7 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -21,6 +19,7 @@ use serde_json::Value;
 use crate::common::swarm::{Event, Swarm};
 use crate::common::{Gateway, gateway, now, raise_nofile, raw};
 use crate::full;
+use crate::watchers::{Phase, Watchers, p99, yield_to_the_gateway};
 
 struct Size {
     crowd: usize,
@@ -51,7 +50,7 @@ fn a_crowd_that_is_reset_comes_back_without_loss_and_those_who_stay_notice_littl
     raise_nofile();
     let size = size();
     let gateway = gateway().limit("handshakes_per_second", size.handshakes_per_second).start();
-    let watchers = Watchers::start(&gateway, size.watchers);
+    let watchers = Watchers::start(&gateway, "watched", size.watchers);
     yield_to_the_gateway();
     let foreign = Foreign::start(&gateway, size.foreign);
     let mut crowd = Crowd::new(&gateway, size.crowd);
@@ -126,20 +125,6 @@ fn a_crowd_that_is_reset_comes_back_without_loss_and_those_who_stay_notice_littl
     if full() {
         assert!(p99(&storm) <= P99_GROWTH_MAX * p99(&quiet), "{:.1} ms, {:.1} ms before", p99(&storm), p99(&quiet));
     }
-}
-
-/// The crowd's clients stand for other machines: what they do when they come back (in Python as much CPU as the gateway needs for all) takes no CPU from the
-/// gateway and from those who stay. This thread and processes that it starts from here on run when nobody else wants to.
-fn yield_to_the_gateway() {
-    // SAFETY: two numbers; without a process id the calling thread's priority is set (setpriority(2), "C library/kernel differences").
-    assert_eq!(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 19) }, 0, "{}", std::io::Error::last_os_error());
-}
-
-fn p99(latencies: &[Duration]) -> f64 {
-    let mut sorted = latencies.to_vec();
-    sorted.sort_unstable();
-    assert!(!sorted.is_empty(), "those who stayed heard nothing");
-    sorted[(sorted.len() * 99 / 100).min(sorted.len() - 1)].as_secs_f64() * 1e3
 }
 
 /// Clients that come back after full jitter from 0.5 s to 20 s, or when they are told to, to where they were.
@@ -303,73 +288,6 @@ fn retry_of(refusal: &str) -> Option<Duration> {
     let (_, body) = refusal.split_once("\r\n\r\n")?;
     let error: Value = serde_json::from_str(body).ok()?;
     error["error"]["retry_ms"].as_u64().map(Duration::from_millis)
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-enum Phase {
-    Opening,
-    Quiet,
-    Storm,
-    Over,
-}
-
-/// Those who stay, on a thread of their own: a message to all of them every 20 ms.
-struct Watchers {
-    phase: Arc<AtomicU8>,
-    thread: JoinHandle<[Vec<Duration>; 2]>,
-}
-
-impl Watchers {
-    fn start(gateway: &Gateway, count: usize) -> Self {
-        let mut swarm = Swarm::new(gateway.port);
-        for _ in 0..count {
-            swarm.connect_and_open("/ws?room=watched", &mut |_, _| {});
-        }
-        let phase = Arc::new(AtomicU8::new(Phase::Opening as u8));
-        let told = Arc::clone(&phase);
-        let thread = std::thread::spawn(move || {
-            let (zero, mut next) = (now(), now());
-            let mut latencies = [Vec::new(), Vec::new()];
-            loop {
-                let phase = told.load(Ordering::Relaxed);
-                if phase == Phase::Over as u8 {
-                    return latencies;
-                }
-                if now() >= next {
-                    // Latency counts from when a message was due.
-                    swarm.send_text(0, format!("{phase} {}", next.duration_since(zero).as_nanos()).as_bytes());
-                    next += Duration::from_millis(20);
-                }
-                swarm.turn(Duration::from_millis(1), &mut |number, event| match event {
-                    Event::Text(payload) => {
-                        let text = std::str::from_utf8(payload).expect("text");
-                        let (phase, nanos) = text.split_once(' ').expect("a phase and a time");
-                        let latency = zero.elapsed().saturating_sub(Duration::from_nanos(nanos.parse().expect("a time")));
-                        match phase.parse::<u8>() {
-                            Ok(phase) if phase == Phase::Quiet as u8 => latencies[0].push(latency),
-                            Ok(phase) if phase == Phase::Storm as u8 => latencies[1].push(latency),
-                            _ => {}
-                        }
-                    }
-                    Event::Close(code, reason) => panic!("watcher {number} was closed: {code:?} {reason}"),
-                    Event::Ended => panic!("watcher {number} is gone"),
-                    Event::Opened | Event::Binary(_) => {}
-                });
-            }
-        });
-        Self { phase, thread }
-    }
-
-    fn set(&self, phase: Phase) {
-        self.phase.store(phase as u8, Ordering::Relaxed);
-    }
-
-    /// Latencies before, and while all come back.
-    fn finish(self) -> (Vec<Duration>, Vec<Duration>) {
-        let [quiet, storm] = self.thread.join().expect("those who stay are told nothing and lose nothing");
-        (quiet, storm)
-    }
 }
 
 /// Clients of Python and Node in processes of their own.
