@@ -418,6 +418,8 @@ impl<D: Driver> Gateway<D> {
             return;
         }
         bridge.next_look = self.now + INTEREST;
+        self.forget_past();
+        let Some(bridge) = &mut self.bridge else { return };
         let patience = Duration::from_millis(self.limits.nats_interest_ms);
         let (topics, now, port) = (&self.topics, self.now, &mut bridge.port);
         let mut dropped = Vec::new();
@@ -455,7 +457,7 @@ impl<D: Driver> Gateway<D> {
         let bridge = self.bridge.as_ref()?;
         let waits = bridge.port.overflows() || !bridge.waiters.is_empty() || !bridge.held.is_empty();
         let room = waits.then_some(if bridge.port.status().is_connected() { super::POLL } else { AWAY });
-        let early = bridge.sequencing.as_ref().is_some_and(|sequencing| !sequencing.early.is_empty());
+        let early = bridge.sequencing.as_ref().is_some_and(|sequencing| !sequencing.past.early.is_empty());
         let stuck = (bridge.stuck.is_some() || early).then_some(super::POLL);
         let incoming = (bridge.stuck.is_none() && bridge.port.has_incoming()).then_some(Duration::ZERO);
         let interest = (!bridge.listened.is_empty()).then(|| bridge.next_look.since(self.now).max(super::POLL));

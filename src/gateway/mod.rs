@@ -43,6 +43,7 @@ mod json;
 mod listing;
 mod log_limit;
 mod pages;
+mod past;
 mod peers;
 mod places;
 mod polls;

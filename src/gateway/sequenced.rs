@@ -6,45 +6,35 @@
 //!                    ◀── Answer{token, position} ──┘                       (offset = sequence, epoch = the stream's life)
 //! ```
 //!
-//! A home keeps the newest messages as every other does; what is before them is fetched from the stream for who comes back with an older position, once for all that ask
-//! for the same. Where the stream has lost what lies between, or is another one (`Notice::Lost`), members are told: event streams by a gap,
+//! A home keeps the newest messages as every other does; what is before them is fetched from the stream (`past`). Where the stream has lost what lies between, or is another one (`Notice::Lost`), members are told: event streams by a gap,
 //! WebSockets by 4510; polls hear it with their next request.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 
 use super::Gateway;
 use super::bridge::NO_STREAM;
 use super::close_cause::CloseCause;
+use super::past::Past;
 use super::peers::ShardMessage;
 use super::publishing::{Ack, Offer, Receipt, Ticket};
-use super::replay::{Asked, Replay};
-use super::rooms::{TOPICS_FULL, new_log};
+use super::rooms::TOPICS_FULL;
 use super::seats::Seat;
 use super::session::State;
 use super::streams::Kind;
 use super::topic::Role;
-use crate::bus::link::{Answer, Fetched, Incoming, Notice, Outgoing, Tracked};
+use crate::bus::link::{Answer, Notice, Outgoing, Tracked};
 use crate::engine::driver::Driver;
-use crate::engine::log::Attributes;
 use crate::ids::{ConnId, ConnKey, ShardId, TopicKey};
 use crate::proto::gap::GapReason;
 use crate::proto::position::{Epoch, Position, Start};
 use crate::proto::topic::TopicName;
-use crate::proto::ws::frame::server_header;
-use crate::time::Time;
 
-/// How long who has a position that was not read here yet waits for it; then nobody can say what it means.
-const EARLY: Duration = Duration::from_secs(5);
 /// What a publisher is told whose message was not acknowledged.
 const UNANSWERED: &str = "the stream has not acknowledged the message in time (limits.nats_ack_ms, or 1 s without a connection): it may have it or not; sent again with the same Idempotency-Key it is not doubled";
 /// When to try again.
 const RETRY_MS: u64 = 1000;
-/// Who has said what was fetched: nobody who is here.
-const PAST: ConnId = ConnId { shard: ShardId(u16::MAX), key: ConnKey { slot: u32::MAX, generation: 0 } };
 
 /// A publisher that waits for the stream's answer.
 struct Awaiting {
@@ -54,13 +44,6 @@ struct Awaiting {
     ack: Ack,
 }
 
-/// A piece of the past that was asked for, and who waits for it.
-struct Fetch {
-    home: TopicKey,
-    after: Position,
-    waiting: Vec<Asked>,
-}
-
 /// A shard's part of all this.
 #[derive(Default)]
 pub(super) struct Sequencing {
@@ -68,22 +51,21 @@ pub(super) struct Sequencing {
     pub(super) reached: Option<Position>,
     /// What came for a frozen shard.
     pub(super) stash: VecDeque<Notice>,
-    /// Guests with positions above that, and until when they wait.
-    pub(super) early: Vec<(Time, Asked)>,
+    /// What was before that.
+    pub(super) past: Past,
     next_token: u64,
     awaiting: HashMap<u64, Awaiting>,
-    fetches: HashMap<u64, Fetch>,
 }
 
 impl Sequencing {
-    fn token(&mut self) -> u64 {
+    pub(super) fn token(&mut self) -> u64 {
         self.next_token += 1;
         self.next_token
     }
 }
 
 impl<D: Driver> Gateway<D> {
-    fn sequencing(&mut self) -> Option<&mut Sequencing> {
+    pub(super) fn sequencing(&mut self) -> Option<&mut Sequencing> {
         self.bridge.as_mut().and_then(|bridge| bridge.sequencing.as_mut())
     }
 
@@ -230,99 +212,6 @@ impl<D: Driver> Gateway<D> {
             (Kind::Poll, State::Polling) => self.poll_timed_out(conn),
             (_, State::Joining) => self.refuse_stream(conn, CloseCause::NatsUnavailable, NO_STREAM),
             _ => {}
-        }
-    }
-
-    /// Takes a guest whose piece must come from the stream, or whose position was not read here yet; given back when neither is so.
-    pub(super) fn leave_to_stream(&mut self, asked: Asked) -> Option<Asked> {
-        let Some(topic) = self.topics.get(asked.home).filter(|topic| topic.is_sequenced()) else { return Some(asked) };
-        let (epoch, floor) = (topic.epoch, topic.floor());
-        let after = match asked.start {
-            Start::After(position) if position.epoch == epoch => position,
-            Start::Earliest => Position { epoch, offset: 0 },
-            _ => return Some(asked),
-        };
-        if after.offset > topic.raw.offset() && !self.is_read(asked.home, after) {
-            let until = self.now + EARLY;
-            self.sequencing()?.early.push((until, asked));
-            return None;
-        }
-        if after.offset >= floor {
-            return Some(asked);
-        }
-        self.fetch(asked, after, floor);
-        None
-    }
-
-    /// Whether everything of a topic up to a position above its newest message has come here, which is then nothing.
-    fn is_read(&self, home: TopicKey, position: Position) -> bool {
-        let has_begun = self.bridge.as_ref().is_some_and(|bridge| bridge.has_begun(home));
-        has_begun && self.read_up_to().is_some_and(|at| at.epoch == position.epoch && at.offset >= position.offset)
-    }
-
-    fn fetch(&mut self, asked: Asked, after: Position, upto: u64) {
-        let max = self.limits.nats_fetches_max as usize;
-        let name = self.topics.name(asked.home);
-        let is_connected = self.bridge.as_ref().is_some_and(|bridge| bridge.port.status().is_connected());
-        let Some(bridge) = &mut self.bridge else { return };
-        let subject = name.and_then(|name| bridge.rules.find(name)).map(|bridged| Arc::<str>::from(bridged.subject));
-        let Some(sequencing) = &mut bridge.sequencing else { return };
-        if let Some(same) = sequencing.fetches.values_mut().find(|fetch| fetch.home == asked.home && fetch.after == after) {
-            return same.waiting.push(asked);
-        }
-        let Some(subject) = subject.filter(|_| is_connected && sequencing.fetches.len() < max) else {
-            return self.give(&asked, Replay { refused: true, ..Replay::nothing(after.offset) });
-        };
-        let token = sequencing.token();
-        sequencing.fetches.insert(token, Fetch { home: asked.home, after, waiting: vec![asked] });
-        bridge.port.fetch(token, subject, after, upto);
-    }
-
-    /// A piece of the past has come: whoever waits for it is given it.
-    pub(super) fn fetched(&mut self, token: u64, fetched: Fetched) {
-        let Some(Fetch { after, waiting, .. }) = self.sequencing().and_then(|sequencing| sequencing.fetches.remove(&token)) else { return };
-        let gap = fetched.lost_to.map(|_| (GapReason::TooOld, Some(after)));
-        let at = fetched.lost_to.unwrap_or(after.offset);
-        for asked in waiting {
-            // Who asked for the oldest is not missing anything.
-            let gap = gap.filter(|_| asked.start != Start::Earliest);
-            if fetched.failed {
-                self.give(&asked, Replay { refused: true, ..Replay::nothing(after.offset) });
-            } else if fetched.messages.is_empty() && gap.is_none() {
-                let start = Start::After(Position { epoch: after.epoch, offset: fetched.reached });
-                self.replay_in_turn(Asked { start, ..asked });
-            } else {
-                let mut log = new_log(&self.limits, &self.shared);
-                let from = log.pin();
-                for Incoming { payload, kind, event, numbered, .. } in &fetched.messages {
-                    let attributes = Attributes { event: event.clone(), no_echo: false, offset: numbered.map(|numbered| numbered.offset) };
-                    let (header, len) = server_header(kind.opcode(), payload.len());
-                    log.append_with(PAST, Some(Arc::new(attributes)), &header[..len], payload);
-                }
-                let parcel = from.parcel(u64::MAX).map_or_else(Default::default, |(parcel, _)| parcel);
-                self.counters.replayed.add(parcel.frames);
-                self.give(&asked, Replay { gap, count: None, parcel, next: fetched.reached, last: false, ..Replay::nothing(at) });
-            }
-        }
-    }
-
-    /// Looks again at those whose position had not been read here.
-    pub(super) fn see_to_early(&mut self) {
-        let Some(sequencing) = self.sequencing() else { return };
-        if sequencing.early.is_empty() {
-            return;
-        }
-        for (until, asked) in std::mem::take(&mut sequencing.early) {
-            let Some(topic) = self.topics.get(asked.home) else { continue };
-            let Start::After(position) = asked.start else { continue };
-            if position.epoch != topic.epoch || self.is_read(asked.home, position) {
-                self.replay_in_turn(asked);
-            } else if self.now >= until {
-                let at = Replay::nothing(topic.raw.offset());
-                self.give(&asked, Replay { gap: Some((GapReason::Unknown, Some(position))), ..at });
-            } else if let Some(sequencing) = self.sequencing() {
-                sequencing.early.push((until, asked));
-            }
         }
     }
 }
