@@ -283,7 +283,7 @@ impl Crowd {
 }
 
 /// What a refusal's body says.
-fn retry_of(refusal: &str) -> Option<Duration> {
+pub fn retry_of(refusal: &str) -> Option<Duration> {
     assert!(refusal.contains("\r\nRetry-After: "), "{refusal}");
     let (_, body) = refusal.split_once("\r\n\r\n")?;
     let error: Value = serde_json::from_str(body).ok()?;
