@@ -12,7 +12,7 @@
 //! While the outbox has no room nobody publishes to a topic that goes out: requests are answered 429, WebSockets are not read. While there is no connection
 //! publishers are told so at once. What has its place already waits in the outbox.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -75,8 +75,8 @@ pub(super) struct Bridge {
     pub(super) port: Port,
     pub(super) rules: Arc<Rules>,
     listened: HashMap<TopicKey, Listened>,
-    /// Taken from the inbox, and its topic takes no messages now.
-    stuck: Option<Notice>,
+    /// Taken from the inbox, and not to be handled now: one whose topic takes no messages, or what came for a frozen shard.
+    held_back: VecDeque<Notice>,
     /// Publishers that wait until the outbox has room.
     waiters: Vec<ConnKey>,
     /// Topics with parcels that wait for the same.
@@ -145,7 +145,7 @@ impl Bridge {
     pub(super) fn new(port: Port, rules: Arc<Rules>, now: Time) -> Self {
         let (listened, waiters, held) = (HashMap::new(), Vec::new(), Vec::new());
         let sequencing = (port.status().stream() != StreamState::None).then(Sequencing::default);
-        Self { port, rules, listened, stuck: None, waiters, held, was_connected: false, next_look: now, sequencing }
+        Self { port, rules, listened, held_back: VecDeque::new(), waiters, held, was_connected: false, next_look: now, sequencing }
     }
 
     /// What keeps a message of so many bytes for a topic that goes out from being taken, but for want of room.
@@ -306,19 +306,26 @@ impl<D: Driver> Gateway<D> {
         while left > 0 {
             left -= 1;
             let Some(bridge) = &mut self.bridge else { return };
-            let stashed = bridge.sequencing.as_mut().filter(|_| !self.frozen).and_then(|sequencing| sequencing.stash.pop_front());
-            let Some(notice) = bridge.stuck.take().or(stashed).or_else(|| bridge.port.receive()) else { break };
-            if let Some(notice) = self.take_notice(notice)
-                && let Some(bridge) = &mut self.bridge
-            {
-                bridge.stuck = Some(notice);
-                left = 0;
+            let next = match self.frozen {
+                true if bridge.held_back.len() >= self.limits.nats_inbox_messages as usize => None,
+                true => bridge.port.receive(),
+                false => bridge.held_back.pop_front().or_else(|| bridge.port.receive()),
+            };
+            let Some(notice) = next else { break };
+            let back = self.take_notice(notice);
+            let Some(bridge) = &mut self.bridge else { return };
+            match back {
+                Some(notice) if self.frozen => bridge.held_back.push_back(notice),
+                Some(notice) => {
+                    bridge.held_back.push_front(notice);
+                    left = 0;
+                }
+                None => {}
             }
         }
         let Some(bridge) = &mut self.bridge else { return };
         if let Some(sequencing) = &mut bridge.sequencing
-            && bridge.stuck.is_none()
-            && sequencing.stash.is_empty()
+            && bridge.held_back.is_empty()
             && !bridge.port.has_incoming()
         {
             // What was told before that was read has all been taken.
@@ -359,7 +366,7 @@ impl<D: Driver> Gateway<D> {
     fn take_notice(&mut self, notice: Notice) -> Option<Notice> {
         match notice {
             // A frozen shard's topics get no more; what else comes it has to know of to come to rest.
-            notice @ (Notice::Message(_) | Notice::Lost { .. } | Notice::Begun { .. }) if self.frozen => return self.stash(notice),
+            notice @ (Notice::Message(_) | Notice::Lost { .. } | Notice::Begun { .. }) if self.frozen => return Some(notice),
             Notice::Message(incoming) => return self.take_from_nats(incoming).map(Notice::Message),
             Notice::Lost { topic, to } => self.lost(topic, to),
             Notice::Begun { topic } => {
@@ -371,19 +378,6 @@ impl<D: Driver> Gateway<D> {
             Notice::Fetched { token, fetched } => self.fetched(token, *fetched),
         }
         None
-    }
-
-    /// Keeps what came for later; back when as much is kept as may be, or nothing that matters can lie behind it.
-    fn stash(&mut self, notice: Notice) -> Option<Notice> {
-        let max = self.limits.nats_inbox_messages as usize;
-        let sequencing = self.bridge.as_mut().and_then(|bridge| bridge.sequencing.as_mut());
-        match sequencing.filter(|sequencing| sequencing.stash.len() < max) {
-            Some(sequencing) => {
-                sequencing.stash.push_back(notice);
-                None
-            }
-            None => Some(notice),
-        }
     }
 
     /// Gives a message from NATS its place; back when its topic takes none now.
@@ -458,9 +452,9 @@ impl<D: Driver> Gateway<D> {
         let waits = bridge.port.overflows() || !bridge.waiters.is_empty() || !bridge.held.is_empty();
         let room = waits.then_some(if bridge.port.status().is_connected() { super::POLL } else { AWAY });
         let early = bridge.sequencing.as_ref().is_some_and(|sequencing| !sequencing.past.early.is_empty());
-        let stuck = (bridge.stuck.is_some() || early).then_some(super::POLL);
-        let incoming = (bridge.stuck.is_none() && bridge.port.has_incoming()).then_some(Duration::ZERO);
+        let held_back = (!bridge.held_back.is_empty() || early).then_some(super::POLL);
+        let incoming = (bridge.held_back.is_empty() && bridge.port.has_incoming()).then_some(Duration::ZERO);
         let interest = (!bridge.listened.is_empty()).then(|| bridge.next_look.since(self.now).max(super::POLL));
-        [room, stuck, incoming, interest].into_iter().flatten().min()
+        [room, held_back, incoming, interest].into_iter().flatten().min()
     }
 }

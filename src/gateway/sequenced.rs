@@ -9,7 +9,7 @@
 //! A home keeps the newest messages as every other does; what is before them is fetched from the stream (`past`). Where the stream has lost what lies between, or is another one (`Notice::Lost`), members are told: event streams by a gap,
 //! WebSockets by 4510; polls hear it with their next request.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 
 use bytes::Bytes;
 
@@ -24,7 +24,7 @@ use super::seats::Seat;
 use super::session::State;
 use super::streams::Kind;
 use super::topic::Role;
-use crate::bus::link::{Answer, Notice, Outgoing, Tracked};
+use crate::bus::link::{Answer, Outgoing, Tracked};
 use crate::engine::driver::Driver;
 use crate::ids::{ConnId, ConnKey, ShardId, TopicKey};
 use crate::proto::gap::GapReason;
@@ -49,8 +49,6 @@ struct Awaiting {
 pub(super) struct Sequencing {
     /// How far the stream was read when everything was taken that had been told of it.
     pub(super) reached: Option<Position>,
-    /// What came for a frozen shard.
-    pub(super) stash: VecDeque<Notice>,
     /// What was before that.
     pub(super) past: Past,
     next_token: u64,
