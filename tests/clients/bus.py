@@ -7,6 +7,7 @@ import pathlib
 import subprocess
 import tempfile
 
+import httpx
 import nats
 from websockets.asyncio.client import connect
 
@@ -16,10 +17,10 @@ from readers import HttpxSse
 
 
 @contextlib.asynccontextmanager
-async def server():
-    """A nats-server of this case's own: its URL."""
+async def server(*args):
+    """A nats-server of this case's own: its URL. With `-js` it keeps streams, in a directory that goes with it."""
     with tempfile.TemporaryDirectory() as directory:
-        command = ["nats-server", "-a", "127.0.0.1", "-p", "-1", "--ports_file_dir", directory]
+        command = ["nats-server", "-a", "127.0.0.1", "-p", "-1", "--ports_file_dir", directory, "-sd", directory, *args]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=harness._die_with_parent)
         try:
             ports = pathlib.Path(directory) / f"nats-server_{process.pid}.ports"
@@ -102,4 +103,46 @@ async def workers_of_a_queue_group_share_what_clients_say(_):
             assert sorted(done) == list(range(200)), "each order was worked at once"
 
 
-CASES = [a_program_that_speaks_nats_and_clients_of_two_gateways_hear_each_other, workers_of_a_queue_group_share_what_clients_say]
+async def a_program_that_reads_and_writes_the_stream_has_the_positions_of_clients(_):
+    async with server("-js") as url, await nats.connect(url) as program:
+        stream = program.jetstream()
+        keep = {"SHARDCAST_NATS_STREAM": "KEPT"}
+        with harness.Gateway("--nats", url, env=keep) as one, harness.Gateway("--nats", url, env=keep) as other:
+            async with httpx.AsyncClient() as http:
+                for gateway in (one, other):
+                    async with asyncio.timeout(WAIT):
+                        while (await http.get(f"http://127.0.0.1:{gateway.admin}/readyz")).status_code != 200:
+                            await asyncio.sleep(0.05)
+                said = []
+                for number in range(60):
+                    word = f"{number} κόσμε 🦀"
+                    if number % 2:
+                        place = (await stream.publish("shardcast.news.eu", word.encode())).seq
+                    else:
+                        gateway = (one, other)[number % 4 // 2]
+                        answer = (await http.post(gateway.http("/publish?topic=news.eu"), content=word.encode())).raise_for_status().json()
+                        place = int(answer["pos"].split(".")[1])
+                    said.append((place, word))
+                # The program, by a consumer that it can come back to, and clients of either gateway, from the beginning.
+                reader = await stream.pull_subscribe("shardcast.news.eu", durable="reader")
+                heard = []
+                while len(heard) < len(said):
+                    for message in await reader.fetch(20, timeout=WAIT):
+                        heard.append((message.metadata.sequence.stream, message.data.decode()))
+                        await message.ack()
+                same("the program", heard, said)
+                for name, gateway in {"one": one, "other": other}.items():
+                    async with HttpxSse(gateway.http("/events?topic=news.eu&after=earliest")) as events:
+                        heard = []
+                        while len(heard) < len(said):
+                            event = await events.event()
+                            if event["name"] == "message":
+                                heard.append((int(event["id"].split(".")[1]), event["data"]))
+                        same(name, heard, said)
+
+
+CASES = [
+    a_program_that_speaks_nats_and_clients_of_two_gateways_hear_each_other,
+    workers_of_a_queue_group_share_what_clients_say,
+    a_program_that_reads_and_writes_the_stream_has_the_positions_of_clients,
+]

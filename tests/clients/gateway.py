@@ -24,13 +24,14 @@ def _die_with_parent():
 
 
 class Gateway:
-    """Starts on entry, ends with SIGTERM on exit. `limits` are keys of the `[limits]` table."""
+    """Starts on entry, ends with SIGTERM on exit. `limits` are keys of the `[limits]` table, `env` other settings in their twins of the environment."""
 
-    def __init__(self, *args, listen=0, driver=None, limits=None):
+    def __init__(self, *args, listen=0, driver=None, limits=None, env=None):
         driver = driver or os.environ.get("SHARDCAST_TEST_DRIVER", "uring")
         self._command = [binary(), "serve", "--listen", f"127.0.0.1:{listen}", "--admin", "127.0.0.1:0", "--driver", driver, *args]
         self._env = {k: v for k, v in os.environ.items() if not k.startswith("SHARDCAST_")}
         self._env.update({f"SHARDCAST_LIMITS_{k.upper()}": str(v) for k, v in (limits or {}).items()})
+        self._env.update(env or {})
         self.log = ""
 
     def __enter__(self):
