@@ -430,8 +430,9 @@ const SETTINGS: &[Setting] = &[
         key: "nats.stream",
         flag: "",
         environment: "SHARDCAST_NATS_STREAM",
-        about: "JetStream stream that keeps what goes out to NATS, for programs that read it later. It is made when it is not there, \
-                by limits.nats_stream_…; one that is there and another is told by the log and /readyz.",
+        about: "JetStream stream that gives the messages of NATS's topics their places: one order and the same positions at every gateway, \
+                receipts once it has them, and a past that outlives gateways. It is made when it is not there, by limits.nats_stream_…; one that is \
+                there and another is told by the log and /readyz.",
         unit: "name or \"off\"",
         apply: |config, raw| values::nats_stream(raw).map(|value| config.nats.stream = value),
         show: |config| config.nats.stream.clone().unwrap_or_else(|| "off".to_owned()).into(),
