@@ -7,7 +7,8 @@ use common::events::{self, Reader};
 use common::foreign::{Client, connect};
 use common::nats::NatsServer;
 use common::raw::{self, Response};
-use common::{Gateway, SOON, Scratch, Setup, eventually, talk};
+use common::talk::{self, Talker};
+use common::{Gateway, SOON, Scratch, Setup, eventually};
 use serde_json::{Value, json};
 
 fn with_jetstream(scratch: &Scratch) -> NatsServer {
@@ -245,6 +246,8 @@ fn members_who_are_handed_over_miss_nothing_of_the_stream() {
     let b = start(setup(&server));
     let mut streams: Vec<Reader> = (0..4).map(|_| events::open(a.port, "/events?topic=t")).collect();
     let mut rooms: Vec<Client> = (0..4).map(|_| connect(&a, "/ws?room=t")).collect();
+    let mut talkers: Vec<Talker> = (0..2).map(|_| talk::connect(a.port)).collect();
+    talkers.iter_mut().for_each(|talker| drop(talker.subscribe("t")));
     let (stop, stopped) = std::sync::mpsc::channel::<()>();
     let port = b.port;
     let publisher = std::thread::spawn(move || {
@@ -267,8 +270,12 @@ fn members_who_are_handed_over_miss_nothing_of_the_stream() {
     for room in &mut rooms {
         (0..said).for_each(|number| room.expect_text(&number.to_string()));
     }
+    for talker in &mut talkers {
+        (0..said).for_each(|number| drop(talker.expect_message("t", number.to_string())));
+    }
     rooms[0].text("and they are heard");
     rooms.iter_mut().for_each(|room| room.expect_text("and they are heard"));
+    talkers.iter_mut().for_each(|talker| drop(talker.expect_message("t", "and they are heard")));
 }
 
 #[test]
@@ -351,4 +358,38 @@ fn a_client_that_speaks_json_goes_on_at_another_gateway_and_is_told_when_the_str
     [&a, &b].into_iter().for_each(wait_until_ready);
     let receipt = there.published("t", "anew");
     assert_eq!(here.expect_message("t", "anew")["pos"], receipt["pos"]);
+}
+
+#[test]
+fn the_permissions_that_are_documented_suffice() {
+    let scratch = Scratch::new();
+    let api = ["STREAM.INFO.KEPT", "STREAM.CREATE.KEPT", "STREAM.MSG.GET.KEPT", "CONSUMER.CREATE.KEPT", "CONSUMER.MSG.NEXT.KEPT.>"];
+    let publish_to: Vec<String> = api.iter().map(|what| format!("\"$JS.API.{what}\"")).chain(["\"shardcast.>\"".to_owned()]).collect();
+    let server = NatsServer::start_with(&format!(
+        "jetstream {{ store_dir: {:?} }}\n\
+         authorization {{ users: [\n\
+           {{ user: gateway, password: right, permissions: {{ publish: [{}], subscribe: [\"shardcast.>\", \"_INBOX.>\"] }} }}\n\
+         ] }}",
+        scratch.path(),
+        publish_to.join(", ")
+    ));
+    let password = scratch.join("password");
+    std::fs::write(&password, "right\n").expect("our directory");
+    let setup = || {
+        let setup = setup(&server).limit("history_messages", 4);
+        setup.env("SHARDCAST_NATS_USER", "gateway").env("SHARDCAST_NATS_PASSWORD", password.to_str().expect("a plain path"))
+    };
+    let (a, b) = (start(setup()), start(setup()));
+    let mut reader = events::open(a.port, "/events?topic=t");
+    let first = publish(&a, "t", "first");
+    assert_eq!(reader.expect("first"), first);
+    for number in 0..20 {
+        publish(&a, "t", &number.to_string());
+    }
+    // The past, too.
+    let mut back = events::resume(b.port, "/events?topic=t", &first);
+    expect_numbers(&mut back, 0..20);
+    for gateway in [&a, &b] {
+        assert!(!gateway.log().contains("ermission"), "{}", gateway.log());
+    }
 }

@@ -35,7 +35,7 @@ use crate::engine::segment::{Arena, Gather, Ranges};
 use crate::engine::sys::{Listener, Socket};
 use crate::hub::Placement;
 use crate::ids::ConnKey;
-use crate::proto::position::{Position, Start};
+use crate::proto::position::Start;
 use crate::proto::state::{Connection, Doing, Record};
 
 /// What a shard of another process had.
@@ -157,7 +157,7 @@ impl<D: Driver> Gateway<D> {
             State::Room => Doing::Room {
                 topic: session.topic.and_then(|topic| self.topics.name(topic))?.clone(),
                 no_echo: session.no_echo,
-                after: cold.and_then(|cold| cold.replay_after).map_or_else(|| self.place_to_inherit(session.topic), |at| Some(at.offset)),
+                after: cold.and_then(|cold| cold.replay_after).or_else(|| self.place_to_inherit(session.topic)),
             },
             State::Echo => Doing::Echo,
             State::Stream | State::Json => session.stream()?.to_inherit(self.epoch),
@@ -212,8 +212,7 @@ impl<D: Driver> Gateway<D> {
             }
             Doing::Room { topic, no_echo, after } => {
                 self.inherit_transport(key, Transport::Ws);
-                let start = after.map(|offset| Start::After(Position { epoch: self.epoch_of(&topic), offset }));
-                self.join(key, topic, no_echo, start, Vec::new());
+                self.join(key, topic, no_echo, after.map(Start::After), Vec::new());
             }
             Doing::Echo => {
                 self.inherit_transport(key, Transport::Ws);
@@ -221,12 +220,12 @@ impl<D: Driver> Gateway<D> {
             }
             Doing::Stream { retry_ms, window_ms, topics } => {
                 self.inherit_transport(key, Transport::Sse);
-                let stream = Stream::inherited(Kind::Events, topics, |name| self.epoch_of(name), retry_ms, window_ms);
+                let stream = Stream::inherited(Kind::Events, topics, retry_ms, window_ms);
                 self.begin_stream(key, stream);
             }
             Doing::Json { topics } => {
                 self.inherit_transport(key, Transport::Ws);
-                let stream = Stream::inherited(Kind::Json, topics, |name| self.epoch_of(name), 0, 0);
+                let stream = Stream::inherited(Kind::Json, topics, 0, 0);
                 self.begin_stream(key, stream);
             }
             Doing::Ending => {

@@ -28,7 +28,7 @@ use crate::bus::link::{Answer, Outgoing, Tracked};
 use crate::engine::driver::Driver;
 use crate::ids::{ConnId, ConnKey, ShardId, TopicKey};
 use crate::proto::gap::GapReason;
-use crate::proto::position::{Epoch, Position, Start};
+use crate::proto::position::{Position, Start};
 use crate::proto::topic::TopicName;
 
 /// What a publisher is told whose message was not acknowledged.
@@ -80,14 +80,10 @@ impl<D: Driver> Gateway<D> {
         bridge.sequencing.as_ref()?.reached.or_else(|| bridge.port.status().read.value())
     }
 
-    /// Whose the offsets of a topic are.
-    pub(super) fn epoch_of(&self, name: &TopicName) -> Epoch {
-        if self.is_sequenced(name) { self.read_up_to().map_or(Epoch(0), |at| at.epoch) } else { self.epoch }
-    }
-
     /// Where another process goes on for a member of a topic, when that is not simply with what comes next.
-    pub(super) fn place_to_inherit(&self, topic: Option<TopicKey>) -> Option<u64> {
-        topic.and_then(|topic| self.topics.get(topic)).filter(|topic| topic.is_sequenced()).map(|topic| topic.raw.offset())
+    pub(super) fn place_to_inherit(&self, topic: Option<TopicKey>) -> Option<Position> {
+        let topic = topic.and_then(|topic| self.topics.get(topic)).filter(|topic| topic.is_sequenced())?;
+        Some(Position { epoch: topic.epoch, offset: topic.raw.offset() })
     }
 
     /// Why a topic could not be made.

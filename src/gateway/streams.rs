@@ -125,17 +125,8 @@ impl Stream {
     }
 
     /// One that another process has opened.
-    pub(super) fn inherited(
-        kind: Kind,
-        topics: Vec<Following>,
-        epoch: impl Fn(&TopicName) -> Epoch,
-        retry_ms: u64,
-        window_ms: u64,
-    ) -> Self {
-        let start = |following: Following| {
-            let position = Position { epoch: epoch(&following.topic), offset: following.at };
-            (following.topic, if following.behind { Start::After(position) } else { Start::Latest })
-        };
+    pub(super) fn inherited(kind: Kind, topics: Vec<Following>, retry_ms: u64, window_ms: u64) -> Self {
+        let start = |following: Following| (following.topic, if following.behind { Start::After(following.at) } else { Start::Latest });
         let topics = topics.into_iter().map(start).collect();
         Self { window_ms, inherited: true, ..Self::new(kind, topics, Vec::new(), retry_ms) }
     }
@@ -146,7 +137,7 @@ impl Stream {
             // What comes to another process may be further on in a stream than what has come to this one.
             let is_behind = part.seat.is_none() || part.epoch != own;
             let (at, behind) = part.more_after.map_or((part.at, is_behind), |after| (after, true));
-            Following { topic: part.name.clone(), at, behind }
+            Following { topic: part.name.clone(), at: Position { epoch: part.epoch, offset: at }, behind }
         };
         let topics = self.parts.iter().filter(|part| part.topic.is_some()).map(following).collect();
         match self.kind {

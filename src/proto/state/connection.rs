@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use super::{Body, StateError, name, numbers, short};
+use crate::proto::position::{Epoch, Position};
 use crate::proto::topic::TopicName;
 
 /// A connection: what it does, and the bytes that were on their way.
@@ -36,8 +37,8 @@ pub enum Doing {
         topic: TopicName,
         /// Its own messages are left out.
         no_echo: bool,
-        /// It is to be given what comes after this offset; without one, what is published from now on.
-        after: Option<u64>,
+        /// It is to be given what comes after this position; without one, what is published from now on.
+        after: Option<Position>,
     },
     /// It is a WebSocket that hears what it says.
     Echo,
@@ -64,8 +65,8 @@ pub enum Doing {
 pub struct Following {
     /// Its name.
     pub topic: TopicName,
-    /// The offset up to which the client was given everything.
-    pub at: u64,
+    /// The position up to which the client was given everything.
+    pub at: Position,
     /// Something after that was before the client came, and is to be given.
     pub behind: bool,
 }
@@ -89,7 +90,7 @@ impl Connection {
             Doing::Room { topic, no_echo, after } => {
                 out.extend_from_slice(&[1, u8::from(*no_echo), u8::from(after.is_some())]);
                 short(out, topic.as_str());
-                numbers(out, after.as_slice());
+                after.iter().for_each(|after| encode_position(out, *after));
             }
             Doing::Echo => out.push(2),
             Doing::Stream { retry_ms, window_ms, topics } => {
@@ -120,7 +121,7 @@ impl Connection {
             1 => {
                 let (no_echo, has_more) = (body.flag()?, body.flag()?);
                 let topic = name(body.short()?)?;
-                Doing::Room { topic, no_echo, after: has_more.then(|| body.offset()).transpose()? }
+                Doing::Room { topic, no_echo, after: has_more.then(|| decode_position(body)).transpose()? }
             }
             2 => Doing::Echo,
             3 => {
@@ -137,19 +138,27 @@ impl Connection {
     }
 }
 
+fn encode_position(out: &mut Vec<u8>, at: Position) {
+    numbers(out, &[at.epoch.0, at.offset]);
+}
+
+fn decode_position(body: &mut Body<'_>) -> Result<Position, StateError> {
+    Ok(Position { epoch: Epoch(body.number()?), offset: body.offset()? })
+}
+
 fn encode_topics(out: &mut Vec<u8>, topics: &[Following]) {
     numbers(out, &[topics.len() as u64]);
     for Following { topic, at, behind } in topics {
         out.push(u8::from(*behind));
         short(out, topic.as_str());
-        numbers(out, &[*at]);
+        encode_position(out, *at);
     }
 }
 
 fn decode_topics(body: &mut Body<'_>) -> Result<Vec<Following>, StateError> {
     let following = |body: &mut Body<'_>| {
         let behind = body.flag()?;
-        Ok(Following { topic: name(body.short()?)?, at: body.offset()?, behind })
+        Ok(Following { topic: name(body.short()?)?, at: decode_position(body)?, behind })
     };
     (0..body.number()?).map(|_| following(body)).collect()
 }
@@ -161,12 +170,15 @@ pub(super) mod tests {
     /// One of each kind.
     pub(in super::super) fn examples() -> impl Iterator<Item = Connection> {
         let topic = |name| TopicName::parse(name).expect("a name");
-        let topics =
-            vec![Following { topic: topic("a"), at: 7, behind: false }, Following { topic: topic("news.sport"), at: 0, behind: true }];
+        let at = |epoch, offset| Position { epoch: Epoch(epoch), offset };
+        let topics = vec![
+            Following { topic: topic("a"), at: at(1, 7), behind: false },
+            Following { topic: topic("news.sport"), at: at(2, 0), behind: true },
+        ];
         let doings = [
             Doing::Request { served: true, preface: false },
             Doing::Room { topic: topic("lobby"), no_echo: true, after: None },
-            Doing::Room { topic: topic("lobby"), no_echo: false, after: Some(17) },
+            Doing::Room { topic: topic("lobby"), no_echo: false, after: Some(at(3, 17)) },
             Doing::Echo,
             Doing::Stream { retry_ms: 3000, window_ms: 60_000, topics: topics.clone() },
             Doing::Json { topics },
