@@ -2,16 +2,15 @@
 
 mod common;
 
-use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use common::events::{self, expect_all, publish, publish_all};
 use common::frame::{self, FIN};
 use common::raw::{self, Raw};
+use common::replaceable::Replaceable;
 use common::talk;
-use common::{Gateway, SOON, Scratch, eventually, gateway, put_program, sleep_ms};
+use common::{SOON, Scratch, eventually, gateway, sleep_ms};
 use serde_json::json;
 
 const HOST: &str = "HTTP/1.1\r\nHost: localhost\r\n";
@@ -308,35 +307,10 @@ fn who_is_owed_too_much_is_left_behind_and_the_others_are_not() {
     assert_eq!(gateway.connections(), 1);
 }
 
-/// A gateway at whose path scripts can be put, and the program itself.
-struct Replaceable {
-    gateway: Gateway,
-    path: PathBuf,
-    real: PathBuf,
-}
-
-impl Replaceable {
-    fn new(limits: &[(&str, u64)]) -> Self {
-        let setup = limits.iter().fold(gateway().ordinary_user(), |setup, (name, value)| setup.limit(name, *value));
-        let gateway = setup.start();
-        let path = std::fs::read_link(format!("/proc/{}/exe", gateway.pid())).expect("it runs");
-        let real = path.with_extension("real");
-        std::fs::copy(&path, &real).expect("our directory");
-        std::fs::set_permissions(&real, std::fs::Permissions::from_mode(0o755)).expect("our file");
-        Self { gateway, path, real }
-    }
-
-    /// The next process does this in place of serving.
-    fn replace(&self, instead: &str) {
-        let script = format!("#!/bin/sh\n[ \"$1\" = config ] && exec {real} \"$@\"\n{instead}\n", real = self.real.display());
-        put_program(&self.path, &script);
-    }
-}
-
 /// Whatever becomes of the next process before it has taken everything, the old one goes on as if nothing had happened.
 #[test]
 fn a_next_process_that_fails_at_any_step_is_nobodys_business() {
-    let mut place = Replaceable::new(&[("handover_ms", 500)]);
+    let mut place = Replaceable::start(gateway().limit("handover_ms", 500));
     let port = place.gateway.port;
     let mut publisher = raw::ws(&place.gateway, "/ws?room=a");
     let mut reader = events::open(port, "/events?topic=a&topic=b");
@@ -385,7 +359,7 @@ fn a_next_process_that_fails_at_any_step_is_nobodys_business() {
 /// The next process is killed at any time: either the old one goes on, or everything was taken before.
 #[test]
 fn a_next_process_that_is_killed_at_any_time_leaves_one_of_the_two() {
-    let place = Replaceable::new(&[]);
+    let place = Replaceable::start(gateway());
     let mut publisher = raw::ws(&place.gateway, "/ws?room=a");
     let mut reader = events::open(place.gateway.port, "/events?topic=a");
     for round in 0..25 {
@@ -415,7 +389,7 @@ fn a_next_process_that_is_killed_at_any_time_leaves_one_of_the_two() {
 /// However few descriptors the next process may have, it takes everything or nothing: by the time that it says so, it has all that it needs.
 #[test]
 fn a_next_process_with_too_few_descriptors_takes_nothing() {
-    let mut place = Replaceable::new(&[]);
+    let mut place = Replaceable::start(gateway());
     let mut publisher = raw::ws(&place.gateway, "/ws?room=a");
     let mut reader = events::open(place.gateway.port, "/events?topic=a");
     let mut serves = |what: &str| {
@@ -441,7 +415,7 @@ fn a_next_process_with_too_few_descriptors_takes_nothing() {
 /// A next process that nobody listens to serves all the same.
 #[test]
 fn a_next_process_that_cannot_say_that_it_is_ready_serves() {
-    let mut place = Replaceable::new(&[]);
+    let mut place = Replaceable::start(gateway());
     let mut publisher = raw::ws(&place.gateway, "/ws?room=a");
     place.replace(&format!("exec {} \"$@\" 2>/dev/full", place.real.display()));
     place.gateway.hand_over();

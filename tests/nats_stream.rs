@@ -7,6 +7,7 @@ use common::events::{self, Reader};
 use common::foreign::{Client, connect};
 use common::nats::NatsServer;
 use common::raw::{self, Response};
+use common::replaceable::Replaceable;
 use common::talk::{self, Talker};
 use common::{Gateway, SOON, Scratch, Setup, eventually};
 use serde_json::{Value, json};
@@ -276,6 +277,42 @@ fn members_who_are_handed_over_miss_nothing_of_the_stream() {
     rooms[0].text("and they are heard");
     rooms.iter_mut().for_each(|room| room.expect_text("and they are heard"));
     talkers.iter_mut().for_each(|talker| drop(talker.expect_message("t", "and they are heard")));
+}
+
+/// Frozen for half a second and then not handed over: what came meanwhile is kept, and given out as fast as a topic takes it, in its order.
+#[test]
+fn a_hand_over_that_is_called_off_loses_nothing_of_what_came_meanwhile() {
+    const MESSAGES: u32 = 600;
+    let scratch = Scratch::new();
+    let server = with_jetstream(&scratch);
+    let limits = [("handover_ms", 500), ("nats_inbox_messages", 64), ("topic_lag_bytes_max", 4096)];
+    let mut place = Replaceable::start(limits.into_iter().fold(setup(&server).shards(2), |setup, (name, value)| setup.limit(name, value)));
+    wait_until_ready(&place.gateway);
+    let other = start(setup(&server));
+    let mut streams: Vec<Reader> = (0..4).map(|_| events::open(place.gateway.port, "/events?topic=t")).collect();
+    place.replace("echo prepared >&0; exec sleep 60");
+    let port = other.port;
+    let filler = "x".repeat(1500);
+    let said = |number: u32| format!("{number} {filler}");
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for number in 0..MESSAGES {
+                let body = said(number);
+                let head = format!(
+                    "POST /publish?topic=t HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
+                    body.len()
+                );
+                assert_eq!(raw::http(port, &[head.as_bytes(), body.as_bytes()].concat()).status, 200);
+            }
+        });
+        for _ in 0..3 {
+            assert!(!place.gateway.try_to_hand_over());
+        }
+    });
+    for stream in &mut streams {
+        (0..MESSAGES).for_each(|number| drop(stream.expect(&said(number))));
+    }
+    assert_eq!(metric(&place.gateway, "holes_total"), 0);
 }
 
 #[test]
