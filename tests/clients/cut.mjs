@@ -1,4 +1,5 @@
-// A TCP proxy in front of the gateway that cuts a stream of events off after so many bytes. Other requests pass.
+// A TCP proxy in front of the gateway that cuts a stream of events off after so many bytes of it. Other requests pass, and so does a stream's head: an
+// EventSource to which only a part of it came takes it for another type, and gives up for good.
 import { createConnection, createServer } from "node:net";
 
 export class Cut {
@@ -39,20 +40,27 @@ export class Cut {
     const upstream = createConnection(target, "127.0.0.1");
     this.#open.set(client, upstream);
     let isStream = false;
+    let isInHead = false;
     client.on("data", (data) => {
       const head = data.toString("latin1");
       for (const [, method, path] of head.matchAll(/^([A-Z]+) (\/\S*) HTTP\/1\.1\r$/gm)) this.requests.push(`${method} ${path}`);
       if (head.startsWith("GET /events")) {
-        isStream = true;
+        isStream = isInHead = true;
         this.streams.push(/^last-event-id: (.*)\r$/im.exec(head)?.[1]);
         if (this.#isOut) return this.#end(client, true);
       }
       upstream.write(data);
     });
     upstream.on("data", (data) => {
-      if (!isStream || this.#left === undefined) return client.write(data);
-      const passes = data.subarray(0, this.#left);
-      this.#left -= passes.length;
+      if (!isStream || this.#left === undefined) {
+        isInHead = isInHead && !data.includes("\r\n\r\n");
+        return client.write(data);
+      }
+      const end = isInHead ? data.indexOf("\r\n\r\n") : -4;
+      const head = end < 0 && isInHead ? data.length : end + 4;
+      isInHead = isInHead && end < 0;
+      const passes = data.subarray(0, head + this.#left);
+      this.#left -= passes.length - Math.min(head, passes.length);
       if (this.#left > 0) return client.write(passes);
       this.#left = undefined;
       this.#isOut = true;

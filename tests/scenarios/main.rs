@@ -9,6 +9,7 @@ mod common;
 mod floods;
 mod handover;
 mod idle;
+#[cfg(feature = "nats")]
 mod nats;
 mod paced_drain;
 mod reconnect_storm;
