@@ -188,8 +188,8 @@ limits! {
     nats_stream_age_ms: Millis = 604_800_000, 1_000 => 31_536_000_000;
     /// Within which time it takes a message id for the same message.
     nats_stream_duplicates_ms: Millis = 120_000, 100 => 86_400_000;
-    /// How long a message may wait for the stream's acknowledgement, and is sent again meanwhile; then its publisher is told that it failed. At most half of
-    /// `nats_stream_duplicates_ms`.
+    /// How long a message may wait for the stream's acknowledgement, and is sent again meanwhile; then, or once there was no connection
+    /// for a second, its publisher is told that it failed. At most half of `nats_stream_duplicates_ms`.
     nats_ack_ms: Millis = 15_000, 100 => 600_000;
     /// Requests for messages of the past that a shard has with the stream. Whoever needs another one is asked to come back.
     nats_fetches_max: Count = 1024, 1 => 1_048_576;

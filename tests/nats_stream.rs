@@ -9,28 +9,17 @@ use common::nats::NatsServer;
 use common::raw::{self, Response};
 use common::replaceable::Replaceable;
 use common::talk::{self, Talker};
-use common::{Gateway, SOON, Scratch, Setup, eventually};
+use common::{Gateway, Scratch, Setup};
 use serde_json::{Value, json};
-
-fn with_jetstream(scratch: &Scratch) -> NatsServer {
-    NatsServer::start_with(&format!("jetstream {{ store_dir: {:?} }}", scratch.path()))
-}
 
 fn setup(server: &NatsServer) -> Setup {
     server.gateway().env("SHARDCAST_NATS_STREAM", "KEPT")
 }
 
-fn wait_until_ready(gateway: &Gateway) {
-    eventually(2 * SOON, || {
-        let answer = raw::http(gateway.admin, b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
-        if answer.status == 200 { Ok(()) } else { Err(format!("{}\n{}", answer.text(), gateway.log())) }
-    });
-}
-
 /// Starts one that reads the stream.
 fn start(setup: Setup) -> Gateway {
     let gateway = setup.start();
-    wait_until_ready(&gateway);
+    gateway.wait_until_ready();
     gateway
 }
 
@@ -68,7 +57,7 @@ fn poll(gateway: &Gateway, path: &str) -> (Vec<(String, String)>, Vec<Value>, St
 fn every_gateway_has_the_same_order_and_the_same_positions() {
     const EACH: usize = 60;
     let scratch = Scratch::new();
-    let server = with_jetstream(&scratch);
+    let server = NatsServer::with_jetstream(&scratch);
     let (a, b) = (start(setup(&server).shards(3)), start(setup(&server)));
     let gateways = [&a, &b];
     let mut sockets: Vec<Client> = (0..6).map(|n| connect(gateways[n % 2], "/ws?room=lobby")).collect();
@@ -125,7 +114,7 @@ fn every_gateway_has_the_same_order_and_the_same_positions() {
 #[test]
 fn whoever_comes_back_to_another_gateway_goes_on_there() {
     let scratch = Scratch::new();
-    let server = with_jetstream(&scratch);
+    let server = NatsServer::with_jetstream(&scratch);
     let a = start(setup(&server).limit("history_messages", 8));
     let mut reader = events::open(a.port, "/events?topic=t");
     publish(&a, "t", "first");
@@ -171,7 +160,7 @@ fn whoever_comes_back_to_another_gateway_goes_on_there() {
 #[test]
 fn a_key_that_was_used_is_answered_with_the_first_position_by_every_gateway() {
     let scratch = Scratch::new();
-    let server = with_jetstream(&scratch);
+    let server = NatsServer::with_jetstream(&scratch);
     let (a, b) = (start(setup(&server)), start(setup(&server)));
     let mut reader = events::open(a.port, "/events?topic=t");
     let key = "Idempotency-Key: once\r\n";
@@ -195,7 +184,7 @@ fn a_key_that_was_used_is_answered_with_the_first_position_by_every_gateway() {
 #[test]
 fn a_stream_that_is_made_anew_is_a_gap_and_a_consumer_that_is_deleted_is_none() {
     let scratch = Scratch::new();
-    let server = with_jetstream(&scratch);
+    let server = NatsServer::with_jetstream(&scratch);
     let (a, b) = (start(setup(&server)), start(setup(&server).shards(3)));
     let mut streams = [&a, &b].map(|gateway| events::open(gateway.port, "/events?topic=t"));
     let mut rooms = [&a, &b].map(|gateway| connect(gateway, "/ws?room=t"));
@@ -224,7 +213,7 @@ fn a_stream_that_is_made_anew_is_a_gap_and_a_consumer_that_is_deleted_is_none() 
     for room in &mut rooms {
         assert_eq!(room.close_code(), 4510);
     }
-    [&a, &b].into_iter().for_each(wait_until_ready);
+    [&a, &b].into_iter().for_each(Gateway::wait_until_ready);
     let third = publish(&a, "t", "third");
     assert_ne!(third.split('.').next(), first.split('.').next(), "another epoch");
     streams.iter_mut().for_each(|stream| assert_eq!(stream.expect("third"), third));
@@ -242,7 +231,7 @@ fn expect_numbers(stream: &mut Reader, numbers: std::ops::Range<u32>) {
 #[test]
 fn members_who_are_handed_over_miss_nothing_of_the_stream() {
     let scratch = Scratch::new();
-    let server = with_jetstream(&scratch);
+    let server = NatsServer::with_jetstream(&scratch);
     let mut a = start(setup(&server).shards(2));
     let b = start(setup(&server));
     let mut streams: Vec<Reader> = (0..4).map(|_| events::open(a.port, "/events?topic=t")).collect();
@@ -284,10 +273,10 @@ fn members_who_are_handed_over_miss_nothing_of_the_stream() {
 fn a_hand_over_that_is_called_off_loses_nothing_of_what_came_meanwhile() {
     const MESSAGES: u32 = 600;
     let scratch = Scratch::new();
-    let server = with_jetstream(&scratch);
+    let server = NatsServer::with_jetstream(&scratch);
     let limits = [("handover_ms", 500), ("nats_inbox_messages", 64), ("topic_lag_bytes_max", 4096)];
     let mut place = Replaceable::start(limits.into_iter().fold(setup(&server).shards(2), |setup, (name, value)| setup.limit(name, value)));
-    wait_until_ready(&place.gateway);
+    place.gateway.wait_until_ready();
     let other = start(setup(&server));
     let mut streams: Vec<Reader> = (0..4).map(|_| events::open(place.gateway.port, "/events?topic=t")).collect();
     place.replace("echo prepared >&0; exec sleep 60");
@@ -325,7 +314,7 @@ fn another_leader_is_no_gap_and_loses_nothing() {
         setup.limit("nats_stream_replicas", 3)
     };
     let (a, b) = (make(&urls[..2]).start(), make(&urls[1..]).start());
-    [&a, &b].into_iter().for_each(wait_until_ready);
+    [&a, &b].into_iter().for_each(Gateway::wait_until_ready);
     let mut streams = [&a, &b].map(|gateway| events::open(gateway.port, "/events?topic=t"));
     let mut foreign = servers[0].client();
     let mut number = 0;
@@ -352,7 +341,7 @@ fn another_leader_is_no_gap_and_loses_nothing() {
 #[test]
 fn a_client_that_speaks_json_goes_on_at_another_gateway_and_is_told_when_the_stream_is_another_one() {
     let scratch = Scratch::new();
-    let server = with_jetstream(&scratch);
+    let server = NatsServer::with_jetstream(&scratch);
     let a = start(setup(&server).shards(2).limit("history_messages", 8));
     let b = start(setup(&server).shards(3));
     let mut here = talk::connect(a.port);
@@ -392,7 +381,7 @@ fn a_client_that_speaks_json_goes_on_at_another_gateway_and_is_told_when_the_str
         let gap = client.expect("gap");
         assert_eq!((&gap["topic"], &gap["from"], &gap["reason"]), (&"t".into(), &last, &"restart".into()), "{gap}");
     }
-    [&a, &b].into_iter().for_each(wait_until_ready);
+    [&a, &b].into_iter().for_each(Gateway::wait_until_ready);
     let receipt = there.published("t", "anew");
     assert_eq!(here.expect_message("t", "anew")["pos"], receipt["pos"]);
 }

@@ -168,24 +168,18 @@ fn poller(ports: [u16; 2], topic: usize, mut next: String, mut random: StdRng) -
     })
 }
 
-fn wait_until_ready(gateways: &[Gateway]) {
-    let is_ready =
-        |gateway: &Gateway| raw::http(gateway.admin, b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").status == 200;
-    eventually(3 * SOON, || if gateways.iter().all(is_ready) { Ok(()) } else { Err("a gateway is not ready".to_owned()) });
-}
-
 #[test]
 fn whatever_befalls_the_server_every_message_is_at_every_reader_once_at_its_position() {
     let seed = seed();
     let mut random = StdRng::seed_from_u64(seed);
     let scratch = Scratch::new();
-    let mut server = NatsServer::start_with(&format!("jetstream {{ store_dir: {:?} }}", scratch.path()));
+    let mut server = NatsServer::with_jetstream(&scratch);
     let setup = || {
         let setup = server.gateway().shards(3).env("SHARDCAST_NATS_STREAM", "KEPT").limit("history_messages", 16);
         setup.limit("nats_outbox_messages", 64).limit("log_lines_per_second", 1000).limit("nats_interest_ms", 200)
     };
     let gateways = [setup().start(), setup().start()];
-    wait_until_ready(&gateways);
+    gateways.iter().for_each(Gateway::wait_until_ready);
     let ports = [gateways[0].port, gateways[1].port];
     let mut begin = Vec::new();
     for topic in 0..TOPICS {
@@ -216,12 +210,12 @@ fn whatever_befalls_the_server_every_message_is_at_every_reader_once_at_its_posi
             sleep_ms(random.random_range(0..1800));
             server.thaw();
         }
-        wait_until_ready(&gateways);
+        gateways.iter().for_each(Gateway::wait_until_ready);
     }
     sleep_ms(300);
     stop.store(true, Ordering::Relaxed);
     let said: Vec<Said> = publishers.into_iter().flat_map(|thread| thread.join().expect("no panic")).collect();
-    wait_until_ready(&gateways);
+    gateways.iter().for_each(Gateway::wait_until_ready);
     for topic in 0..TOPICS {
         eventually(2 * SOON, || {
             let head = format!(

@@ -449,6 +449,14 @@ impl Gateway {
         (0..shards).map(|shard| metrics.sum("shardcast_shard_connections", &[("shard", &shard.to_string())]) as u64).collect()
     }
 
+    /// Until /readyz says so: with NATS, once it is connected and its stream is read.
+    pub fn wait_until_ready(&self) {
+        eventually(3 * SOON, || {
+            let answer = raw::http(self.admin, b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+            if answer.status == 200 { Ok(()) } else { Err(format!("{}\n{}", answer.text(), self.log())) }
+        });
+    }
+
     pub fn wait_for_connections(&self, expected: u64) {
         eventually(SOON, || {
             let open = self.connections();

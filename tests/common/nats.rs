@@ -34,6 +34,11 @@ impl NatsServer {
         server
     }
 
+    /// With JetStream, whose files are there.
+    pub fn with_jetstream(files: &Scratch) -> Self {
+        Self::start_with(&format!("jetstream {{ store_dir: {:?} }}", files.path()))
+    }
+
     /// Three servers that are one cluster.
     pub fn start_cluster() -> [Self; 3] {
         Self::start_cluster_with(|_| String::new())

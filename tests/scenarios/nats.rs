@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::common::nats::NatsServer;
 use crate::common::raw::{self, Response};
 use crate::common::swarm::{Event, State, Swarm};
-use crate::common::{Gateway, SOON, Scratch, Setup, eventually, now, raise_nofile, sleep_ms};
+use crate::common::{Gateway, Scratch, Setup, now, raise_nofile, sleep_ms};
 use crate::full;
 use crate::reset_crowd::retry_of;
 use crate::watchers::{Phase, Watchers, p99, yield_to_the_gateway};
@@ -19,25 +19,14 @@ const P99_GROWTH_MAX: f64 = 2.0;
 /// The size of a message where that counts.
 const BYTES: usize = 128;
 
-fn with_jetstream(scratch: &Scratch) -> NatsServer {
-    NatsServer::start_with(&format!("jetstream {{ store_dir: {:?} }}", scratch.path()))
-}
-
 /// Topics that begin with `kept.` are the stream's, all others the gateway's own.
 fn kept(server: &NatsServer) -> Setup {
     server.gateway().env("SHARDCAST_NATS_STREAM", "KEPT").env("SHARDCAST_NATS_BRIDGE", "kept.* <-> kept.*")
 }
 
-fn wait_until_ready(gateway: &Gateway) {
-    eventually(3 * SOON, || {
-        let answer = raw::http(gateway.admin, b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
-        if answer.status == 200 { Ok(()) } else { Err(answer.text()) }
-    });
-}
-
 fn start(setup: Setup) -> Gateway {
     let gateway = setup.start();
-    wait_until_ready(&gateway);
+    gateway.wait_until_ready();
     gateway
 }
 
@@ -64,7 +53,7 @@ fn a_server_that_is_away_costs_those_who_do_not_need_it_nothing_and_all_is_well_
     const TOLD_WITHIN: Duration = Duration::from_secs(1);
     let (watchers, away) = if full() { (1000, Duration::from_secs(60)) } else { (100, Duration::from_secs(3)) };
     let scratch = Scratch::new();
-    let mut server = with_jetstream(&scratch);
+    let mut server = NatsServer::with_jetstream(&scratch);
     let gateway = start(kept(&server));
     let begin = position(&publish(gateway.port, "kept.a", "begin", "begin"));
     let watching = Watchers::start(&gateway, "own", watchers);
@@ -106,7 +95,7 @@ fn a_server_that_is_away_costs_those_who_do_not_need_it_nothing_and_all_is_well_
         }
         watching.set(Phase::Opening);
         server.restart();
-        wait_until_ready(&gateway);
+        gateway.wait_until_ready();
         sleep_ms(1000);
         stop.store(true, Ordering::Relaxed);
         (most - before, publisher.join().expect("no panic"))
@@ -153,7 +142,7 @@ fn a_crowd_comes_back_to_the_other_gateway_for_what_that_has_not_and_those_who_a
     let (watchers, crowd) = if full() { (1000, 5000) } else { (100, 300) };
     raise_nofile();
     let scratch = Scratch::new();
-    let server = with_jetstream(&scratch);
+    let server = NatsServer::with_jetstream(&scratch);
     let budget = if full() { 2000 } else { 500 };
     let [here, there] = [(); 2].map(|()| start(kept(&server).limit("history_messages", 16).limit("handshakes_per_second", budget)));
     let begin = position(&publish(here.port, "kept.t", "begin", "begin"));
@@ -312,7 +301,7 @@ fn shard_ns(gateway: &Gateway) -> u64 {
 fn the_way_over_nats_beside_that_of_its_client_alone() {
     let (count, times) = if full() { (200_000, 2000) } else { (5000, 50) };
     let scratch = Scratch::new();
-    let server = with_jetstream(&scratch);
+    let server = NatsServer::with_jetstream(&scratch);
     let here = start(kept(&server).shards(1));
     println!("{count} messages of {BYTES} B into a stream with files; five turns, each both ways");
     let mut ratios = Vec::new();
