@@ -1,0 +1,1 @@
+//! The session's rules, on a clock that the test moves.
