@@ -11,7 +11,7 @@
 //! | `frames` | WebSocket input: messages, control frames, pauses |
 //! | `rooms`, `topic`, `places` | joining, leaving, publishing; who still finds room |
 //! | `json` | WebSockets that speak `shardcast.v1.json` |
-//! | `fanout` | laps over a topic's members |
+//! | `fanout`, `thinning` | laps over a topic's members; what is left out for those that are slow |
 //! | `peers`, `bridge` | messages between shards; to NATS and from there |
 //! | `egress` | what a connection is sent next, and the close sequence |
 //! | `budget` | when clients that are lost or turned away are asked to come back |
@@ -61,6 +61,7 @@ mod shared;
 mod snapshot;
 pub mod state_stream;
 mod streams;
+mod thinning;
 mod timeouts;
 mod topic;
 
@@ -102,6 +103,7 @@ use crate::ids::{ConnId, ConnKey, ShardId, TopicKey};
 use crate::limits::Limits;
 use crate::proto::client_address::Prefix;
 use crate::proto::position::Epoch;
+use crate::proto::slow::SlowRules;
 use crate::proto::subject::Rules;
 use crate::proto::topic::TopicName;
 use crate::proto::ws::OpCode;
@@ -206,6 +208,8 @@ pub struct Parts {
     pub origins: Arc<[String]>,
     /// How clients' addresses are found.
     pub addressing: Arc<Addressing>,
+    /// What becomes of slow readers.
+    pub slow: Arc<SlowRules>,
     /// What the gateway serves from its binary.
     pub pages: Arc<[Page]>,
     /// Where topics live.
@@ -280,6 +284,7 @@ pub struct Gateway<D> {
     limits: Arc<Limits>,
     origins: Arc<[String]>,
     addressing: Arc<Addressing>,
+    slow_rules: Arc<SlowRules>,
     pages: Arc<[Page]>,
     placement: Placement,
     mailbox: Mailbox<ShardMessage>,
@@ -390,6 +395,7 @@ impl<D: Driver> Gateway<D> {
             counters: parts.counters,
             origins: parts.origins,
             addressing: parts.addressing,
+            slow_rules: parts.slow,
             pages: parts.pages,
             placement: parts.placement,
             mailbox: parts.mailbox,

@@ -150,9 +150,9 @@ impl<D: Driver> Gateway<D> {
                     self.refuse(key, response, cause);
                 }
             }
-            Answer::Room { name, no_echo, start, upgrade } => {
+            Answer::Room { name, habits, start, upgrade } => {
                 self.take_opened(key);
-                self.join(key, name, no_echo, start, upgrade);
+                self.join(key, name, habits, start, upgrade);
             }
             Answer::Stream(mut stream) => {
                 if stream.kind == Kind::Events {

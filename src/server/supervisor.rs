@@ -447,6 +447,7 @@ impl Plan<'_> {
         let pages = web::pages();
         let addressing = Arc::new(self.config.addressing.clone());
         let origins: Arc<[String]> = self.config.origins.clone().into();
+        let slow = Arc::new(self.config.slow.clone());
         let (started, starts) = bounded::<Started>(shards);
         let mut crew = Crew::default();
         for (index, mailbox) in mesh(shards, self.limits.mailbox_messages as usize).into_iter().enumerate() {
@@ -460,6 +461,7 @@ impl Plan<'_> {
                 limits: Arc::clone(&self.limits),
                 origins: Arc::clone(&origins),
                 addressing: Arc::clone(&addressing),
+                slow: Arc::clone(&slow),
                 pages: Arc::clone(&pages),
                 placement: self.placement,
                 mailbox,
