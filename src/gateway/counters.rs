@@ -39,6 +39,8 @@ pub struct Counters {
     pub nats_refused: Counter,
     /// Connections that were told an announcement, once for each.
     pub announced: Counter,
+    /// Changes of who is in a topic, once for each watcher that was told.
+    pub presence_told: Counter,
     /// Messages given out of a topic's history.
     pub replayed: Counter,
     /// Memory of the histories of topics whose home is this shard.

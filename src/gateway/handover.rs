@@ -103,7 +103,11 @@ impl<D: Driver> Gateway<D> {
 
     fn is_still(&mut self) -> bool {
         let mail = self.mailbox.depth() > 0 || self.mailbox.overflow() > 0;
-        let topics = !self.laps.is_empty() || !self.parked.is_empty() || !self.dispatches.is_empty() || !self.recounts.is_empty();
+        let topics = !self.laps.is_empty()
+            || !self.parked.is_empty()
+            || !self.dispatches.is_empty()
+            || !self.recounts.is_empty()
+            || self.presence.is_busy();
         let requests = !self.callers.is_empty() || !self.asked.is_empty() || !self.ready_polls.is_empty() || !self.leavers.is_empty();
         let receipts = self.awaited.len() > 0 || !self.counts.is_empty();
         if mail || topics || requests || receipts || !self.woken.is_empty() || self.staged.is_some() || !self.events.is_empty() {
@@ -169,7 +173,8 @@ impl<D: Driver> Gateway<D> {
         let mut input = cold.map_or_else(Vec::new, |cold| cold.decoder.to_input());
         input.extend(cold.into_iter().flat_map(|cold| &cold.input));
         let age_ms = self.since(key).map_or(0, |since| since.age(self.now).as_millis() as u64);
-        Some((frozen.socket, Connection { doing, age_ms, client: self.noted_client(key), input, rest: frozen.rest }))
+        let user = cold.and_then(|cold| cold.user.clone());
+        Some((frozen.socket, Connection { doing, age_ms, client: self.noted_client(key), user, input, rest: frozen.rest }))
     }
 
     /// Goes on with what another process had, once it is thawed.
@@ -183,7 +188,7 @@ impl<D: Driver> Gateway<D> {
     }
 
     fn inherit_one(&mut self, socket: Socket, connection: Connection) {
-        let Connection { doing, age_ms, client, input, rest } = connection;
+        let Connection { doing, age_ms, client, user, input, rest } = connection;
         let rest = (!rest.is_empty()).then(|| {
             let range = Arena::new(1, 1, &self.shared.memory).append(&rest, &[]);
             Rc::new(Gather::new(Ranges::from_buf([range])))
@@ -199,6 +204,7 @@ impl<D: Driver> Gateway<D> {
         if let Some(client) = client {
             self.note_client(key, client);
         }
+        self.note_user(key, user);
         self.count_inherited(key, client);
         if !input.is_empty() {
             self.unread.push((key, input));

@@ -11,6 +11,7 @@ use super::streams::Kind;
 use crate::engine::driver::Driver;
 use crate::ids::ConnKey;
 use crate::proto::http::{HeadError, HeadStorage, Response, head_end, parse_head};
+use crate::proto::json::presence::User;
 
 impl<D: Driver> Gateway<D> {
     /// Handles one request head at the front of `bytes`; how many bytes it took. 0 when it is not complete.
@@ -58,6 +59,7 @@ impl<D: Driver> Gateway<D> {
                 let stands_in_line = unavailable.is_none() && busy == Some(Unavailable::Busy);
                 let retry_ms = if stands_in_line { self.line_ms() } else { self.retry_ms() };
                 let context = Context {
+                    presence: &self.presence,
                     origins: &self.origins,
                     pages: &self.pages,
                     unavailable,
@@ -150,11 +152,13 @@ impl<D: Driver> Gateway<D> {
                     self.refuse(key, response, cause);
                 }
             }
-            Answer::Room { name, habits, start, upgrade } => {
+            Answer::Room { name, habits, start, user, upgrade } => {
+                self.note_user(key, user);
                 self.take_opened(key);
                 self.join(key, name, habits, start, upgrade);
             }
-            Answer::Stream(mut stream) => {
+            Answer::Stream(mut stream, user) => {
+                self.note_user(key, user);
                 if stream.kind == Kind::Events {
                     self.take_opened(key);
                 }
@@ -169,7 +173,12 @@ impl<D: Driver> Gateway<D> {
                 upload.keep &= keep;
                 self.begin_upload(key, *upload);
             }
-            Answer::Json { upgrade } => {
+            Answer::WhoIsIn(mut question) => {
+                question.keep(keep);
+                self.ask_who_is_in(key, *question);
+            }
+            Answer::Json { user, upgrade } => {
+                self.note_user(key, user);
                 self.take_opened(key);
                 self.begin_talk(key, &upgrade);
             }
@@ -179,6 +188,13 @@ impl<D: Driver> Gateway<D> {
                 self.upgraded(key, &upgrade);
                 self.opened(key, State::Echo);
             }
+        }
+    }
+
+    /// Notes what a client calls itself, where anybody may want to know.
+    pub(super) fn note_user(&mut self, key: ConnKey, user: Option<User>) {
+        if let (true, Some(user), Some(session)) = (self.presence.is_on(), user, self.sessions.get_mut(key)) {
+            session.cold.get_or_insert_default().user = Some(user);
         }
     }
 

@@ -98,6 +98,7 @@ impl<D: Driver> Gateway<D> {
         session.seated = true;
         session.state = State::Room;
         self.recount(topic_key);
+        self.has_come(topic_key, key);
     }
 
     /// Lets in one that waited for the home's answer and has its seat.
@@ -175,8 +176,9 @@ impl<D: Driver> Gateway<D> {
             joining: Seldom::default(),
         };
         let log = new_log(&self.limits, &self.shared);
-        let slow = self.slow_rules.policy(&name);
-        let key = self.topics.insert(name.clone(), Topic { slow, ..Topic::new(Role::Away(Box::new(side)), log, self.epoch, 0) });
+        let (slow, presence) = (self.slow_rules.policy(&name), self.presence.for_topic(&name));
+        let topic = Topic { slow, presence, ..Topic::new(Role::Away(Box::new(side)), log, self.epoch, 0) };
+        let key = self.topics.insert(name.clone(), topic);
         self.mailbox.send(home, ShardMessage::Subscribe { name, key });
         Some(key)
     }
@@ -190,8 +192,12 @@ impl<D: Driver> Gateway<D> {
         let log = new_log(&self.limits, &self.shared);
         let gone = self.past.recall(self.placement.hash(name.as_str()));
         let side = HomeSide { said: gone.said, ..HomeSide::default() };
-        let (places, slow) = (Places::new(&self.limits), self.slow_rules.policy(&name));
-        let mut topic = Topic { places, slow, ..Topic::new(Role::Home(Box::new(side)), log, self.epoch, gone.offset) };
+        let mut topic = Topic {
+            places: Places::new(&self.limits),
+            slow: self.slow_rules.policy(&name),
+            presence: self.presence.for_topic(&name),
+            ..Topic::new(Role::Home(Box::new(side)), log, self.epoch, gone.offset)
+        };
         if let Some(began) = began {
             topic.begin_anew(began);
         }
@@ -221,6 +227,7 @@ impl<D: Driver> Gateway<D> {
             if let Some(moved) = topic.raw.members.leave(place) {
                 self.set_place(moved, place);
             }
+            self.has_gone(topic_key, key);
         }
         self.recount(topic_key);
         self.free_if_unused(topic_key);

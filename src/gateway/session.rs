@@ -13,6 +13,7 @@ use super::streams::Stream;
 use crate::engine::log::{Anchor, Pin};
 use crate::engine::segment::Range;
 use crate::ids::TopicKey;
+use crate::proto::json::presence::User;
 use crate::proto::position::Position;
 use crate::proto::position::Start;
 use crate::proto::ws::Decoder;
@@ -88,6 +89,8 @@ pub(super) struct Cold {
     pub(super) word: Option<Rc<Word>>,
     /// Messages that were left out for it because it was slow.
     pub(super) thinned: u64,
+    /// What its client calls itself, for those who want to know who is in a topic.
+    pub(super) user: Option<User>,
     /// How many such requests it has made.
     pub(super) turn: u16,
 }
@@ -283,6 +286,7 @@ impl Session {
                 && cold.until.is_empty()
                 && cold.word.is_none()
                 && cold.thinned == 0
+                && cold.user.is_none()
                 && cold.turn == 0
         });
     }

@@ -4,7 +4,7 @@
 
 use std::fmt;
 
-use super::pattern::Pattern;
+use super::pattern::{Pattern, PatternError};
 use super::topic::TopicName;
 
 /// What becomes of a reader for whom more waits than `limits.queue_soft_bytes`.
@@ -54,12 +54,9 @@ pub enum SlowRuleError {
         /// The word in the policy's place.
         word: String,
     },
-    /// `*` that is not at the end of the topics.
-    #[error("{0:?} has * before the end of its topics; * stands for whatever follows, so it is their last character")]
-    Wildcard(String),
-    /// No topic can be called so.
-    #[error("{0:?} is for names that no topic can have: 1 to 255 bytes without control characters")]
-    Name(String),
+    /// The topics are no pattern.
+    #[error(transparent)]
+    Topics(#[from] PatternError),
     /// An earlier rule holds for everything that this one is for.
     #[error("{1:?} is never reached: {0:?} stands before it and holds for all its topics; put the narrower one first")]
     Unreachable(String, String),
@@ -88,14 +85,7 @@ impl std::str::FromStr for SlowRule {
                 _ => SlowRuleError::UnknownPolicy { rule: text.to_owned(), word: word.to_owned() },
             });
         };
-        let topics = Pattern::new(topics);
-        if topics.prefix.contains('*') {
-            return Err(SlowRuleError::Wildcard(text.to_owned()));
-        }
-        if !topics.is_possible() {
-            return Err(SlowRuleError::Name(text.to_owned()));
-        }
-        Ok(Self { topics, policy })
+        Ok(Self { topics: topics.parse()?, policy })
     }
 }
 
@@ -147,7 +137,7 @@ impl SlowRules {
 
     /// What becomes of a topic's slow readers.
     pub fn policy(&self, topic: &TopicName) -> SlowPolicy {
-        let rule = self.0.iter().find(|rule| rule.topics.rest(topic.as_str()).is_some());
+        let rule = self.0.iter().find(|rule| rule.topics.matches(topic.as_str()));
         rule.map_or(SlowPolicy::Disconnect, |rule| rule.policy)
     }
 }
@@ -187,12 +177,12 @@ mod tests {
             ("drop_oldest prices.*", "write \"prices.* drop_oldest\""),
             ("prices.* drop", "there are disconnect, drop_oldest"),
             ("prices.* drop_oldest now", "has the policy \"now\""),
-            ("*.gold drop_oldest", "their last character"),
-            ("a\u{1} drop_oldest", "no topic can have"),
+            ("*.gold drop_oldest", "has a * that is not at its end"),
+            ("a\u{1} drop_oldest", "matches no topic"),
         ] {
             assert!(error(text).contains(says), "{text}: {}", error(text));
         }
-        assert!(error(&format!("{} drop_oldest", "a".repeat(256))).contains("no topic can have"));
+        assert!(error(&format!("{} drop_oldest", "a".repeat(256))).contains("matches no topic"));
     }
 
     #[test]

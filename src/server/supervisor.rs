@@ -38,6 +38,7 @@ use crate::gateway::{Chunk, Command, Inheritance, Parts, Shared, Snapshot};
 use crate::hub::Placement;
 use crate::ids::ShardId;
 use crate::limits::Limits;
+use crate::proto::pattern::Pattern;
 use crate::proto::position::Epoch;
 use crate::web;
 
@@ -448,6 +449,7 @@ impl Plan<'_> {
         let addressing = Arc::new(self.config.addressing.clone());
         let origins: Arc<[String]> = self.config.origins.clone().into();
         let slow = Arc::new(self.config.slow.clone());
+        let presence: Arc<[Pattern]> = self.config.presence.clone().into();
         let (started, starts) = bounded::<Started>(shards);
         let mut crew = Crew::default();
         for (index, mailbox) in mesh(shards, self.limits.mailbox_messages as usize).into_iter().enumerate() {
@@ -460,6 +462,7 @@ impl Plan<'_> {
                 counters: Arc::clone(&self.counters[index]),
                 limits: Arc::clone(&self.limits),
                 origins: Arc::clone(&origins),
+                presence: Arc::clone(&presence),
                 addressing: Arc::clone(&addressing),
                 slow: Arc::clone(&slow),
                 pages: Arc::clone(&pages),

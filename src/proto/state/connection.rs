@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use super::{Body, StateError, name, numbers, short};
+use crate::proto::json::presence::User;
 use crate::proto::position::{Epoch, Position};
 use crate::proto::topic::TopicName;
 
@@ -15,6 +16,8 @@ pub struct Connection {
     pub age_ms: u64,
     /// Whose it is, where a proxy has said so.
     pub client: Option<IpAddr>,
+    /// What its client calls itself.
+    pub user: Option<User>,
     /// Bytes that came and were not handled.
     pub input: Vec<u8>,
     /// Bytes that its client is owed.
@@ -71,6 +74,8 @@ pub struct Following {
     pub at: Position,
     /// Something after that was before the client came, and is to be given.
     pub behind: bool,
+    /// It is told who comes and goes.
+    pub watches: bool,
 }
 
 impl Connection {
@@ -87,6 +92,7 @@ impl Connection {
                 out.extend_from_slice(&address.octets());
             }
         }
+        short(out, self.user.as_ref().map_or("", User::as_str));
         match &self.doing {
             Doing::Request { served, preface } => out.extend_from_slice(&[0, u8::from(*served), u8::from(*preface)]),
             Doing::Room { topic, no_echo, thins, after } => {
@@ -118,6 +124,10 @@ impl Connection {
             6 => Some(IpAddr::from(body.array::<16>()?)),
             _ => return Err(StateError::Senseless("an address is of no known kind")),
         };
+        let user = match body.short()? {
+            "" => None,
+            user => Some(User::parse(user).map_err(|_| StateError::Senseless("a user is none"))?),
+        };
         let doing = match body.byte()? {
             0 => Doing::Request { served: body.flag()?, preface: body.flag()? },
             kind @ (1 | 6) => {
@@ -136,7 +146,7 @@ impl Connection {
         };
         let input = body.take(usize::try_from(input).unwrap_or(usize::MAX))?.to_vec();
         let rest = std::mem::take(&mut body.0).to_vec();
-        Ok(Self { doing, age_ms, client, input, rest })
+        Ok(Self { doing, age_ms, client, user, input, rest })
     }
 }
 
@@ -150,8 +160,8 @@ fn decode_position(body: &mut Body<'_>) -> Result<Position, StateError> {
 
 fn encode_topics(out: &mut Vec<u8>, topics: &[Following]) {
     numbers(out, &[topics.len() as u64]);
-    for Following { topic, at, behind } in topics {
-        out.push(u8::from(*behind));
+    for Following { topic, at, behind, watches } in topics {
+        out.extend_from_slice(&[u8::from(*behind), u8::from(*watches)]);
         short(out, topic.as_str());
         encode_position(out, *at);
     }
@@ -159,8 +169,8 @@ fn encode_topics(out: &mut Vec<u8>, topics: &[Following]) {
 
 fn decode_topics(body: &mut Body<'_>) -> Result<Vec<Following>, StateError> {
     let following = |body: &mut Body<'_>| {
-        let behind = body.flag()?;
-        Ok(Following { topic: name(body.short()?)?, at: decode_position(body)?, behind })
+        let (behind, watches) = (body.flag()?, body.flag()?);
+        Ok(Following { topic: name(body.short()?)?, at: decode_position(body)?, behind, watches })
     };
     (0..body.number()?).map(|_| following(body)).collect()
 }
@@ -174,8 +184,8 @@ pub(super) mod tests {
         let topic = |name| TopicName::parse(name).expect("a name");
         let at = |epoch, offset| Position { epoch: Epoch(epoch), offset };
         let topics = vec![
-            Following { topic: topic("a"), at: at(1, 7), behind: false },
-            Following { topic: topic("news.sport"), at: at(2, 0), behind: true },
+            Following { topic: topic("a"), at: at(1, 7), behind: false, watches: true },
+            Following { topic: topic("news.sport"), at: at(2, 0), behind: true, watches: false },
         ];
         let doings = [
             Doing::Request { served: true, preface: false },
@@ -193,6 +203,7 @@ pub(super) mod tests {
             doing,
             age_ms: 1000 * number as u64,
             client,
+            user: (number % 2 == 1).then(|| User::parse("anna").expect("a user")),
             input: vec![number as u8; number],
             rest: b"rest"[..number % 5].to_vec(),
         })
