@@ -39,6 +39,12 @@ pub struct Counters {
     pub nats_refused: Counter,
     /// Connections that were told an announcement, once for each.
     pub announced: Counter,
+    /// Messages compressed, each once for all who are sent it so in its form; and by how many bytes that has made them shorter.
+    pub deflated: Counter,
+    /// See there.
+    pub deflated_bytes_saved: Counter,
+    /// Compressed messages that came from clients.
+    pub inflated: Counter,
     /// Messages given out of a topic's history.
     pub replayed: Counter,
     /// Memory of the histories of topics whose home is this shard.

@@ -11,6 +11,7 @@ use super::streams::Kind;
 use crate::engine::driver::Driver;
 use crate::ids::ConnKey;
 use crate::proto::http::{HeadError, HeadStorage, Response, head_end, parse_head};
+use crate::proto::ws::extension::Window;
 
 impl<D: Driver> Gateway<D> {
     /// Handles one request head at the front of `bytes`; how many bytes it took. 0 when it is not complete.
@@ -63,6 +64,7 @@ impl<D: Driver> Gateway<D> {
                     unavailable,
                     busy,
                     takes_messages: !self.has_said_goodbye(),
+                    compression: self.compression,
                     limits: &self.limits,
                     retry_ms,
                 };
@@ -150,8 +152,9 @@ impl<D: Driver> Gateway<D> {
                     self.refuse(key, response, cause);
                 }
             }
-            Answer::Room { name, no_echo, start, upgrade } => {
+            Answer::Room { name, no_echo, start, deflate, upgrade } => {
                 self.take_opened(key);
+                self.agree(key, deflate);
                 self.join(key, name, no_echo, start, upgrade);
             }
             Answer::Stream(mut stream) => {
@@ -169,16 +172,25 @@ impl<D: Driver> Gateway<D> {
                 upload.keep &= keep;
                 self.begin_upload(key, *upload);
             }
-            Answer::Json { upgrade } => {
+            Answer::Json { deflate, upgrade } => {
                 self.take_opened(key);
+                self.agree(key, deflate);
                 self.begin_talk(key, &upgrade);
             }
-            Answer::Echo { upgrade } => {
+            Answer::Echo { deflate, upgrade } => {
                 self.take_opened(key);
+                self.agree(key, deflate);
                 self.counters.handshakes.of(HandshakeResult::Upgraded).add(1);
                 self.upgraded(key, &upgrade);
                 self.opened(key, State::Echo);
             }
+        }
+    }
+
+    /// Notes what was agreed to about compression.
+    pub(super) fn agree(&mut self, key: ConnKey, deflate: Option<Window>) {
+        if let Some(session) = self.sessions.get_mut(key) {
+            session.deflate = deflate;
         }
     }
 

@@ -16,6 +16,7 @@ use crate::ids::TopicKey;
 use crate::proto::position::Position;
 use crate::proto::position::Start;
 use crate::proto::ws::Decoder;
+use crate::proto::ws::extension::Window;
 use crate::time::Time;
 
 /// Where a connection is in its life. It only ever goes down this list, except that a kept-alive HTTP connection stays at `Head`.
@@ -115,6 +116,8 @@ pub(super) struct Session {
     pub(super) state: State,
     /// Leaves its own messages out (`echo=0`).
     pub(super) no_echo: bool,
+    /// permessage-deflate was agreed to: its messages may be compressed, and what it is sent too, where its window is large enough.
+    pub(super) deflate: Option<Window>,
     /// It was answered a request before.
     pub(super) served: bool,
     /// What it speaks.
@@ -161,6 +164,7 @@ impl Session {
         Self {
             state: State::Head,
             no_echo: false,
+            deflate: None,
             served: false,
             transport: Transport::Http,
             refused,
@@ -207,6 +211,11 @@ impl Session {
         if !queue.back_mut().is_some_and(|last| last.try_join(&range)) {
             queue.push_back(range);
         }
+    }
+
+    /// Whether its client can inflate what is compressed for all.
+    pub(super) fn takes_deflated(&self) -> bool {
+        self.deflate.is_some_and(Window::takes_ours)
     }
 
     /// Keeps bytes for later.

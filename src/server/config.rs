@@ -34,6 +34,8 @@ pub struct Config {
     pub driver: DriverChoice,
     /// Origins of pages that may connect, in lower case. None: a page's origin must match the host it connects to. `*`: any.
     pub origins: Vec<String>,
+    /// permessage-deflate is agreed to where clients offer it.
+    pub compression: bool,
     /// How clients' addresses are found.
     pub addressing: Addressing,
     /// What a planned restart goes on from; `None` when it begins anew.
@@ -57,6 +59,7 @@ impl Default for Config {
             cpus: Cpus::Auto,
             driver: DriverChoice::Auto,
             origins: Vec::new(),
+            compression: false,
             addressing: Addressing::default(),
             state: None,
             restart: RestartChoice::HandOver,
@@ -378,6 +381,16 @@ const SETTINGS: &[Setting] = &[
         unit: "origins",
         apply: |config, raw| values::origins(raw).map(|value| config.origins = value),
         show: |config| config.origins.clone().into(),
+    },
+    Setting {
+        key: "compression",
+        flag: "--compression",
+        environment: "SHARDCAST_COMPRESSION",
+        about: "Whether messages are compressed for WebSockets that offer it (permessage-deflate), each once for all who get it. \
+                It saves bytes and costs publishers' time: for large, repetitive messages to clients on slow or metered networks.",
+        unit: "true or false",
+        apply: |config, raw| values::flag(raw).map(|value| config.compression = value),
+        show: |config| config.compression.into(),
     },
     Setting {
         key: "trusted_proxies",

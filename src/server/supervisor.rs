@@ -459,6 +459,7 @@ impl Plan<'_> {
                 counters: Arc::clone(&self.counters[index]),
                 limits: Arc::clone(&self.limits),
                 origins: Arc::clone(&origins),
+                compression: self.config.compression,
                 addressing: Arc::clone(&addressing),
                 pages: Arc::clone(&pages),
                 placement: self.placement,

@@ -113,6 +113,7 @@ impl<K: Kernel> Shards<K> {
                 counters: Arc::clone(&counters[index]),
                 limits: Arc::clone(&limits),
                 origins: Arc::new([]),
+                compression: false,
                 addressing: Arc::default(),
                 pages: Arc::new([Page { path: "/", media_type: "text/html", body: "a page".into(), shared: false }]),
                 placement,

@@ -5,12 +5,15 @@ use std::net::IpAddr;
 use super::{Body, StateError, name, numbers, short};
 use crate::proto::position::{Epoch, Position};
 use crate::proto::topic::TopicName;
+use crate::proto::ws::extension::Window;
 
 /// A connection: what it does, and the bytes that were on their way.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Connection {
     /// What it does.
     pub doing: Doing,
+    /// What was agreed to about compression.
+    pub deflate: Option<Window>,
     /// How long it has been there, in milliseconds.
     pub age_ms: u64,
     /// Whose it is, where a proxy has said so.
@@ -71,6 +74,9 @@ pub struct Following {
     pub behind: bool,
 }
 
+/// Before what it does: the bits of the window that messages are compressed with.
+const DEFLATES: u8 = 0x80;
+
 impl Connection {
     pub(super) fn encode(&self, out: &mut Vec<u8>) {
         numbers(out, &[self.age_ms, self.input.len() as u64]);
@@ -84,6 +90,10 @@ impl Connection {
                 out.push(6);
                 out.extend_from_slice(&address.octets());
             }
+        }
+        // What an older process says, it says without.
+        if let Some(window) = self.deflate {
+            out.extend_from_slice(&[DEFLATES, window.bits()]);
         }
         match &self.doing {
             Doing::Request { served, preface } => out.extend_from_slice(&[0, u8::from(*served), u8::from(*preface)]),
@@ -116,7 +126,14 @@ impl Connection {
             6 => Some(IpAddr::from(body.array::<16>()?)),
             _ => return Err(StateError::Senseless("an address is of no known kind")),
         };
-        let doing = match body.byte()? {
+        let mut kind = body.byte()?;
+        let mut deflate = None;
+        if kind == DEFLATES {
+            let window = Window::of_bits(body.byte()?).ok_or(StateError::Senseless("a window is of no known size"))?;
+            deflate = Some(window);
+            kind = body.byte()?;
+        }
+        let doing = match kind {
             0 => Doing::Request { served: body.flag()?, preface: body.flag()? },
             1 => {
                 let (no_echo, has_more) = (body.flag()?, body.flag()?);
@@ -134,7 +151,7 @@ impl Connection {
         };
         let input = body.take(usize::try_from(input).unwrap_or(usize::MAX))?.to_vec();
         let rest = std::mem::take(&mut body.0).to_vec();
-        Ok(Self { doing, age_ms, client, input, rest })
+        Ok(Self { doing, deflate, age_ms, client, input, rest })
     }
 }
 
@@ -188,6 +205,7 @@ pub(super) mod tests {
         let clients = [None, Some(IpAddr::from([192, 0, 2, 1])), Some(IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, 1]))];
         doings.into_iter().zip(clients.into_iter().cycle()).enumerate().map(|(number, (doing, client))| Connection {
             doing,
+            deflate: Window::of_bits(number as u8 + 6),
             age_ms: 1000 * number as u64,
             client,
             input: vec![number as u8; number],
