@@ -24,7 +24,7 @@ impl fmt::Display for ShardId {
 }
 
 /// A connection within its shard: a slot of the slab and the generation of its present holder.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct ConnKey {
     /// Index into the shard's slab.
     pub slot: u32,
@@ -38,7 +38,7 @@ impl ConnKey {
 }
 
 /// A connection within its process: what logs, `welcome.conn` and the sender of a frame name.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct ConnId {
     /// The shard that holds it.
     pub shard: ShardId,

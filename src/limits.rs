@@ -142,6 +142,10 @@ limits! {
     topic_subscribers_max: Count = 0, 0 => 16_000_000;
     /// Topics in one answer of `/v1/topics`; 0 lists none, and who knows no name learns none.
     topics_listed: Count = 1000, 0 => 100_000;
+    /// Members of a topic, of those in `presence`, that are named to who asks or watches; of more only the number is told, until a quarter of them has gone.
+    presence_members_max: Count = 200, 1 => 100_000;
+    /// How long changes of who is in a topic gather until watchers are told; five times as long where only the number is told.
+    presence_tick_ms: Millis = 200, 10 => 60_000;
     /// Newest messages of a topic that are kept for those who come back, an eighth more at times; 0 keeps none.
     history_messages: Count = 100, 0 => 1_000_000;
     /// How long they are kept, a second more at times.

@@ -45,6 +45,8 @@ pub struct Counters {
     pub deflated_bytes_saved: Counter,
     /// Compressed messages that came from clients.
     pub inflated: Counter,
+    /// Changes of who is in a topic, once for each watcher that was told.
+    pub presence_told: Counter,
     /// Messages given out of a topic's history.
     pub replayed: Counter,
     /// Memory of the histories of topics whose home is this shard.

@@ -15,9 +15,11 @@ use super::close_cause::CloseCause;
 use super::listing::Listing;
 use super::pages::Page;
 use super::polls::{Poll, for_origin};
+use super::presence::{By, NO_PRESENCE, PresenceDesk, Question};
 use super::publishing::{Ack, Framing, Receipts, Upload, What};
 use super::streams::{Kind, Stream};
 use crate::limits::Limits;
+use crate::proto::json::presence::User;
 use crate::proto::publish::Key;
 use crate::proto::ws::CloseCode;
 
@@ -25,6 +27,7 @@ use crate::proto::ws::CloseCode;
 pub(super) struct Context<'a> {
     pub(super) origins: &'a [String],
     pub(super) pages: &'a [Page],
+    pub(super) presence: &'a PresenceDesk,
     /// Why nobody can be served now, if that is so.
     pub(super) unavailable: Option<Unavailable>,
     /// Why no WebSocket and no stream can be opened now, if that is so.
@@ -95,17 +98,19 @@ pub(super) enum Answer {
     /// used up, the response.
     RefusePolitely(Vec<u8>, Response, CloseCause),
     /// Upgrade to this room.
-    Room { name: TopicName, no_echo: bool, start: Option<Start>, deflate: Option<Window>, upgrade: Vec<u8> },
+    Room { name: TopicName, no_echo: bool, start: Option<Start>, user: Option<User>, deflate: Option<Window>, upgrade: Vec<u8> },
     /// Take the body, and publish what it says.
     Upload(Box<Upload>),
     /// Open this stream, or answer this poll.
-    Stream(Box<Stream>),
+    Stream(Box<Stream>, Option<User>),
     /// Answer with this list, once it is filled.
     List(Box<Listing>),
     /// Upgrade to `/echo`.
     Echo { deflate: Option<Window>, upgrade: Vec<u8> },
     /// Upgrade to a WebSocket that speaks `shardcast.v1.json`.
-    Json { deflate: Option<Window>, upgrade: Vec<u8> },
+    Json { user: Option<User>, deflate: Option<Window>, upgrade: Vec<u8> },
+    /// Answer with who is in a topic.
+    WhoIsIn(Box<Question>),
 }
 
 impl Answer {
@@ -131,7 +136,7 @@ const RAW_PROTOCOL: &str = "shardcast.raw";
 /// The subprotocol of many topics on one connection.
 const JSON_PROTOCOL: &str = "shardcast.v1.json";
 
-const EXISTS: &str = "GET / (a page to try it) and GET /shardcast.js (the browser client), GET /ws?room=NAME and GET /echo (WebSocket), GET /events?topic=NAME (event stream), GET /poll?topic=NAME and GET /v1/history?topic=NAME, GET /v1/topics, POST /publish?topic=NAME and POST /v1/publish, GET /healthz";
+const EXISTS: &str = "GET / (a page to try it) and GET /shardcast.js (the browser client), GET /ws?room=NAME and GET /echo (WebSocket), GET /events?topic=NAME (event stream), GET /poll?topic=NAME and GET /v1/history?topic=NAME, GET /v1/topics and GET /v1/presence?topic=NAME, POST /publish?topic=NAME and POST /v1/publish, GET /healthz";
 
 pub(super) fn answer(head: &Head<'_, '_>, context: &Context<'_>) -> Answer {
     match head.path {
@@ -144,6 +149,7 @@ pub(super) fn answer(head: &Head<'_, '_>, context: &Context<'_>) -> Answer {
         "/poll" => poll(head, context, context.limits.poll_wait_ms),
         "/v1/history" => poll(head, context, 0),
         "/v1/topics" => list(head, context),
+        "/v1/presence" => presence(head, context),
         "/publish" => publish(head, context, false),
         "/v1/publish" => publish(head, context, true),
         "/healthz" => plain(head, || Response::new(200).header("Cache-Control", "no-store").body("text/plain; charset=utf-8", b"ok\n")),
@@ -256,14 +262,19 @@ fn room(head: &Head<'_, '_>, deflate: Option<Window>, upgrade: Vec<u8>) -> Resul
     };
     let name = names.into_iter().next().unwrap_or_else(TopicName::default_room);
     let start = starts.and_then(|starts| starts.of(0)).filter(|&start| start != Start::Latest);
-    Ok(Answer::Room { name, no_echo, start, deflate, upgrade })
+    Ok(Answer::Room { name, no_echo, start, user: user(head)?, deflate, upgrade })
 }
 
 fn talk(head: &Head<'_, '_>, deflate: Option<Window>, upgrade: Vec<u8>) -> Result<Answer, String> {
     match topics(head)? {
-        (names, None) if names.is_empty() => Ok(Answer::Json { deflate, upgrade }),
+        (names, None) if names.is_empty() => Ok(Answer::Json { user: user(head)?, deflate, upgrade }),
         _ => Err(format!("with {JSON_PROTOCOL} topics are not named in the URL; send {{\"type\":\"subscribe\",\"topic\":\"a\"}}")),
     }
+}
+
+/// What a client calls itself.
+fn user(head: &Head<'_, '_>) -> Result<Option<User>, String> {
+    parameter(head, "user").map(|user| User::parse(&user)).transpose().map_err(|error| error.to_string())
 }
 
 /// The topics that a request names, in its order, and where it wants to begin.
@@ -304,6 +315,10 @@ fn events(head: &Head<'_, '_>, context: &Context<'_>) -> Answer {
         Ok(topics) => topics,
         Err(message) => return refuse(400, &message),
     };
+    let user = match user(head) {
+        Ok(user) => user,
+        Err(message) => return refuse(400, &message),
+    };
     let response = Response::new(200).header("Cache-Control", "no-cache, no-transform").header("X-Accel-Buffering", "no");
     let response = cross_origin(head, context, response).ends_by_close(EVENT_STREAM);
     if head.method == "HEAD" {
@@ -313,7 +328,7 @@ fn events(head: &Head<'_, '_>, context: &Context<'_>) -> Answer {
     response.encode(&mut opening);
     let start = |index| starts.as_ref().and_then(|starts| starts.of(index)).unwrap_or(Start::Latest);
     let topics = names.into_iter().enumerate().map(|(index, name)| (name, start(index))).collect();
-    Answer::Stream(Box::new(Stream::new(Kind::Events, topics, opening, context.retry_ms)))
+    Answer::Stream(Box::new(Stream::new(Kind::Events, topics, opening, context.retry_ms)), user)
 }
 
 /// The value of a query parameter, as text.
@@ -356,7 +371,8 @@ fn poll(head: &Head<'_, '_>, context: &Context<'_>, wait_ms_max: u64) -> Answer 
     let wait = Duration::from_millis(wait.map_or(POLL_WAIT_MS, |seconds| seconds.saturating_mul(1000)).min(wait_ms_max));
     let messages_max = limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX)).max(1);
     let keep = !body_closes(head, Response::new(200)).closes();
-    Answer::Stream(Box::new(Stream::poll(topics, Poll { wait, messages_max, keep, origin: reader(head, context) }, context.retry_ms)))
+    let poll = Poll { wait, messages_max, keep, origin: reader(head, context) };
+    Answer::Stream(Box::new(Stream::poll(topics, poll, context.retry_ms)), None)
 }
 
 /// The topics that there are.
@@ -385,6 +401,25 @@ fn list(head: &Head<'_, '_>, context: &Context<'_>) -> Answer {
     let mut listing = Listing::new(from, prefix, limit, reader(head, context));
     listing.keep = !body_closes(head, Response::new(200)).closes();
     Answer::List(Box::new(listing))
+}
+
+/// Who is in a topic.
+fn presence(head: &Head<'_, '_>, context: &Context<'_>) -> Answer {
+    let refuse = |status, message: &str| refuse(head, context, status, message);
+    if let Some(answer) = closed_gate(head, context, "GET") {
+        return answer;
+    }
+    match topics(head) {
+        Ok((names, _)) => match <[TopicName; 1]>::try_from(names) {
+            Ok([topic]) if context.presence.is_for(&topic) => {
+                let keep = !body_closes(head, Response::new(200)).closes();
+                Answer::WhoIsIn(Box::new(Question { topic, by: By::Request { keep, origin: reader(head, context) } }))
+            }
+            Ok(_) => refuse(403, NO_PRESENCE),
+            Err(_) => refuse(400, "name one topic: /v1/presence?topic=a"),
+        },
+        Err(message) => refuse(400, &message),
+    }
 }
 
 /// Publishing: the body is still to come.

@@ -102,7 +102,11 @@ impl<D: Driver> Gateway<D> {
 
     fn is_still(&mut self) -> bool {
         let mail = self.mailbox.depth() > 0 || self.mailbox.overflow() > 0;
-        let topics = !self.laps.is_empty() || !self.parked.is_empty() || !self.dispatches.is_empty() || !self.recounts.is_empty();
+        let topics = !self.laps.is_empty()
+            || !self.parked.is_empty()
+            || !self.dispatches.is_empty()
+            || !self.recounts.is_empty()
+            || self.presence.is_busy();
         let requests = !self.callers.is_empty() || !self.asked.is_empty() || !self.ready_polls.is_empty() || !self.leavers.is_empty();
         let receipts = self.awaited.len() > 0 || !self.counts.is_empty();
         if mail || topics || requests || receipts || !self.woken.is_empty() || self.staged.is_some() || !self.events.is_empty() {
@@ -167,8 +171,9 @@ impl<D: Driver> Gateway<D> {
         let mut input = cold.map_or_else(Vec::new, |cold| cold.decoder.to_input());
         input.extend(cold.into_iter().flat_map(|cold| &cold.input));
         let age_ms = self.since(key).map_or(0, |since| since.age(self.now).as_millis() as u64);
+        let user = cold.and_then(|cold| cold.user.clone());
         let (deflate, client) = (session.deflate, self.noted_client(key));
-        Some((frozen.socket, Connection { doing, deflate, age_ms, client, input, rest: frozen.rest }))
+        Some((frozen.socket, Connection { doing, age_ms, client, user, deflate, input, rest: frozen.rest }))
     }
 
     /// Goes on with what another process had, once it is thawed.
@@ -182,7 +187,7 @@ impl<D: Driver> Gateway<D> {
     }
 
     fn inherit_one(&mut self, socket: Socket, connection: Connection) {
-        let Connection { doing, deflate, age_ms, client, input, rest } = connection;
+        let Connection { doing, age_ms, client, user, deflate, input, rest } = connection;
         let rest = (!rest.is_empty()).then(|| {
             let range = Arena::new(1, 1, &self.shared.memory).append(&rest, &[]);
             Rc::new(Gather::new(Ranges::from_buf([range])))
@@ -198,6 +203,7 @@ impl<D: Driver> Gateway<D> {
         if let Some(client) = client {
             self.note_client(key, client);
         }
+        self.note_user(key, user);
         self.count_inherited(key, client);
         if !input.is_empty() {
             self.unread.push((key, input));

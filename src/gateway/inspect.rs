@@ -569,7 +569,8 @@ fn topic_bytes(topic: &Topic) -> u64 {
         Role::Away(side) => (size_of::<AwaySide>() + side.uplink.as_ref().map_or(0, |_| size_of::<Uplink>())) as u64,
     };
     let made: u64 = topic.made.iter().flatten().map(|made| size_of::<Made>() as u64 + feed(&made.feed)).sum();
-    feed(&topic.raw) + made + role + topic.waiters.heap_bytes()
+    let presence = topic.presence.as_ref().map_or(0, |presence| presence.heap_bytes());
+    feed(&topic.raw) + made + role + topic.waiters.heap_bytes() + presence
 }
 
 /// What a connection has allocated besides its place in the tables.

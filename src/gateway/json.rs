@@ -11,13 +11,14 @@ use super::Gateway;
 use super::close_cause::CloseCause;
 use super::counters::HandshakeResult;
 use super::polls::add;
+use super::presence::{By, NO_PRESENCE, Question};
 use super::publishing::{Ack, Offer, Receipt, Ticket};
 use super::replay::Replay;
 use super::session::State;
 use super::streams::{Kind, Part, Stream, each_of, message};
 use crate::engine::driver::Driver;
 use crate::engine::log::{Attributes, Frame};
-use crate::ids::ConnKey;
+use crate::ids::{ConnKey, TopicKey};
 use crate::limits::Limits;
 use crate::proto::gap::Gap;
 use crate::proto::json::reply::{Reply, write_history};
@@ -44,6 +45,8 @@ pub(super) struct Talk {
     asked: Option<Asked>,
     /// Messages on their way to their topics, by the number of their ticket, and the ids of their requests.
     publishing: VecDeque<(u32, Option<Box<str>>)>,
+    /// Questions who is in a topic that have no answer.
+    pub(super) questions: u16,
     /// The number of the next ticket.
     next: u32,
     /// It has published something that it does not want back.
@@ -56,14 +59,23 @@ struct Asked {
     id: Option<Box<str>>,
     /// It came with a position.
     resumes: bool,
-    /// The most messages of the answer, if it asks for a history and not for what comes.
-    history: Option<usize>,
+    /// What it is for.
+    wants: Wants,
+}
+
+/// What a client wants of a topic.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Wants {
+    /// What comes; and to be told who comes and goes.
+    Messages { presence: bool },
+    /// So many messages of its history, at most.
+    History(usize),
 }
 
 impl Talk {
     /// Whether it is a history that this part of it waits for.
     pub(super) fn asks_for_history(&self, number: u16) -> bool {
-        self.asked.as_ref().is_some_and(|asked| asked.number == number && asked.history.is_some())
+        self.asked.as_ref().is_some_and(|asked| asked.number == number && matches!(asked.wants, Wants::History(_)))
     }
 }
 
@@ -75,7 +87,7 @@ impl Stream {
 
     /// Whether nothing that its client has asked for is under way.
     pub(super) fn owes_no_answer(&self) -> bool {
-        self.unanswered == 0 && self.talk.publishing.is_empty()
+        self.unanswered == 0 && self.talk.publishing.is_empty() && self.talk.questions == 0
     }
 
     /// The part that is subscribed to a topic.
@@ -131,10 +143,14 @@ impl<D: Driver> Gateway<D> {
 
     /// All topics of one that was inherited have answered.
     pub(super) fn go_on_with_talk(&mut self, key: ConnKey, arrived: &[(u16, Replay)]) {
-        if let Some(session) = self.sessions.get_mut(key) {
-            session.state = State::Json;
-        }
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        session.state = State::Json;
+        let parts = session.stream().into_iter().flat_map(|stream| &stream.parts);
+        let watched: Vec<TopicKey> = parts.filter(|part| part.watches).filter_map(|part| part.topic).collect();
         self.tell_arrived(key, arrived);
+        for topic in watched {
+            self.watch_topic(topic, key);
+        }
         self.opened(key, State::Json);
     }
 
@@ -152,6 +168,7 @@ impl<D: Driver> Gateway<D> {
     pub(super) fn is_busy_talking(&self, key: ConnKey) -> bool {
         let Some(stream) = self.sessions.get(key).and_then(|session| session.stream()) else { return false };
         stream.unanswered > 0
+            || stream.talk.questions > 0
             || stream.talk.publishing.len() as u64 >= self.limits.json_publishes_max
             || self.direct_bytes(key) as u64 >= self.limits.echo_bytes_max
     }
@@ -179,17 +196,22 @@ impl<D: Driver> Gateway<D> {
             Ok(Request::Ping) => self.say(key, &Reply::Pong { id }),
             // Nobody is asked for a token: any is as good.
             Ok(Request::Auth) => self.say(key, &Reply::Done { id }),
-            Ok(Request::Subscribe { topic, start }) => self.ask_for(key, id, topic, start.unwrap_or(Start::Latest), None),
+            Ok(Request::Subscribe { topic, start, presence }) => {
+                if presence && !self.presence.is_for(&topic) {
+                    return self.refuse_presence(key, id);
+                }
+                self.ask_for(key, id, topic, start.unwrap_or(Start::Latest), Wants::Messages { presence });
+            }
             Ok(Request::History { topic, start, limit }) => {
                 let limit = limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX)).max(1);
-                self.ask_for(key, id, topic, start.unwrap_or(Start::Earliest), Some(limit));
+                self.ask_for(key, id, topic, start.unwrap_or(Start::Earliest), Wants::History(limit));
             }
             Ok(Request::Unsubscribe { topic }) => self.unsubscribe_from(key, id, &topic),
             Ok(Request::Publish(publish)) => self.publish_json(key, id, publish),
-            Ok(Request::Presence { .. }) => {
-                let message = "nobody is told who is in a topic here";
-                self.say(key, &Reply::Error { id, code: "no_presence", message, retry_ms: None });
+            Ok(Request::Presence { topic }) if self.presence.is_for(&topic) => {
+                self.ask_who_is_in(key, Question { topic, by: By::Json(id.map(Box::from)) });
             }
+            Ok(Request::Presence { .. }) => self.refuse_presence(key, id),
             Err(fault) => {
                 self.say(key, &Reply::Error { id, code: fault.code(), message: &fault.to_string(), retry_ms: None });
             }
@@ -197,12 +219,12 @@ impl<D: Driver> Gateway<D> {
     }
 
     /// Asks a topic's home for its messages, or for its history.
-    fn ask_for(&mut self, key: ConnKey, id: Option<&str>, topic: TopicName, start: Start, history: Option<usize>) {
+    fn ask_for(&mut self, key: ConnKey, id: Option<&str>, topic: TopicName, start: Start, wants: Wants) {
         let Some(session) = self.sessions.get_mut(key) else { return };
         let Some(cold) = &mut session.cold else { return };
         let turn = cold.turn.wrapping_add(1);
         let Some(stream) = &mut cold.stream else { return };
-        if history.is_none() && stream.part_of(&topic).is_some() {
+        if matches!(wants, Wants::Messages { .. }) && stream.part_of(&topic).is_some() {
             let message = "it is subscribed to already; unsubscribe first to begin elsewhere";
             return self.say(key, &Reply::Error { id, code: "already_subscribed", message, retry_ms: None });
         }
@@ -213,7 +235,7 @@ impl<D: Driver> Gateway<D> {
         cold.turn = turn;
         stream.unanswered += 1;
         let resumes = matches!(start, Start::After(_));
-        stream.talk.asked = Some(Asked { number, id: id.map(Box::from), resumes, history });
+        stream.talk.asked = Some(Asked { number, id: id.map(Box::from), resumes, wants });
         if let Err((cause, reason)) = self.begin_part(key, number) {
             self.refuse_part(key, cause, &reason);
         }
@@ -222,11 +244,20 @@ impl<D: Driver> Gateway<D> {
     /// Tells a client that it is subscribed; messages come behind that.
     pub(super) fn tell_subscribed(&mut self, key: ConnKey, replay: &Replay) {
         let Some(stream) = self.sessions.get_mut(key).and_then(|session| session.stream_mut()) else { return };
-        let Some(Asked { number, id, resumes, .. }) = stream.talk.asked.take() else { return };
-        let part = &stream.parts[usize::from(number)];
+        let Some(Asked { number, id, resumes, wants }) = stream.talk.asked.take() else { return };
+        let part = &mut stream.parts[usize::from(number)];
+        part.watches = wants == Wants::Messages { presence: true };
+        let watches = part.topic.filter(|_| part.watches);
         let (topic, position) = (part.name.clone(), Position { epoch: part.epoch, offset: replay.at });
         let recovered = resumes && replay.gap.is_none();
         self.say(key, &Reply::Subscribed { id: id.as_deref(), topic: topic.as_str(), position, recovered, replayed: replay.count });
+        if let Some(topic) = watches {
+            self.watch_topic(topic, key);
+        }
+    }
+
+    fn refuse_presence(&mut self, key: ConnKey, id: Option<&str>) {
+        self.say(key, &Reply::Error { id, code: "no_presence", message: NO_PRESENCE, retry_ms: None });
     }
 
     /// A topic that a client has asked for cannot be had.
@@ -246,7 +277,7 @@ impl<D: Driver> Gateway<D> {
     pub(super) fn answer_history(&mut self, key: ConnKey, replay: &Replay) {
         let retry_ms = self.retry_ms();
         let Some(stream) = self.sessions.get_mut(key).and_then(|session| session.stream_mut()) else { return };
-        let Some(Asked { number, id, history, .. }) = stream.talk.asked.take() else { return };
+        let Some(Asked { number, id, wants, .. }) = stream.talk.asked.take() else { return };
         stream.unanswered -= 1;
         let part = &mut stream.parts[usize::from(number)];
         let (name, topic) = (part.name.clone(), part.topic.take());
@@ -257,7 +288,7 @@ impl<D: Driver> Gateway<D> {
             self.counters.gaps.of(reason.into()).add(1);
             answer.gap(&Gap { topic: name.as_str(), from, to: Position { epoch, offset: replay.at }, reason });
         }
-        let mut left = history.unwrap_or(usize::MAX);
+        let Wants::History(mut left) = wants else { return };
         let mut at = replay.at;
         each_of(&replay.parcel, |frame, bytes| {
             let position = Position { epoch, offset: frame.offset().unwrap_or(at + 1) };
@@ -287,8 +318,12 @@ impl<D: Driver> Gateway<D> {
             return self.say(key, &Reply::Error { id, code: "not_subscribed", message, retry_ms: None });
         };
         stream.pending.retain(|&pending| usize::from(pending) != number);
+        let watches = stream.parts[number].watches;
         let (topic, seat) = stream.parts[number].vacate();
         if let Some(topic) = topic {
+            if watches {
+                self.unwatch_topic(topic, key);
+            }
             self.leave_part(topic, seat);
         }
         self.say(key, &Reply::Done { id });

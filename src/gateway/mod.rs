@@ -10,7 +10,7 @@
 //! | `intake` | bytes as they come, pauses, the peer's end |
 //! | `frames` | WebSocket input: messages, control frames, pauses |
 //! | `rooms`, `topic`, `places` | joining, leaving, publishing; who still finds room |
-//! | `json` | WebSockets that speak `shardcast.v1.json` |
+//! | `json`, `presence` | WebSockets that speak `shardcast.v1.json`; who is in a topic |
 //! | `fanout` | laps over a topic's members |
 //! | `peers`, `bridge` | messages between shards; to NATS and from there |
 //! | `egress` | what a connection is sent next, and the close sequence |
@@ -47,6 +47,7 @@ mod past;
 mod peers;
 mod places;
 mod polls;
+mod presence;
 mod publishing;
 mod rate;
 mod receipts;
@@ -91,6 +92,7 @@ use crate::gateway::forms::Maker;
 use crate::gateway::history::Past;
 use crate::gateway::inspect::{Desk, Inquiry};
 use crate::gateway::log_limit::LogLimit;
+use crate::gateway::presence::PresenceDesk;
 use crate::gateway::publishing::Keys;
 use crate::gateway::rate::{Rate, Said};
 use crate::gateway::receipts::{AwaitedReceipts, Counting};
@@ -102,6 +104,7 @@ use crate::hub::{Directory, Placement};
 use crate::ids::{ConnId, ConnKey, ShardId, TopicKey};
 use crate::limits::Limits;
 use crate::proto::client_address::Prefix;
+use crate::proto::pattern::Pattern;
 use crate::proto::position::Epoch;
 use crate::proto::subject::Rules;
 use crate::proto::topic::TopicName;
@@ -116,6 +119,7 @@ pub use listing::Listing;
 pub use pages::Page;
 pub use peers::ShardMessage;
 pub use places::Places;
+pub use presence::{Question, Step};
 pub use publishing::{Ack, Offer, Receipt, Ticket};
 pub use rate::{OverRate, Scope};
 pub use receipts::SentCounts;
@@ -209,6 +213,8 @@ pub struct Parts {
     pub compression: bool,
     /// How clients' addresses are found.
     pub addressing: Arc<Addressing>,
+    /// Topics of which it is told who is in them.
+    pub presence: Arc<[Pattern]>,
     /// What the gateway serves from its binary.
     pub pages: Arc<[Page]>,
     /// Where topics live.
@@ -285,6 +291,7 @@ pub struct Gateway<D> {
     compression: bool,
     addressing: Arc<Addressing>,
     pages: Arc<[Page]>,
+    presence: PresenceDesk,
     placement: Placement,
     mailbox: Mailbox<ShardMessage>,
     bridge: Option<Box<Bridge>>,
@@ -402,6 +409,7 @@ impl<D: Driver> Gateway<D> {
             compression: parts.compression,
             addressing: parts.addressing,
             pages: parts.pages,
+            presence: PresenceDesk::new(parts.presence),
             placement: parts.placement,
             mailbox: parts.mailbox,
             bridge: parts.bridge.map(|(port, rules)| Box::new(Bridge::new(port, rules, now))),
@@ -534,7 +542,7 @@ impl<D: Driver> Gateway<D> {
             seats: self.seats.len(),
             guests,
             receipts: self.awaited.len() + self.counts.len(),
-            queued: self.leavers.len() + self.callers.len() + self.asked.len(),
+            queued: self.leavers.len() + self.callers.len() + self.asked.len() + self.presence.len(),
             ready_polls: self.ready_polls.len(),
             histories: self.histories.len(),
             keys: self.keys.len(),
@@ -585,9 +593,12 @@ impl<D: Driver> Gateway<D> {
         self.answer_polls();
         self.look_after_receipts();
         self.tell_members();
+        self.tell_news();
+        self.tell_watchers();
         self.dispatch();
         let mut progress = Progress::Continue;
         if !self.frozen {
+            self.tell_changes();
             self.answer_inquiries();
             self.relieve_memory();
             self.sweep();
@@ -623,7 +634,7 @@ impl<D: Driver> Gateway<D> {
     fn next_wait(&self) -> Wait {
         let is_at_work = !self.laps.is_empty() || !self.dispatches.is_empty() || !self.woken.is_empty();
         let is_asked = !self.callers.is_empty() || !self.asked.is_empty() || (self.is_inquired() && !self.frozen);
-        if is_at_work || is_asked || !self.leavers.is_empty() {
+        if is_at_work || is_asked || self.presence.is_busy() || !self.leavers.is_empty() {
             return Wait::No;
         }
         if self.frozen {
@@ -638,6 +649,7 @@ impl<D: Driver> Gateway<D> {
             sweep,
             self.farewell_wait(),
             self.dismissal_wait(),
+            self.presence.wait(self.now),
             self.watch_wait(),
             self.bridge_wait(),
             poll,

@@ -14,6 +14,8 @@
 //!        ── Unsubscribe{home} ─────────────────▶
 //! ```
 
+use std::sync::Arc;
+
 use super::Gateway;
 use super::MAILBOX_BUDGET;
 use super::bridge::SUBSCRIPTIONS_FULL;
@@ -21,6 +23,7 @@ use super::close_cause::CloseCause;
 use super::feed::FeedKey;
 use super::listing::Listing;
 use super::places::Places;
+use super::presence::{Question, Step};
 use super::publishing::{Offer, Receipt, Ticket};
 use super::rate::OverRate;
 use super::replay::Replay;
@@ -140,6 +143,45 @@ pub enum ShardMessage {
         /// How many.
         members: u64,
     },
+    /// Who has come to a topic and gone from it where the sender is.
+    Presence {
+        /// What the home calls it.
+        home: TopicKey,
+        /// What the sender calls it.
+        key: TopicKey,
+        /// In order.
+        news: Vec<(ConnId, Step)>,
+        /// Somebody there is to be told of all who come and go.
+        watches: bool,
+    },
+    /// Tell those who watch.
+    PresenceChanged {
+        /// What you call the topic.
+        key: TopicKey,
+        /// What to tell them, as frames.
+        change: Arc<[u8]>,
+    },
+    /// They have been told.
+    PresenceTold {
+        /// What the home calls the topic.
+        home: TopicKey,
+    },
+    /// Somebody asks who is in a topic whose home you are.
+    WhoIsIn {
+        /// Who.
+        asker: ConnId,
+        /// The question.
+        question: Box<Question>,
+    },
+    /// What your client has asked.
+    Present {
+        /// Your client.
+        key: ConnKey,
+        /// What it asked.
+        question: Box<Question>,
+        /// Who is in the topic, as JSON.
+        roster: Arc<[u8]>,
+    },
     /// A message of a publisher by HTTP, to be numbered.
     Offer(Box<Offer>),
     /// What became of your publisher's message.
@@ -232,6 +274,11 @@ impl<D: Driver> Gateway<D> {
             ShardMessage::Deliver { key, after, upto, parcel } => self.deliver(key, after, upto, parcel),
             ShardMessage::Delivered { home, upto } => self.delivered(from, home, upto),
             ShardMessage::Members { home, members } => self.count_members(from, home, members),
+            ShardMessage::Presence { home, key, news, watches } => self.hear_news(from, home, key, news, watches),
+            ShardMessage::PresenceChanged { key, change } => self.begin_telling(key, &change),
+            ShardMessage::PresenceTold { home } => self.shard_has_told(from, home),
+            ShardMessage::WhoIsIn { asker, question } => self.answer_who_is_in(asker, question),
+            ShardMessage::Present { key, question, roster } => self.tell_who_is_in(key, &question, &roster),
             ShardMessage::Offer(offer) => self.take_offer(from, *offer),
             ShardMessage::Receipt { ticket, receipt } => self.receipt_came(ticket, receipt),
             ShardMessage::Resume { home, key, guest, start } => self.resume_elsewhere(from, home, key, guest, start),
@@ -308,6 +355,7 @@ impl<D: Driver> Gateway<D> {
         if let Role::Home(side) = &mut topic.role {
             side.home.unsubscribe(from);
         }
+        self.nobody_is_left_on(from, home);
         self.release(home);
         self.free_if_unused(home);
     }

@@ -11,6 +11,7 @@ use super::streams::Kind;
 use crate::engine::driver::Driver;
 use crate::ids::ConnKey;
 use crate::proto::http::{HeadError, HeadStorage, Response, head_end, parse_head};
+use crate::proto::json::presence::User;
 use crate::proto::ws::extension::Window;
 
 impl<D: Driver> Gateway<D> {
@@ -59,6 +60,7 @@ impl<D: Driver> Gateway<D> {
                 let stands_in_line = unavailable.is_none() && busy == Some(Unavailable::Busy);
                 let retry_ms = if stands_in_line { self.line_ms() } else { self.retry_ms() };
                 let context = Context {
+                    presence: &self.presence,
                     origins: &self.origins,
                     pages: &self.pages,
                     unavailable,
@@ -152,12 +154,14 @@ impl<D: Driver> Gateway<D> {
                     self.refuse(key, response, cause);
                 }
             }
-            Answer::Room { name, no_echo, start, deflate, upgrade } => {
+            Answer::Room { name, no_echo, start, user, deflate, upgrade } => {
+                self.note_user(key, user);
                 self.take_opened(key);
                 self.agree(key, deflate);
                 self.join(key, name, no_echo, start, upgrade);
             }
-            Answer::Stream(mut stream) => {
+            Answer::Stream(mut stream, user) => {
+                self.note_user(key, user);
                 if stream.kind == Kind::Events {
                     self.take_opened(key);
                 }
@@ -172,7 +176,12 @@ impl<D: Driver> Gateway<D> {
                 upload.keep &= keep;
                 self.begin_upload(key, *upload);
             }
-            Answer::Json { deflate, upgrade } => {
+            Answer::WhoIsIn(mut question) => {
+                question.keep(keep);
+                self.ask_who_is_in(key, *question);
+            }
+            Answer::Json { user, deflate, upgrade } => {
+                self.note_user(key, user);
                 self.take_opened(key);
                 self.agree(key, deflate);
                 self.begin_talk(key, &upgrade);
@@ -191,6 +200,13 @@ impl<D: Driver> Gateway<D> {
     pub(super) fn agree(&mut self, key: ConnKey, deflate: Option<Window>) {
         if let Some(session) = self.sessions.get_mut(key) {
             session.deflate = deflate;
+        }
+    }
+
+    /// Notes what a client calls itself, where anybody may want to know.
+    pub(super) fn note_user(&mut self, key: ConnKey, user: Option<User>) {
+        if let (true, Some(user), Some(session)) = (self.presence.is_on(), user, self.sessions.get_mut(key)) {
+            session.cold.get_or_insert_default().user = Some(user);
         }
     }
 

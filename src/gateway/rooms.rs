@@ -88,6 +88,7 @@ impl<D: Driver> Gateway<D> {
         session.seated = true;
         session.state = State::Room;
         self.recount(topic_key);
+        self.has_come(topic_key, key);
     }
 
     /// Lets in one that waited for the home's answer and has its seat.
@@ -165,7 +166,8 @@ impl<D: Driver> Gateway<D> {
             joining: Seldom::default(),
         };
         let log = new_log(&self.limits, &self.shared);
-        let key = self.topics.insert(name.clone(), Topic::new(Role::Away(Box::new(side)), log, self.epoch, 0));
+        let topic = Topic { presence: self.presence.for_topic(&name), ..Topic::new(Role::Away(Box::new(side)), log, self.epoch, 0) };
+        let key = self.topics.insert(name.clone(), topic);
         self.mailbox.send(home, ShardMessage::Subscribe { name, key });
         Some(key)
     }
@@ -179,7 +181,11 @@ impl<D: Driver> Gateway<D> {
         let log = new_log(&self.limits, &self.shared);
         let gone = self.past.recall(self.placement.hash(name.as_str()));
         let side = HomeSide { said: gone.said, ..HomeSide::default() };
-        let mut topic = Topic { places: Places::new(&self.limits), ..Topic::new(Role::Home(Box::new(side)), log, self.epoch, gone.offset) };
+        let mut topic = Topic {
+            places: Places::new(&self.limits),
+            presence: self.presence.for_topic(&name),
+            ..Topic::new(Role::Home(Box::new(side)), log, self.epoch, gone.offset)
+        };
         if let Some(began) = began {
             topic.begin_anew(began);
         }
@@ -209,6 +215,7 @@ impl<D: Driver> Gateway<D> {
             if let Some(moved) = topic.raw.members.leave(place) {
                 self.set_place(moved, place);
             }
+            self.has_gone(topic_key, key);
         }
         self.recount(topic_key);
         self.free_if_unused(topic_key);

@@ -13,6 +13,7 @@ use super::streams::Stream;
 use crate::engine::log::{Anchor, Pin};
 use crate::engine::segment::Range;
 use crate::ids::TopicKey;
+use crate::proto::json::presence::User;
 use crate::proto::position::Position;
 use crate::proto::position::Start;
 use crate::proto::ws::Decoder;
@@ -87,6 +88,8 @@ pub(super) struct Cold {
     pub(super) until: Box<[u64]>,
     /// What it is told when it ends, where the operator says so.
     pub(super) word: Option<Rc<Word>>,
+    /// What its client calls itself, for those who want to know who is in a topic.
+    pub(super) user: Option<User>,
     /// How many such requests it has made.
     pub(super) turn: u16,
 }
@@ -272,6 +275,7 @@ impl Session {
                 && cold.upload.is_none()
                 && cold.until.is_empty()
                 && cold.word.is_none()
+                && cold.user.is_none()
                 && cold.turn == 0
         });
     }

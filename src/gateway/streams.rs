@@ -81,6 +81,8 @@ pub(super) struct Part {
     /// None before it has begun, and in a place that is free.
     pub(super) topic: Option<TopicKey>,
     pub(super) seat: Option<u32>,
+    /// It is told who comes and goes.
+    pub(super) watches: bool,
     answered: bool,
     /// The offset up to which the client was given everything, and whose it is.
     pub(super) at: u64,
@@ -93,12 +95,25 @@ pub(super) struct Part {
 
 impl Part {
     pub(super) fn new(name: TopicName, start: Start, turn: u16) -> Self {
-        Self { name, start, turn, topic: None, seat: None, answered: false, at: 0, epoch: Epoch(0), more_after: None, gap: None }
+        Self {
+            name,
+            start,
+            turn,
+            topic: None,
+            seat: None,
+            watches: false,
+            answered: false,
+            at: 0,
+            epoch: Epoch(0),
+            more_after: None,
+            gap: None,
+        }
     }
 
     /// Nobody follows its topic any more: its place is free.
     pub(super) fn vacate(&mut self) -> (Option<TopicKey>, Option<u32>) {
         self.more_after = None;
+        self.watches = false;
         (self.topic.take(), self.seat.take())
     }
 }
@@ -126,9 +141,12 @@ impl Stream {
 
     /// One that another process has opened.
     pub(super) fn inherited(kind: Kind, topics: Vec<Following>, retry_ms: u64, window_ms: u64) -> Self {
+        let watches: Vec<bool> = topics.iter().map(|following| following.watches).collect();
         let start = |following: Following| (following.topic, if following.behind { Start::After(following.at) } else { Start::Latest });
         let topics = topics.into_iter().map(start).collect();
-        Self { window_ms, inherited: true, ..Self::new(kind, topics, Vec::new(), retry_ms) }
+        let mut stream = Self { window_ms, inherited: true, ..Self::new(kind, topics, Vec::new(), retry_ms) };
+        stream.parts.iter_mut().zip(watches).for_each(|(part, watches)| part.watches = watches);
+        stream
     }
 
     /// What another process needs to go on with it.
@@ -137,7 +155,7 @@ impl Stream {
             // What comes to another process may be further on in a stream than what has come to this one.
             let is_behind = part.seat.is_none() || part.epoch != own;
             let (at, behind) = part.more_after.map_or((part.at, is_behind), |after| (after, true));
-            Following { topic: part.name.clone(), at: Position { epoch: part.epoch, offset: at }, behind }
+            Following { topic: part.name.clone(), at: Position { epoch: part.epoch, offset: at }, behind, watches: part.watches }
         };
         let topics = self.parts.iter().filter(|part| part.topic.is_some()).map(following).collect();
         match self.kind {
@@ -291,6 +309,9 @@ impl<D: Driver> Gateway<D> {
             part.seat = Some(slot);
             topic.guests -= 1;
             self.recount(topic_key);
+            if kind != Kind::Poll {
+                self.has_come(topic_key, guest.conn);
+            }
         } else {
             part.more_after = Some(replay.next);
         }
@@ -613,6 +634,9 @@ impl<D: Driver> Gateway<D> {
         let Some(stream) = session.cold.as_mut().and_then(|cold| cold.stream.take()) else { return };
         for part in stream.parts {
             if let Some(topic_key) = part.topic {
+                if part.watches {
+                    self.unwatch_topic(topic_key, key);
+                }
                 self.leave_part(topic_key, part.seat);
             }
         }
@@ -630,6 +654,9 @@ impl<D: Driver> Gateway<D> {
                     self.set_place(moved, seat.place);
                 }
                 self.recount(topic_key);
+                if seat.feed.format != Format::Raw {
+                    self.has_gone(topic_key, seat.conn);
+                }
             }
             None => topic.guest_leaves(),
         }

@@ -6,6 +6,7 @@ use super::feed::{Feed, Format};
 use super::forms;
 use super::history::History;
 use super::places::Places;
+use super::presence::Presence;
 use super::rate::Said;
 use super::seats::Guest;
 use super::seldom::Seldom;
@@ -120,6 +121,8 @@ pub(super) struct Topic {
     pub(super) epoch: Epoch,
     /// Who is in it, over all shards, where there is a bound to that. Of another home's topic known once it has answered.
     pub(super) places: Option<Places>,
+    /// Who is in it, for those who want to know; where the operator has named it.
+    pub(super) presence: Option<Box<Presence>>,
     /// Members-to-be that are still given what was before they came.
     pub(super) guests: u32,
     /// What a stream of this topic alone, or one in JSON, was given last of its history, in its form: who comes back with a crowd mostly gets the same.
@@ -143,6 +146,7 @@ impl Topic {
             role,
             epoch,
             places: None,
+            presence: None,
             guests: 0,
             last_piece: None,
             waiters: Seldom::default(),

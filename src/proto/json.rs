@@ -1,6 +1,7 @@
 //! JSON (RFC 8259): what all writers share, by hand and straight into the bytes that are sent; and the subprotocol `shardcast.v1.json`, what clients ask
-//! ([`request`]) and what they are told ([`reply`]).
+//! ([`request`]) and what they are told ([`reply`], [`presence`]).
 
+pub mod presence;
 pub mod reply;
 pub mod request;
 

@@ -1,5 +1,5 @@
 //! Bytes to values and back: request heads and responses ([`http`]), WebSocket frames and messages ([`ws`]), event streams ([`sse`]), JSON
-//! to publish ([`publish`]), to read ([`poll`]), of lists ([`listing`]) and of a conversation ([`json`]), names ([`topic`]), places in topics ([`position`]), what is missing
+//! to publish ([`publish`]), to read ([`poll`]), of lists ([`listing`]) and of a conversation ([`json`]), names ([`topic`]) and which of them are meant ([`pattern`]), places in topics ([`position`]), what is missing
 //! between them ([`gap`]), names in NATS ([`subject`]), what outlives a restart ([`state`]), and who a client behind proxies is ([`client_address`]).
 //!
 //! Pure: no I/O, no clock, no sockets, no unsafe. Parsers never panic, whatever a peer sends; they grow memory only as bytes really
@@ -12,6 +12,7 @@ pub mod gap;
 pub mod http;
 pub mod json;
 pub mod listing;
+pub mod pattern;
 pub mod poll;
 pub mod position;
 pub mod publish;

@@ -13,6 +13,7 @@
 
 use std::fmt;
 
+use super::pattern::Pattern;
 use super::topic::TopicName;
 
 /// The rule that holds when none is configured: every topic, both ways, below this gateway's own prefix.
@@ -25,37 +26,6 @@ const fn escaped_bytes_max(bytes: usize) -> usize {
 
 /// What else a control line to the server has: `HPUB`, spaces, two sizes, the line's end.
 const CONTROL_LINE_BESIDE: usize = 64;
-
-/// One side of a rule: a name, or what names begin with.
-#[derive(Clone, PartialEq, Eq, Debug)]
-struct Pattern {
-    prefix: Box<str>,
-    /// Whether anything may follow.
-    open: bool,
-}
-
-impl Pattern {
-    fn new(text: &str) -> Self {
-        let prefix = text.strip_suffix('*');
-        Self { prefix: prefix.unwrap_or(text).into(), open: prefix.is_some() }
-    }
-
-    /// What is left of a name that it matches.
-    fn rest<'n>(&self, name: &'n str) -> Option<&'n str> {
-        name.strip_prefix(&*self.prefix).filter(|rest| self.open || rest.is_empty())
-    }
-
-    /// Whether some name is matched by both.
-    fn overlaps(&self, other: &Self) -> bool {
-        self.rest(&other.prefix).is_some() || other.rest(&self.prefix).is_some()
-    }
-}
-
-impl fmt::Display for Pattern {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}{}", self.prefix, if self.open { "*" } else { "" })
-    }
-}
 
 /// Topics, their subjects, and which way messages go between the two.
 ///

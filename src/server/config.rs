@@ -18,6 +18,7 @@ use self::values::Raw;
 use crate::bus::options::Options as NatsOptions;
 use crate::gateway::{AddressSource, Addressing};
 use crate::limits::{Limit, Limits, TABLE};
+use crate::proto::pattern::Pattern;
 
 /// What the gateway runs with.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -36,6 +37,8 @@ pub struct Config {
     pub origins: Vec<String>,
     /// permessage-deflate is agreed to where clients offer it.
     pub compression: bool,
+    /// Topics of which it is told who is in them.
+    pub presence: Vec<Pattern>,
     /// How clients' addresses are found.
     pub addressing: Addressing,
     /// What a planned restart goes on from; `None` when it begins anew.
@@ -60,6 +63,7 @@ impl Default for Config {
             driver: DriverChoice::Auto,
             origins: Vec::new(),
             compression: false,
+            presence: Vec::new(),
             addressing: Addressing::default(),
             state: None,
             restart: RestartChoice::HandOver,
@@ -410,6 +414,16 @@ const SETTINGS: &[Setting] = &[
         unit: "\"socket\", \"x-forwarded-for\", \"forwarded\" or \"proxy-protocol\"",
         apply: |config, raw| values::address_source(raw).map(|value| config.addressing.source = value),
         show: |config| values::address_source_word(config.addressing.source).into(),
+    },
+    Setting {
+        key: "presence",
+        flag: "",
+        environment: "SHARDCAST_PRESENCE",
+        about: "Topics whose members may be asked for and watched (docs/protocol.md, section 14): names, or beginnings of names with a *. None: nobody is told who is in a topic. \
+                What clients call themselves (?user=) is not checked.",
+        unit: "topics",
+        apply: |config, raw| values::patterns(raw).map(|value| config.presence = value),
+        show: |config| config.presence.iter().map(|pattern| pattern.to_string()).collect::<Vec<_>>().into(),
     },
     Setting {
         key: "state",

@@ -132,6 +132,9 @@ impl Collector for Page {
         page.counter("shardcast_announced", "Announcements of the operator, one for each connection that was told.", |shard| {
             &shard.announced
         })?;
+        page.counter("shardcast_presence_told", "Changes of who is in a topic, one for each watcher that was told.", |shard| {
+            &shard.presence_told
+        })?;
         page.counter("shardcast_replayed", "Messages given out of histories.", |shard| &shard.replayed)?;
         let history = self.shards.iter().map(|shard| shard.history_bytes.value()).sum::<u64>();
         page.gauge("shardcast_history_bytes", "Memory of all histories.", history)?;

@@ -38,6 +38,7 @@ use crate::gateway::{Chunk, Command, Inheritance, Parts, Shared, Snapshot};
 use crate::hub::Placement;
 use crate::ids::ShardId;
 use crate::limits::Limits;
+use crate::proto::pattern::Pattern;
 use crate::proto::position::Epoch;
 use crate::web;
 
@@ -447,6 +448,7 @@ impl Plan<'_> {
         let pages = web::pages();
         let addressing = Arc::new(self.config.addressing.clone());
         let origins: Arc<[String]> = self.config.origins.clone().into();
+        let presence: Arc<[Pattern]> = self.config.presence.clone().into();
         let (started, starts) = bounded::<Started>(shards);
         let mut crew = Crew::default();
         for (index, mailbox) in mesh(shards, self.limits.mailbox_messages as usize).into_iter().enumerate() {
@@ -460,6 +462,7 @@ impl Plan<'_> {
                 limits: Arc::clone(&self.limits),
                 origins: Arc::clone(&origins),
                 compression: self.config.compression,
+                presence: Arc::clone(&presence),
                 addressing: Arc::clone(&addressing),
                 pages: Arc::clone(&pages),
                 placement: self.placement,

@@ -114,6 +114,7 @@ impl<K: Kernel> Shards<K> {
                 limits: Arc::clone(&limits),
                 origins: Arc::new([]),
                 compression: false,
+                presence: Arc::new([]),
                 addressing: Arc::default(),
                 pages: Arc::new([Page { path: "/", media_type: "text/html", body: "a page".into(), shared: false }]),
                 placement,

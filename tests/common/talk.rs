@@ -19,9 +19,18 @@ pub fn connect(port: u16) -> Talker {
     over(Raw::connect(port))
 }
 
+/// The same, and calls itself something.
+pub fn connect_as(port: u16, user: &str) -> Talker {
+    to(Raw::connect(port), &format!("/ws?user={user}"))
+}
+
 /// The same on a connection that is there.
-pub fn over(mut raw: Raw) -> Talker {
-    raw.write(raw::upgrade("/ws", PROTOCOL).as_bytes());
+pub fn over(raw: Raw) -> Talker {
+    to(raw, "/ws")
+}
+
+fn to(mut raw: Raw, path: &str) -> Talker {
+    raw.write(raw::upgrade(path, PROTOCOL).as_bytes());
     let response = raw.expect_upgraded();
     assert_eq!(response.header("sec-websocket-protocol"), Some("shardcast.v1.json"));
     let mut talker = Talker { raw, welcome: Value::Null };

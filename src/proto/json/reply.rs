@@ -164,7 +164,7 @@ pub fn write_history(out: &mut Vec<u8>, id: Option<&str>, topic: &str, body: &[u
     out.extend_from_slice(body.trim_ascii_end().strip_prefix(b"{").unwrap_or(body));
 }
 
-fn begin(out: &mut Vec<u8>, kind: &str, id: Option<&str>) {
+pub(super) fn begin(out: &mut Vec<u8>, kind: &str, id: Option<&str>) {
     out.extend_from_slice(b"{\"type\":\"");
     out.extend_from_slice(kind.as_bytes());
     out.push(b'"');

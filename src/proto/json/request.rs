@@ -54,6 +54,8 @@ pub enum Request<'a> {
         topic: TopicName,
         /// From where on; `None` when it does not say: from now on.
         start: Option<Start>,
+        /// Whether it wants to be told who is there, comes and goes.
+        presence: bool,
     },
     /// It has had enough of a topic.
     Unsubscribe {
@@ -159,8 +161,10 @@ pub enum Fault {
         found: &'static str,
     },
     /// Neither true nor false.
-    #[error("echo is {found}; send true or false")]
-    Echo {
+    #[error("{field} is {found}; send true or false")]
+    Flag {
+        /// The field.
+        field: &'static str,
         /// What it is.
         found: &'static str,
     },
@@ -205,6 +209,8 @@ struct Fields<'a> {
     event: Option<&'a RawValue>,
     #[serde(borrow)]
     echo: Option<&'a RawValue>,
+    #[serde(borrow)]
+    presence: Option<&'a RawValue>,
 }
 
 impl<'a> Said<'a> {
@@ -236,7 +242,9 @@ impl<'a> Fields<'a> {
             "hello" => Request::Hello,
             "ping" => Request::Ping,
             "auth" => Request::Auth,
-            "subscribe" => Request::Subscribe { topic: self.topic()?, start: self.start()? },
+            "subscribe" => {
+                Request::Subscribe { topic: self.topic()?, start: self.start()?, presence: flag("presence", self.presence, false)? }
+            }
             "unsubscribe" => Request::Unsubscribe { topic: self.topic()? },
             "presence" => Request::Presence { topic: self.topic()? },
             "history" => {
@@ -247,11 +255,7 @@ impl<'a> Fields<'a> {
                 let topic = self.topic()?;
                 let (payload, kind) = payload_of(self.data, self.data_b64, message_bytes_max)?;
                 let (key, msg_id) = (key_of("key", self.key)?, key_of("msg_id", self.msg_id)?);
-                let echo = match self.echo.map(RawValue::get) {
-                    None | Some("true") => true,
-                    Some("false") => false,
-                    Some(other) => return Err(Fault::Echo { found: type_of(other) }),
-                };
+                let echo = flag("echo", self.echo, true)?;
                 Request::Publish(Publish { topic, payload, kind, key, msg_id, event: event_of(self.event)?, echo })
             }
             other => return Err(Fault::Type { found: other.chars().take(32).collect() }),
@@ -270,6 +274,15 @@ impl<'a> Fields<'a> {
         let words =
             StartWords { after: after.as_deref().filter(|after| !after.is_empty()), last: last.as_deref(), ..StartWords::default() };
         Ok(Starts::parse(&words, 1)?.and_then(|starts| starts.of(0)))
+    }
+}
+
+fn flag(field: &'static str, raw: Option<&RawValue>, default: bool) -> Result<bool, Fault> {
+    match raw.map(RawValue::get) {
+        None => Ok(default),
+        Some("true") => Ok(true),
+        Some("false") => Ok(false),
+        Some(other) => Err(Fault::Flag { field, found: type_of(other) }),
     }
 }
 
@@ -295,13 +308,17 @@ mod tests {
             (r#"{"type":"hello","token":"t","batch":true}"#, Request::Hello),
             (r#" {"type":"ping"} "#, Request::Ping),
             (r#"{"type":"auth","token":"t"}"#, Request::Auth),
-            (r#"{"type":"subscribe","topic":"a"}"#, Request::Subscribe { topic: topic("a"), start: None }),
-            (r#"{"type":"subscribe","room":"\u00e9","after":""}"#, Request::Subscribe { topic: topic("é"), start: None }),
+            (r#"{"type":"subscribe","topic":"a"}"#, Request::Subscribe { topic: topic("a"), start: None, presence: false }),
+            (r#"{"type":"subscribe","topic":"a","presence":true}"#, Request::Subscribe { topic: topic("a"), start: None, presence: true }),
+            (r#"{"type":"subscribe","room":"\u00e9","after":""}"#, Request::Subscribe { topic: topic("é"), start: None, presence: false }),
             (
                 r#"{"type":"subscribe","topic":"a","after":"earliest"}"#,
-                Request::Subscribe { topic: topic("a"), start: Some(Start::Earliest) },
+                Request::Subscribe { topic: topic("a"), start: Some(Start::Earliest), presence: false },
             ),
-            (r#"{"type":"subscribe","topic":"a","last":3}"#, Request::Subscribe { topic: topic("a"), start: Some(Start::Last(3)) }),
+            (
+                r#"{"type":"subscribe","topic":"a","last":3}"#,
+                Request::Subscribe { topic: topic("a"), start: Some(Start::Last(3)), presence: false },
+            ),
             (r#"{"type":"unsubscribe","topic":"a"}"#, Request::Unsubscribe { topic: topic("a") }),
             (r#"{"type":"presence","topic":"a"}"#, Request::Presence { topic: topic("a") }),
             (r#"{"type":"history","topic":"a","limit":2}"#, Request::History { topic: topic("a"), start: None, limit: Some(2) }),
@@ -329,6 +346,7 @@ mod tests {
             (r#"{"type":"subscribe","topic":"a","after":"never"}"#, "bad_request: after:"),
             (r#"{"type":"subscribe","topic":"a","after":"k.1,2"}"#, "bad_request: after:"),
             (r#"{"type":"subscribe","topic":"a","after":"k.1","last":2}"#, "bad_request: request has both"),
+            (r#"{"type":"subscribe","topic":"a","presence":"yes"}"#, "bad_request: presence is a string; send true or false"),
             (r#"{"type":"subscribe","topic":"a","last":-1}"#, "bad_request: last is a number; send a whole number"),
             (r#"{"type":"history","topic":"a","limit":"2"}"#, "bad_request: limit is a string"),
             (r#"{"type":"publish","topic":"a"}"#, "bad_request: there is neither data nor data_b64"),

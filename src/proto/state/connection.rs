@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use super::{Body, StateError, name, numbers, short};
+use crate::proto::json::presence::User;
 use crate::proto::position::{Epoch, Position};
 use crate::proto::topic::TopicName;
 use crate::proto::ws::extension::Window;
@@ -12,12 +13,14 @@ use crate::proto::ws::extension::Window;
 pub struct Connection {
     /// What it does.
     pub doing: Doing,
-    /// What was agreed to about compression.
-    pub deflate: Option<Window>,
     /// How long it has been there, in milliseconds.
     pub age_ms: u64,
     /// Whose it is, where a proxy has said so.
     pub client: Option<IpAddr>,
+    /// What its client calls itself.
+    pub user: Option<User>,
+    /// What was agreed to about compression.
+    pub deflate: Option<Window>,
     /// Bytes that came and were not handled.
     pub input: Vec<u8>,
     /// Bytes that its client is owed.
@@ -72,10 +75,9 @@ pub struct Following {
     pub at: Position,
     /// Something after that was before the client came, and is to be given.
     pub behind: bool,
+    /// It is told who comes and goes.
+    pub watches: bool,
 }
-
-/// Before what it does: the bits of the window that messages are compressed with.
-const DEFLATES: u8 = 0x80;
 
 impl Connection {
     pub(super) fn encode(&self, out: &mut Vec<u8>) {
@@ -91,10 +93,8 @@ impl Connection {
                 out.extend_from_slice(&address.octets());
             }
         }
-        // What an older process says, it says without.
-        if let Some(window) = self.deflate {
-            out.extend_from_slice(&[DEFLATES, window.bits()]);
-        }
+        short(out, self.user.as_ref().map_or("", User::as_str));
+        out.push(self.deflate.map_or(0, Window::bits));
         match &self.doing {
             Doing::Request { served, preface } => out.extend_from_slice(&[0, u8::from(*served), u8::from(*preface)]),
             Doing::Room { topic, no_echo, after } => {
@@ -126,14 +126,15 @@ impl Connection {
             6 => Some(IpAddr::from(body.array::<16>()?)),
             _ => return Err(StateError::Senseless("an address is of no known kind")),
         };
-        let mut kind = body.byte()?;
-        let mut deflate = None;
-        if kind == DEFLATES {
-            let window = Window::of_bits(body.byte()?).ok_or(StateError::Senseless("a window is of no known size"))?;
-            deflate = Some(window);
-            kind = body.byte()?;
-        }
-        let doing = match kind {
+        let user = match body.short()? {
+            "" => None,
+            user => Some(User::parse(user).map_err(|_| StateError::Senseless("a user is none"))?),
+        };
+        let deflate = match body.byte()? {
+            0 => None,
+            bits => Some(Window::of_bits(bits).ok_or(StateError::Senseless("a window is of no known size"))?),
+        };
+        let doing = match body.byte()? {
             0 => Doing::Request { served: body.flag()?, preface: body.flag()? },
             1 => {
                 let (no_echo, has_more) = (body.flag()?, body.flag()?);
@@ -151,7 +152,7 @@ impl Connection {
         };
         let input = body.take(usize::try_from(input).unwrap_or(usize::MAX))?.to_vec();
         let rest = std::mem::take(&mut body.0).to_vec();
-        Ok(Self { doing, deflate, age_ms, client, input, rest })
+        Ok(Self { doing, age_ms, client, user, deflate, input, rest })
     }
 }
 
@@ -165,8 +166,8 @@ fn decode_position(body: &mut Body<'_>) -> Result<Position, StateError> {
 
 fn encode_topics(out: &mut Vec<u8>, topics: &[Following]) {
     numbers(out, &[topics.len() as u64]);
-    for Following { topic, at, behind } in topics {
-        out.push(u8::from(*behind));
+    for Following { topic, at, behind, watches } in topics {
+        out.extend_from_slice(&[u8::from(*behind), u8::from(*watches)]);
         short(out, topic.as_str());
         encode_position(out, *at);
     }
@@ -174,8 +175,8 @@ fn encode_topics(out: &mut Vec<u8>, topics: &[Following]) {
 
 fn decode_topics(body: &mut Body<'_>) -> Result<Vec<Following>, StateError> {
     let following = |body: &mut Body<'_>| {
-        let behind = body.flag()?;
-        Ok(Following { topic: name(body.short()?)?, at: decode_position(body)?, behind })
+        let (behind, watches) = (body.flag()?, body.flag()?);
+        Ok(Following { topic: name(body.short()?)?, at: decode_position(body)?, behind, watches })
     };
     (0..body.number()?).map(|_| following(body)).collect()
 }
@@ -189,8 +190,8 @@ pub(super) mod tests {
         let topic = |name| TopicName::parse(name).expect("a name");
         let at = |epoch, offset| Position { epoch: Epoch(epoch), offset };
         let topics = vec![
-            Following { topic: topic("a"), at: at(1, 7), behind: false },
-            Following { topic: topic("news.sport"), at: at(2, 0), behind: true },
+            Following { topic: topic("a"), at: at(1, 7), behind: false, watches: true },
+            Following { topic: topic("news.sport"), at: at(2, 0), behind: true, watches: false },
         ];
         let doings = [
             Doing::Request { served: true, preface: false },
@@ -205,9 +206,10 @@ pub(super) mod tests {
         let clients = [None, Some(IpAddr::from([192, 0, 2, 1])), Some(IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, 1]))];
         doings.into_iter().zip(clients.into_iter().cycle()).enumerate().map(|(number, (doing, client))| Connection {
             doing,
-            deflate: Window::of_bits(number as u8 + 6),
             age_ms: 1000 * number as u64,
             client,
+            user: (number % 2 == 1).then(|| User::parse("anna").expect("a user")),
+            deflate: Window::of_bits(number as u8 + 6),
             input: vec![number as u8; number],
             rest: b"rest"[..number % 5].to_vec(),
         })

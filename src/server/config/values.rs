@@ -8,6 +8,7 @@ use crate::bus::options::{check_server, check_stream};
 use crate::gateway::AddressSource;
 use crate::limits::{Limit, Unit};
 use crate::proto::client_address::{ForwardingHeader, Networks};
+use crate::proto::pattern::{Pattern, PatternError};
 use crate::proto::subject::{DEFAULT_RULE, RuleError, Rules};
 use crate::server::host::SHARDS_MAX;
 
@@ -115,6 +116,12 @@ pub(super) fn nats_stream(raw: &Raw) -> Result<Option<String>, String> {
 pub(super) fn bridge_rules(raw: &Raw) -> Result<Rules, String> {
     let rules = strings(raw, DEFAULT_RULE)?.into_iter().map(str::parse).collect::<Result<_, RuleError>>();
     rules.and_then(Rules::new).map_err(|error| format!("has a mistake: {error}"))
+}
+
+/// Topics that something is for. In a string they are separated by commas.
+pub(super) fn patterns(raw: &Raw) -> Result<Vec<Pattern>, String> {
+    let patterns = strings(raw, "rooms.*")?.into_iter().map(str::parse).collect::<Result<_, PatternError>>();
+    patterns.map_err(|error| format!("has a mistake: {error}"))
 }
 
 /// A number of shards, or `auto`.
