@@ -17,6 +17,7 @@ use crate::proto::json::presence::User;
 use crate::proto::position::Position;
 use crate::proto::position::Start;
 use crate::proto::ws::Decoder;
+use crate::proto::ws::extension::Window;
 use crate::time::Time;
 
 /// Where a connection is in its life. It only ever goes down this list, except that a kept-alive HTTP connection stays at `Head`.
@@ -133,6 +134,8 @@ pub(super) struct Session {
     pub(super) no_echo: bool,
     /// Whether it is thinned where it is slow and its room's rule says so, and not ended.
     pub(super) thinning: Thinning,
+    /// permessage-deflate was agreed to: its messages may be compressed, and what it is sent too, where its window is large enough.
+    pub(super) deflate: Option<Window>,
     /// It was answered a request before.
     pub(super) served: bool,
     /// What it speaks.
@@ -180,6 +183,7 @@ impl Session {
             state: State::Head,
             no_echo: false,
             thinning: Thinning::Never,
+            deflate: None,
             served: false,
             transport: Transport::Http,
             refused,
@@ -229,6 +233,11 @@ impl Session {
         if !queue.back_mut().is_some_and(|last| last.try_join(&range)) {
             queue.push_back(range);
         }
+    }
+
+    /// Whether its client can inflate what is compressed for all.
+    pub(super) fn takes_deflated(&self) -> bool {
+        self.deflate.is_some_and(Window::takes_ours)
     }
 
     /// Keeps bytes for later.
