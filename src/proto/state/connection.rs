@@ -6,6 +6,7 @@ use super::{Body, StateError, name, numbers, short};
 use crate::proto::json::presence::User;
 use crate::proto::position::{Epoch, Position};
 use crate::proto::topic::TopicName;
+use crate::proto::ws::extension::Window;
 
 /// A connection: what it does, and the bytes that were on their way.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -18,6 +19,8 @@ pub struct Connection {
     pub client: Option<IpAddr>,
     /// What its client calls itself.
     pub user: Option<User>,
+    /// What was agreed to about compression.
+    pub deflate: Option<Window>,
     /// Bytes that came and were not handled.
     pub input: Vec<u8>,
     /// Bytes that its client is owed.
@@ -40,6 +43,8 @@ pub enum Doing {
         topic: TopicName,
         /// Its own messages are left out.
         no_echo: bool,
+        /// It is thinned where the room's rule says so, and not ended.
+        thins: bool,
         /// It is to be given what comes after this position; without one, what is published from now on.
         after: Option<Position>,
     },
@@ -91,10 +96,11 @@ impl Connection {
             }
         }
         short(out, self.user.as_ref().map_or("", User::as_str));
+        out.push(self.deflate.map_or(0, Window::bits));
         match &self.doing {
             Doing::Request { served, preface } => out.extend_from_slice(&[0, u8::from(*served), u8::from(*preface)]),
-            Doing::Room { topic, no_echo, after } => {
-                out.extend_from_slice(&[1, u8::from(*no_echo), u8::from(after.is_some())]);
+            Doing::Room { topic, no_echo, thins, after } => {
+                out.extend_from_slice(&[if *thins { 6 } else { 1 }, u8::from(*no_echo), u8::from(after.is_some())]);
                 short(out, topic.as_str());
                 after.iter().for_each(|after| encode_position(out, *after));
             }
@@ -126,12 +132,16 @@ impl Connection {
             "" => None,
             user => Some(User::parse(user).map_err(|_| StateError::Senseless("a user is none"))?),
         };
+        let deflate = match body.byte()? {
+            0 => None,
+            bits => Some(Window::of_bits(bits).ok_or(StateError::Senseless("a window is of no known size"))?),
+        };
         let doing = match body.byte()? {
             0 => Doing::Request { served: body.flag()?, preface: body.flag()? },
-            1 => {
+            kind @ (1 | 6) => {
                 let (no_echo, has_more) = (body.flag()?, body.flag()?);
                 let topic = name(body.short()?)?;
-                Doing::Room { topic, no_echo, after: has_more.then(|| decode_position(body)).transpose()? }
+                Doing::Room { topic, no_echo, thins: kind == 6, after: has_more.then(|| decode_position(body)).transpose()? }
             }
             2 => Doing::Echo,
             3 => {
@@ -144,7 +154,7 @@ impl Connection {
         };
         let input = body.take(usize::try_from(input).unwrap_or(usize::MAX))?.to_vec();
         let rest = std::mem::take(&mut body.0).to_vec();
-        Ok(Self { doing, age_ms, client, user, input, rest })
+        Ok(Self { doing, age_ms, client, user, deflate, input, rest })
     }
 }
 
@@ -187,8 +197,9 @@ pub(super) mod tests {
         ];
         let doings = [
             Doing::Request { served: true, preface: false },
-            Doing::Room { topic: topic("lobby"), no_echo: true, after: None },
-            Doing::Room { topic: topic("lobby"), no_echo: false, after: Some(at(3, 17)) },
+            Doing::Room { topic: topic("lobby"), no_echo: true, thins: false, after: None },
+            Doing::Room { topic: topic("lobby"), no_echo: false, thins: false, after: Some(at(3, 17)) },
+            Doing::Room { topic: topic("lobby"), no_echo: true, thins: true, after: Some(at(3, 17)) },
             Doing::Echo,
             Doing::Stream { retry_ms: 3000, window_ms: 60_000, topics: topics.clone() },
             Doing::Json { topics },
@@ -201,6 +212,7 @@ pub(super) mod tests {
             age_ms: 1000 * number as u64,
             client,
             user: (number % 2 == 1).then(|| User::parse("anna").expect("a user")),
+            deflate: Window::of_bits(number as u8 + 6),
             input: vec![number as u8; number],
             rest: b"rest"[..number % 5].to_vec(),
         })
