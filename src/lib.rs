@@ -12,6 +12,8 @@
 pub mod bus;
 #[cfg(feature = "server")]
 pub mod cli;
+#[cfg(feature = "client")]
+pub mod client;
 #[cfg(feature = "gateway")]
 pub mod engine;
 #[cfg(any(feature = "bus", feature = "nats"))]

@@ -122,6 +122,8 @@ limits! {
     pong_timeout_ms: Millis = 10_000, 100 => 600_000;
     /// Bytes queued for one connection, while a send waits for its peer, before it is ended with 4508.
     queue_bytes_max: Bytes = MIB, 4 * KIB => GIB;
+    /// Bytes of one topic queued for one reader, while a send waits for its peer, above which the topic's rule in `slow` leaves messages out for it.
+    queue_soft_bytes: Bytes = 256 * KIB, KIB => GIB;
     /// Frames queued for one connection, while a send waits for its peer, before it is ended with 4508.
     queue_frames_max: Count = 16_384, 16 => 16_777_216;
     /// How long a reader's send may take before the reader no longer holds back the publishers of its topic; from then on its queue is its own affair.

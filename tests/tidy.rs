@@ -250,6 +250,23 @@ fn every_dependency_says_what_it_saves_us() {
 /// What a part of the crate that is used alone never builds: rings, cryptography, a command line. With what that is by name.
 const NOT_ALONE: &[(&str, &[&str])] = &[
     ("bus", &["io-uring", "libc", "mio", "socket2", "rustls", "ring", "async-nats", "tungstenite", "clap", "toml", "monoio", "serde_json"]),
+    (
+        "client",
+        &[
+            "io-uring",
+            "rustls",
+            "ring",
+            "native-tls",
+            "async-nats",
+            "clap",
+            "toml",
+            "monoio",
+            "prometheus-client",
+            "mimalloc",
+            "rtrb",
+            "crossbeam-channel",
+        ],
+    ),
     ("nats", &["io-uring", "httparse", "tungstenite", "clap", "toml", "monoio", "prometheus-client", "mimalloc", "rtrb"]),
 ];
 

@@ -99,6 +99,9 @@ pub(super) struct Settings {
     /// File that carries positions and histories over a planned restart [default: off] [env: SHARDCAST_STATE]
     #[arg(long, value_name = "FILE|off")]
     state: Option<String>,
+    /// Which topics' slow readers are not ended but thinned, for example 'prices.* drop_oldest' [env: SHARDCAST_SLOW]
+    #[arg(long, value_name = "RULE,...")]
+    slow: Option<String>,
     /// Servers of a NATS cluster that topics reach other gateways and programs through [env: SHARDCAST_NATS]
     #[arg(long, value_name = "URL,...")]
     nats: Option<String>,
@@ -119,7 +122,7 @@ pub(super) struct Settings {
 impl Settings {
     /// The configuration file, and the key and value of each flag that was given.
     pub(super) fn into_layers(self) -> (Option<PathBuf>, Vec<(&'static str, String)>) {
-        let Self { listen, admin, shards, cpus, driver, compression, state, nats, nats_creds, config, log_format, log } = self;
+        let Self { listen, admin, shards, cpus, driver, compression, state, slow, nats, nats_creds, config, log_format, log } = self;
         let flags = [
             ("listen", listen),
             ("admin", admin),
@@ -128,6 +131,7 @@ impl Settings {
             ("driver", driver),
             ("compression", compression),
             ("state", state),
+            ("slow", slow),
             ("nats.servers", nats),
             ("nats.creds", nats_creds),
             ("log.format", log_format),
@@ -178,6 +182,7 @@ mod tests {
             "--driver=epoll",
             "--compression",
             "--state=/tmp/s",
+            "--slow=prices.* drop_oldest,a disconnect",
             "--nats=nats://a,b:4223",
             "--nats-creds=/tmp/c",
             "--log-format=json",

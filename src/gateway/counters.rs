@@ -338,6 +338,8 @@ labels! {
 
     /// Why a queued frame will never be sent.
     DropReason {
+        /// Its reader was slow, and the topic's rule leaves out the oldest messages for such readers.
+        DropOldest = "drop_oldest",
         /// Its reader was ended for being slow.
         SlowConsumer = "slow_consumer",
         /// Its reader's connection ended for another reason.

@@ -17,6 +17,7 @@ use super::pages::Page;
 use super::polls::{Poll, for_origin};
 use super::presence::{By, NO_PRESENCE, PresenceDesk, Question};
 use super::publishing::{Ack, Framing, Receipts, Upload, What};
+use super::rooms::Habits;
 use super::streams::{Kind, Stream};
 use crate::limits::Limits;
 use crate::proto::json::presence::User;
@@ -98,7 +99,7 @@ pub(super) enum Answer {
     /// used up, the response.
     RefusePolitely(Vec<u8>, Response, CloseCause),
     /// Upgrade to this room.
-    Room { name: TopicName, no_echo: bool, start: Option<Start>, user: Option<User>, deflate: Option<Window>, upgrade: Vec<u8> },
+    Room { name: TopicName, habits: Habits, start: Option<Start>, user: Option<User>, deflate: Option<Window>, upgrade: Vec<u8> },
     /// Take the body, and publish what it says.
     Upload(Box<Upload>),
     /// Open this stream, or answer this poll.
@@ -260,9 +261,14 @@ fn room(head: &Head<'_, '_>, deflate: Option<Window>, upgrade: Vec<u8>) -> Resul
         None | Some("1" | "true" | "") => false,
         Some(other) => return Err(format!("echo={other} is neither 0 nor 1")),
     };
+    let thins = match parameter(head, "slow").as_deref() {
+        Some("drop") => true,
+        None | Some("disconnect" | "") => false,
+        Some(other) => return Err(format!("slow={other} is neither drop nor disconnect")),
+    };
     let name = names.into_iter().next().unwrap_or_else(TopicName::default_room);
     let start = starts.and_then(|starts| starts.of(0)).filter(|&start| start != Start::Latest);
-    Ok(Answer::Room { name, no_echo, start, user: user(head)?, deflate, upgrade })
+    Ok(Answer::Room { name, habits: Habits { no_echo, thins }, start, user: user(head)?, deflate, upgrade })
 }
 
 fn talk(head: &Head<'_, '_>, deflate: Option<Window>, upgrade: Vec<u8>) -> Result<Answer, String> {

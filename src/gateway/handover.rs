@@ -25,7 +25,8 @@ use crossbeam_channel::Sender;
 use super::Gateway;
 use super::counters::Transport;
 use super::publishing::Receipt;
-use super::session::{Session, State, micros};
+use super::rooms::Habits;
+use super::session::{Session, State, Thinning, micros};
 use super::snapshot::{Chunk, Snapshot};
 use super::state_stream::Restored;
 use super::streams::{Kind, Stream};
@@ -161,6 +162,7 @@ impl<D: Driver> Gateway<D> {
             State::Room => Doing::Room {
                 topic: session.topic.and_then(|topic| self.topics.name(topic))?.clone(),
                 no_echo: session.no_echo,
+                thins: session.thinning != Thinning::Never,
                 after: cold.and_then(|cold| cold.replay_after).or_else(|| self.place_to_inherit(session.topic)),
             },
             State::Echo => Doing::Echo,
@@ -217,9 +219,9 @@ impl<D: Driver> Gateway<D> {
                 }
                 self.restore_deadline(key);
             }
-            Doing::Room { topic, no_echo, after } => {
+            Doing::Room { topic, no_echo, thins, after } => {
                 self.inherit_transport(key, Transport::Ws);
-                self.join(key, topic, no_echo, after.map(Start::After), Vec::new());
+                self.join(key, topic, Habits { no_echo, thins }, after.map(Start::After), Vec::new());
             }
             Doing::Echo => {
                 self.inherit_transport(key, Transport::Ws);

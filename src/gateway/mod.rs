@@ -11,7 +11,7 @@
 //! | `frames` | WebSocket input: messages, control frames, pauses |
 //! | `rooms`, `topic`, `places` | joining, leaving, publishing; who still finds room |
 //! | `json`, `presence` | WebSockets that speak `shardcast.v1.json`; who is in a topic |
-//! | `fanout` | laps over a topic's members |
+//! | `fanout`, `thinning` | laps over a topic's members; what is left out for those that are slow |
 //! | `peers`, `bridge` | messages between shards; to NATS and from there |
 //! | `egress` | what a connection is sent next, and the close sequence |
 //! | `budget` | when clients that are lost or turned away are asked to come back |
@@ -62,6 +62,7 @@ mod shared;
 mod snapshot;
 pub mod state_stream;
 mod streams;
+mod thinning;
 mod timeouts;
 mod topic;
 
@@ -106,6 +107,7 @@ use crate::limits::Limits;
 use crate::proto::client_address::Prefix;
 use crate::proto::pattern::Pattern;
 use crate::proto::position::Epoch;
+use crate::proto::slow::SlowRules;
 use crate::proto::subject::Rules;
 use crate::proto::topic::TopicName;
 use crate::proto::ws::frame::server_header;
@@ -213,6 +215,8 @@ pub struct Parts {
     pub compression: bool,
     /// How clients' addresses are found.
     pub addressing: Arc<Addressing>,
+    /// What becomes of slow readers.
+    pub slow: Arc<SlowRules>,
     /// Topics of which it is told who is in them.
     pub presence: Arc<[Pattern]>,
     /// What the gateway serves from its binary.
@@ -290,6 +294,7 @@ pub struct Gateway<D> {
     origins: Arc<[String]>,
     compression: bool,
     addressing: Arc<Addressing>,
+    slow_rules: Arc<SlowRules>,
     pages: Arc<[Page]>,
     presence: PresenceDesk,
     placement: Placement,
@@ -408,6 +413,7 @@ impl<D: Driver> Gateway<D> {
             origins: parts.origins,
             compression: parts.compression,
             addressing: parts.addressing,
+            slow_rules: parts.slow,
             pages: parts.pages,
             presence: PresenceDesk::new(parts.presence),
             placement: parts.placement,

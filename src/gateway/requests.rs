@@ -154,11 +154,11 @@ impl<D: Driver> Gateway<D> {
                     self.refuse(key, response, cause);
                 }
             }
-            Answer::Room { name, no_echo, start, user, deflate, upgrade } => {
+            Answer::Room { name, habits, start, user, deflate, upgrade } => {
                 self.note_user(key, user);
                 self.take_opened(key);
                 self.agree(key, deflate);
-                self.join(key, name, no_echo, start, upgrade);
+                self.join(key, name, habits, start, upgrade);
             }
             Answer::Stream(mut stream, user) => {
                 self.note_user(key, user);

@@ -11,7 +11,7 @@ use super::peers::ShardMessage;
 use super::places::{Places, full};
 use super::seats::Guest;
 use super::seldom::Seldom;
-use super::session::State;
+use super::session::{State, Thinning};
 use super::topic::{AwaySide, HomeSide, Role, Topic, Uplink};
 use super::{Gateway, Shared};
 use crate::engine::driver::Driver;
@@ -26,10 +26,19 @@ use crate::proto::ws::{MessageKind, OpCode};
 /// The reason that goes with 4503 when it is topics that there are too many of.
 pub(super) const TOPICS_FULL: &str = "no room for another topic (limits.topics_max); an open one can be joined";
 
+/// How a raw WebSocket wants its room.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Habits {
+    /// Without its own messages.
+    pub(super) no_echo: bool,
+    /// Thinned where it is slow and the room's rule says so, and not ended.
+    pub(super) thins: bool,
+}
+
 impl<D: Driver> Gateway<D> {
     /// Makes a connection a member of a room: at once when this shard has the topic already, else when its home has answered. The upgrade is
     /// answered only then, so that a client that is connected is subscribed.
-    pub(super) fn join(&mut self, key: ConnKey, name: TopicName, no_echo: bool, start: Option<Start>, upgrade: Vec<u8>) {
+    pub(super) fn join(&mut self, key: ConnKey, name: TopicName, habits: Habits, start: Option<Start>, upgrade: Vec<u8>) {
         let Some(topic_key) = self.topics.find(&name).or_else(|| self.make_topic(name)) else {
             return self.refuse_join(key, &upgrade, CloseCause::OverCapacity, self.no_topic());
         };
@@ -50,7 +59,8 @@ impl<D: Driver> Gateway<D> {
             return self.refuse_join(key, &upgrade, CloseCause::TopicFull, &full(&self.limits));
         }
         let Some(session) = self.sessions.get_mut(key) else { return };
-        session.no_echo = no_echo;
+        session.no_echo = habits.no_echo;
+        session.thinning = if habits.thins { Thinning::May } else { Thinning::Never };
         session.topic = Some(topic_key);
         session.state = State::Joining;
         if let (true, None) = (answered, start) {
@@ -178,7 +188,8 @@ impl<D: Driver> Gateway<D> {
             joining: Seldom::default(),
         };
         let log = new_log(&self.limits, &self.shared);
-        let topic = Topic { presence: self.presence.for_topic(&name), ..Topic::new(Role::Away(Box::new(side)), log, self.epoch, 0) };
+        let (slow, presence) = (self.slow_rules.policy(&name), self.presence.for_topic(&name));
+        let topic = Topic { slow, presence, ..Topic::new(Role::Away(Box::new(side)), log, self.epoch, 0) };
         let key = self.topics.insert(name.clone(), topic);
         self.mailbox.send(home, ShardMessage::Subscribe { name, key });
         Some(key)
@@ -195,6 +206,7 @@ impl<D: Driver> Gateway<D> {
         let side = HomeSide { said: gone.said, ..HomeSide::default() };
         let mut topic = Topic {
             places: Places::new(&self.limits),
+            slow: self.slow_rules.policy(&name),
             presence: self.presence.for_topic(&name),
             ..Topic::new(Role::Home(Box::new(side)), log, self.epoch, gone.offset)
         };

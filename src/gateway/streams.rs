@@ -91,6 +91,8 @@ pub(super) struct Part {
     more_after: Option<u64>,
     /// What is missing, while nothing was told yet because this shard has still to be sent what comes next.
     gap: Option<Missing>,
+    /// Messages up to this offset were left out because its client is slow, and it has not been told.
+    pub(super) left_out: Option<u64>,
 }
 
 impl Part {
@@ -107,12 +109,13 @@ impl Part {
             epoch: Epoch(0),
             more_after: None,
             gap: None,
+            left_out: None,
         }
     }
 
     /// Nobody follows its topic any more: its place is free.
     pub(super) fn vacate(&mut self) -> (Option<TopicKey>, Option<u32>) {
-        self.more_after = None;
+        (self.more_after, self.left_out) = (None, None);
         self.watches = false;
         (self.topic.take(), self.seat.take())
     }
@@ -305,6 +308,7 @@ impl<D: Driver> Gateway<D> {
                 place: 0,
                 cursor: feed.log.end(),
                 behind: None,
+                thinned: false,
             };
             let slot = self.seats.insert(seat);
             self.seats.at(slot).place = feed.members.join(Seat::member(slot));
@@ -535,12 +539,10 @@ impl<D: Driver> Gateway<D> {
                 return;
             }
             let waits = unsent > 0 && u64::from(micros(self.now).wrapping_sub(sent_us)) >= self.limits.reader_hold_ms * 1000;
-            let queued = end - seat.cursor + unsent as u64;
-            let frames = feed.log.frames() - behind.frame();
-            if !waits && behind.offset() >= lap.floor.offset() {
+            if !waits && !seat.thinned && behind.offset() >= lap.floor.offset() {
                 lap.hold(behind);
-            } else if queued > self.limits.queue_bytes_max || frames > self.limits.queue_frames_max {
-                self.slow.push(key);
+            } else {
+                self.see_to_slow(feed_key, Seat::member(slot), key, behind);
             }
             return;
         }
@@ -591,6 +593,10 @@ impl<D: Driver> Gateway<D> {
         let Some(stream) = session.stream_mut() else { return false };
         let Some(number) = stream.pending.pop_front() else { return self.stream_replay_more(key) };
         stream.replays_next = true;
+        if self.tell_left_out(key, number) {
+            return true;
+        }
+        let Some(stream) = self.sessions.get_mut(key).and_then(|session| session.stream_mut()) else { return false };
         let slot = stream.parts[usize::from(number)].seat.expect("what is pending has a seat");
         let seat = self.seats.at(slot);
         let (Some(from), feed_key) = (seat.behind(), seat.feed) else { return self.stream_catch_up(key) };

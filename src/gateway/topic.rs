@@ -16,6 +16,7 @@ use crate::hub::Home;
 use crate::ids::{ConnKey, ShardId, TopicKey};
 use crate::limits::Limits;
 use crate::proto::position::{Epoch, Position};
+use crate::proto::slow::SlowPolicy;
 use crate::proto::topic::TopicName;
 use crate::time::Time;
 
@@ -135,6 +136,8 @@ pub(super) struct Topic {
     pub(super) recounted: bool,
     /// In the list of topics that may hold memory for frames to come.
     pub(super) warm: bool,
+    /// What becomes of its slow readers.
+    pub(super) slow: SlowPolicy,
     pub(super) last_append: Time,
 }
 
@@ -153,6 +156,7 @@ impl Topic {
             dispatching: false,
             recounted: false,
             warm: false,
+            slow: SlowPolicy::Disconnect,
             last_append: Time::ZERO,
         }
     }

@@ -19,6 +19,7 @@ use crate::bus::options::Options as NatsOptions;
 use crate::gateway::{AddressSource, Addressing};
 use crate::limits::{Limit, Limits, TABLE};
 use crate::proto::pattern::Pattern;
+use crate::proto::slow::SlowRules;
 
 /// What the gateway runs with.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -45,6 +46,8 @@ pub struct Config {
     pub state: Option<PathBuf>,
     /// What SIGUSR2 does.
     pub restart: RestartChoice,
+    /// What becomes of slow readers.
+    pub slow: SlowRules,
     /// How NATS is reached, and what for.
     pub nats: NatsOptions,
     /// Every bound.
@@ -67,6 +70,7 @@ impl Default for Config {
             addressing: Addressing::default(),
             state: None,
             restart: RestartChoice::HandOver,
+            slow: SlowRules::default(),
             nats: NatsOptions::default(),
             limits: Limits::default(),
             log: LogConfig { format: LogFormat::Text, filter: "info".to_owned() },
@@ -436,6 +440,17 @@ const SETTINGS: &[Setting] = &[
         show: |config| config.state.as_ref().map_or_else(|| "off".to_owned(), |path| path.display().to_string()).into(),
     },
     Setting {
+        key: "slow",
+        flag: "--slow",
+        environment: "SHARDCAST_SLOW",
+        about: "What becomes of readers for whom more than limits.queue_soft_bytes of a topic waits, by rules \"TOPICS POLICY\", for example [\"prices.* drop_oldest\"]; \
+                in the environment and the flag separated by commas. Topics are a name, or the beginning of names with a *; the first rule that matches holds. \
+                \"drop_oldest\" leaves out the oldest messages that wait and says so with a gap; \"disconnect\", which every other topic has, ends readers at the hard bound (4508).",
+        unit: "rules",
+        apply: |config, raw| values::slow_rules(raw).map(|value| config.slow = value),
+        show: |config| config.slow.iter().map(|rule| rule.to_string()).collect::<Vec<_>>().into(),
+    },
+    Setting {
         key: "nats.servers",
         flag: "--nats",
         environment: "SHARDCAST_NATS",
@@ -677,6 +692,13 @@ impl Builder {
             self.problems.push(format!(
                 "client_address is \"{}\" and no proxy is trusted to say it; list the networks of yours in trusted_proxies",
                 values::address_source_word(addressing.source)
+            ));
+        }
+        let limits = &self.config.limits;
+        if self.config.slow.thin_anybody() && limits.queue_soft_bytes > limits.queue_bytes_max {
+            self.problems.push(format!(
+                "limits.queue_soft_bytes is {}, above limits.queue_bytes_max {}: slow readers would be ended before anything is left out for them; lower the first or raise the second",
+                limits.queue_soft_bytes, limits.queue_bytes_max
             ));
         }
         if let Err(problem) = self.config.nats.check() {

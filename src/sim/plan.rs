@@ -278,7 +278,7 @@ impl Plan {
         let late = if end == End::Close { Epilogue::Late } else { Epilogue::Soon };
         let epilogue = if harsh { Epilogue::None } else { choices.of(&[Epilogue::None, Epilogue::None, Epilogue::Soon, late]) };
         let seed = choices.below(1 << 32) as u64;
-        let shards = ShardsPlan { shards, limits, ring, seed };
+        let shards = ShardsPlan { shards, limits, slow: Default::default(), ring, seed };
         let interlude = match seed % 10 {
             0 => Interlude::Rebalance,
             1 => Interlude::CalledOff,

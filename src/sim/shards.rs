@@ -19,6 +19,7 @@ use crate::hub::Placement;
 use crate::ids::ShardId;
 use crate::limits::Limits;
 use crate::proto::position::Epoch;
+use crate::proto::slow::SlowRules;
 use crate::time::Time;
 
 /// How the shards of a simulation are made.
@@ -28,6 +29,8 @@ pub struct ShardsPlan {
     pub shards: u16,
     /// The bounds; those that a process works out at start must be given.
     pub limits: Limits,
+    /// What becomes of slow readers.
+    pub slow: SlowRules,
     /// Sizes of the simulated rings.
     pub ring: SimRingSize,
     /// Seed of what is random inside the gateways.
@@ -116,6 +119,7 @@ impl<K: Kernel> Shards<K> {
                 compression: false,
                 presence: Arc::new([]),
                 addressing: Arc::default(),
+                slow: Arc::new(plan.slow.clone()),
                 pages: Arc::new([Page { path: "/", media_type: "text/html", body: "a page".into(), shared: false }]),
                 placement,
                 mailbox,

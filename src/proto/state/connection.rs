@@ -43,6 +43,8 @@ pub enum Doing {
         topic: TopicName,
         /// Its own messages are left out.
         no_echo: bool,
+        /// It is thinned where the room's rule says so, and not ended.
+        thins: bool,
         /// It is to be given what comes after this position; without one, what is published from now on.
         after: Option<Position>,
     },
@@ -97,8 +99,8 @@ impl Connection {
         out.push(self.deflate.map_or(0, Window::bits));
         match &self.doing {
             Doing::Request { served, preface } => out.extend_from_slice(&[0, u8::from(*served), u8::from(*preface)]),
-            Doing::Room { topic, no_echo, after } => {
-                out.extend_from_slice(&[1, u8::from(*no_echo), u8::from(after.is_some())]);
+            Doing::Room { topic, no_echo, thins, after } => {
+                out.extend_from_slice(&[if *thins { 6 } else { 1 }, u8::from(*no_echo), u8::from(after.is_some())]);
                 short(out, topic.as_str());
                 after.iter().for_each(|after| encode_position(out, *after));
             }
@@ -136,10 +138,10 @@ impl Connection {
         };
         let doing = match body.byte()? {
             0 => Doing::Request { served: body.flag()?, preface: body.flag()? },
-            1 => {
+            kind @ (1 | 6) => {
                 let (no_echo, has_more) = (body.flag()?, body.flag()?);
                 let topic = name(body.short()?)?;
-                Doing::Room { topic, no_echo, after: has_more.then(|| decode_position(body)).transpose()? }
+                Doing::Room { topic, no_echo, thins: kind == 6, after: has_more.then(|| decode_position(body)).transpose()? }
             }
             2 => Doing::Echo,
             3 => {
@@ -195,8 +197,9 @@ pub(super) mod tests {
         ];
         let doings = [
             Doing::Request { served: true, preface: false },
-            Doing::Room { topic: topic("lobby"), no_echo: true, after: None },
-            Doing::Room { topic: topic("lobby"), no_echo: false, after: Some(at(3, 17)) },
+            Doing::Room { topic: topic("lobby"), no_echo: true, thins: false, after: None },
+            Doing::Room { topic: topic("lobby"), no_echo: false, thins: false, after: Some(at(3, 17)) },
+            Doing::Room { topic: topic("lobby"), no_echo: true, thins: true, after: Some(at(3, 17)) },
             Doing::Echo,
             Doing::Stream { retry_ms: 3000, window_ms: 60_000, topics: topics.clone() },
             Doing::Json { topics },
