@@ -7,6 +7,7 @@ use common::raw::{self, End, Frame, Raw};
 use common::talk::PROTOCOL;
 use common::{Gateway, Setup, gateway};
 use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
+use serde_json::{Value, json};
 
 /// The first frame of a compressed message has this bit.
 const RSV1: u8 = 0x40;
@@ -260,4 +261,259 @@ fn half_a_compressed_message_goes_on_in_another_process() {
     expect_compressed_text(&mut idle, &text);
     talker.write(&ping[9..]);
     talker.expect_text(r#"{"type":"pong","id":7}"#);
+}
+
+/// A reader, and how it is sent the messages of a room.
+struct Reader {
+    raw: Raw,
+    speaks_json: bool,
+    has_agreed: bool,
+}
+
+impl Reader {
+    fn new(gateway: &Gateway, room: &str, speaks_json: bool, has_agreed: bool) -> Self {
+        let offer = if has_agreed { OFFER } else { "" };
+        let mut raw = Raw::connect(gateway.port);
+        if speaks_json {
+            raw.write(raw::upgrade("/ws", &format!("{offer}{PROTOCOL}")).as_bytes());
+            raw.expect_upgraded();
+            let mut reader = Self { raw, speaks_json, has_agreed };
+            reader.expect_reply("welcome");
+            reader.say(&json!({"type": "subscribe", "topic": room}));
+            reader.expect_reply("subscribed");
+            return reader;
+        }
+        raw.write(raw::upgrade(&format!("/ws?room={room}"), offer).as_bytes());
+        raw.expect_upgraded();
+        Self { raw, speaks_json, has_agreed }
+    }
+
+    fn say(&mut self, request: &Value) {
+        self.raw.send_text(&request.to_string());
+    }
+
+    /// An answer, which is never compressed.
+    fn expect_reply(&mut self, kind: &str) -> Value {
+        let Frame { first, payload } = self.raw.frame();
+        let said: Value = serde_json::from_slice(&payload).expect("JSON");
+        assert_eq!((first, said["type"].as_str()), (FIN | TEXT, Some(kind)), "{said}");
+        said
+    }
+
+    /// The next message, as it was published, and whether it came compressed.
+    fn message(&mut self) -> (String, bool) {
+        let Frame { first, payload } = self.raw.frame();
+        let is_compressed = first & RSV1 != 0;
+        assert!(self.has_agreed || !is_compressed, "it has not agreed to that");
+        let payload = if is_compressed { inflate(&payload) } else { payload };
+        let text = String::from_utf8(payload).expect("text");
+        if !self.speaks_json {
+            return (text, is_compressed);
+        }
+        let said: Value = serde_json::from_str(&text).expect("JSON");
+        assert_eq!(said["type"], "message", "{said}");
+        (said["data"].as_str().expect("text").to_owned(), is_compressed)
+    }
+
+    fn expect(&mut self, text: &str) {
+        let (said, is_compressed) = self.message();
+        assert_eq!(said, text);
+        assert_eq!(is_compressed, self.has_agreed, "whoever has agreed is sent what is worth it compressed");
+    }
+}
+
+/// One of each kind.
+fn readers(gateway: &Gateway, room: &str) -> Vec<Reader> {
+    [(false, false), (false, true), (true, false), (true, true)].map(|(json, agreed)| Reader::new(gateway, room, json, agreed)).into()
+}
+
+fn deflated(gateway: &Gateway) -> f64 {
+    gateway.metrics().sum("shardcast_messages_deflated_total", &[])
+}
+
+#[test]
+fn a_message_is_compressed_once_for_all_who_get_it_so() {
+    let gateway = compressing().shards(1).start();
+    let mut all: Vec<Reader> = (0..5).flat_map(|_| readers(&gateway, "a")).collect();
+    let mut publisher = raw::ws(&gateway, "/ws?room=a&echo=0");
+    for number in 0..10 {
+        publisher.send_text(&words(number));
+        all.iter_mut().for_each(|reader| reader.expect(&words(number)));
+    }
+    assert_eq!(deflated(&gateway), 20.0, "ten messages in two forms");
+    // What is not worth it.
+    publisher.send_text("short");
+    for reader in &mut all {
+        assert_eq!(reader.message(), ("short".to_owned(), false));
+    }
+    // Whoever does not get it so does not have it made.
+    all.retain(|reader| !reader.has_agreed);
+    gateway.wait_for_connections(all.len() as u64 + 1);
+    let before = deflated(&gateway);
+    for number in 0..10 {
+        publisher.send_text(&words(number));
+        all.iter_mut().for_each(|reader| reader.expect(&words(number)));
+    }
+    assert_eq!(deflated(&gateway), before);
+    // One who comes later.
+    let mut late = Reader::new(&gateway, "a", false, true);
+    publisher.send_text(&words(7));
+    late.expect(&words(7));
+    assert_eq!(deflated(&gateway), before + 1.0);
+}
+
+#[test]
+fn messages_of_all_publishers_keep_their_order_on_every_shard() {
+    let gateway = compressing().shards(3).start();
+    let mut all: Vec<Reader> = (0..6).flat_map(|_| readers(&gateway, "a")).collect();
+    let mut publisher = connect(&gateway, "/ws?room=a&echo=0");
+    let text = |number: u64| if number.is_multiple_of(3) { number.to_string() } else { words(number) };
+    for number in 0..300 {
+        publisher.send(FIN | RSV1 | TEXT, &deflate(text(number).as_bytes()));
+    }
+    for reader in &mut all {
+        for number in 0..300 {
+            assert_eq!(reader.message(), (text(number), reader.has_agreed && !number.is_multiple_of(3)));
+        }
+    }
+    // By HTTP, and to whom it is binary.
+    let binary = [0xff; 5000];
+    let request = format!(
+        "POST /publish?topic=a HTTP/1.1\r\nHost: h\r\nContent-Type: application/octet-stream\r\nContent-Length: {}\r\n\r\n",
+        binary.len()
+    );
+    assert_eq!(raw::http(gateway.port, &[request.as_bytes(), &binary].concat()).status, 200);
+    for reader in all.iter_mut().filter(|reader| reader.has_agreed && !reader.speaks_json) {
+        assert_eq!(expect_compressed(&mut reader.raw), (BINARY, binary.to_vec()));
+    }
+}
+
+#[test]
+fn who_leaves_its_own_messages_out_is_sent_the_others_compressed() {
+    let gateway = compressing().start();
+    let mut alone = connect(&gateway, "/ws?room=a&echo=0");
+    let mut other = connect(&gateway, "/ws?room=a");
+    let mut talker = Reader::new(&gateway, "a", true, true);
+    for number in 0..20 {
+        alone.send_text(&words(2 * number));
+        expect_compressed_text(&mut other, &words(2 * number));
+        talker.expect(&words(2 * number));
+        talker.say(&json!({"type": "publish", "topic": "a", "data": words(2 * number + 1), "echo": false}));
+        expect_compressed_text(&mut other, &words(2 * number + 1));
+        expect_compressed_text(&mut alone, &words(2 * number + 1));
+    }
+    alone.expect_silence(20);
+    talker.raw.expect_silence(20);
+}
+
+#[test]
+fn what_was_before_and_what_comes_are_one_sequence() {
+    let gateway = compressing().limit("history_messages", 10_000).start();
+    let mut publisher = raw::ws(&gateway, "/ws?room=a&echo=0");
+    let mut ready = Reader::new(&gateway, "a", false, false);
+    (0..500).for_each(|number| publisher.send_text(&words(number)));
+    publisher.send_text("all are there");
+    while ready.message().0 != "all are there" {}
+    let mut raw = connect(&gateway, "/ws?room=a&after=earliest");
+    let mut talkers: Vec<Reader> = (0..3).map(|_| Reader::new(&gateway, "elsewhere", true, true)).collect();
+    for talker in &mut talkers {
+        talker.say(&json!({"type": "subscribe", "topic": "a", "after": "earliest"}));
+        assert_eq!(talker.expect_reply("subscribed")["replayed"], 501);
+    }
+    (501..600).for_each(|number| publisher.send_text(&words(number)));
+    for number in 0..600 {
+        let text = if number == 500 { "all are there".to_owned() } else { words(number) };
+        let Frame { first, payload } = raw.frame();
+        let payload = if first & RSV1 == 0 { payload } else { inflate(&payload) };
+        assert_eq!(String::from_utf8_lossy(&payload), text, "{number}");
+        for talker in &mut talkers {
+            let (said, is_compressed) = talker.message();
+            assert_eq!((said, is_compressed), (text.clone(), number != 500));
+        }
+    }
+    // The same piece to those who come for the same.
+    assert!(deflated(&gateway) <= 2.0 * 2.0 * 600.0, "{}", deflated(&gateway));
+}
+
+/// Text that is compressed to about a half.
+fn noisy(number: u64) -> String {
+    let mut state = number * 2 + 1;
+    let mut digit = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        char::from_digit((state >> 20) as u32 % 10, 10).expect("a digit")
+    };
+    (0..8000).map(|_| digit()).collect()
+}
+
+#[test]
+fn a_reader_that_was_behind_is_given_all_of_it_and_one_that_does_not_read_is_ended() {
+    let gateway = compressing().limit("queue_bytes_max", 4 << 20).start();
+    let mut behind: Vec<Raw> = Vec::new();
+    for headers in ["", PROTOCOL] {
+        let mut raw = Raw::connect_with_small_buffer(gateway.port);
+        let path = if headers.is_empty() { "/ws?room=a" } else { "/ws" };
+        raw.write(raw::upgrade(path, &format!("{OFFER}{headers}")).as_bytes());
+        raw.expect_upgraded();
+        behind.push(raw);
+    }
+    let mut behind: Vec<Reader> =
+        behind.into_iter().zip([false, true]).map(|(raw, speaks_json)| Reader { raw, speaks_json, has_agreed: true }).collect();
+    behind[1].expect_reply("welcome");
+    behind[1].say(&json!({"type": "subscribe", "topic": "a"}));
+    behind[1].expect_reply("subscribed");
+    let mut publisher = raw::ws(&gateway, "/ws?room=a&echo=0");
+    for number in 0..400 {
+        publisher.send_text(&noisy(number));
+    }
+    for reader in &mut behind {
+        (0..400).for_each(|number| reader.expect(&noisy(number)));
+    }
+    assert_eq!(gateway.closes("slow_consumer"), 0);
+    for number in 0..2000 {
+        publisher.send_text(&noisy(number));
+    }
+    gateway.wait_for_closes("slow_consumer", 2);
+    publisher.close(1000);
+}
+
+#[test]
+fn in_a_drain_everybody_is_given_what_is_queued_and_told_goodbye() {
+    let mut gateway = compressing().start();
+    let mut all = readers(&gateway, "a");
+    let mut publisher = raw::ws(&gateway, "/ws?room=a&echo=0");
+    (0..50).for_each(|number| publisher.send_text(&words(number)));
+    all[0].expect(&words(0));
+    gateway.signal(libc::SIGTERM);
+    for (place, reader) in all.iter_mut().enumerate() {
+        (u64::from(place == 0)..50).for_each(|number| reader.expect(&words(number)));
+        if reader.speaks_json {
+            assert_eq!(reader.expect_reply("bye")["code"], 4503);
+            assert_eq!(reader.raw.close_frame().0, Some(4503));
+        } else {
+            assert_eq!(reader.raw.close_frame().0, Some(1012));
+        }
+    }
+    drop(all);
+    drop(publisher);
+    assert!(gateway.exit_within(common::SOON).success());
+}
+
+#[test]
+fn members_go_on_as_they_have_agreed_in_another_process() {
+    let mut gateway = compressing().start();
+    let mut all = readers(&gateway, "a");
+    let mut publisher = raw::ws(&gateway, "/ws?room=a&echo=0");
+    for round in 0..3 {
+        for number in 0..20 {
+            publisher.send_text(&words(100 * round + number));
+        }
+        for reader in &mut all {
+            (0..20).for_each(|number| reader.expect(&words(100 * round + number)));
+        }
+        gateway.hand_over();
+    }
+    publisher.send_text(&words(999));
+    all.iter_mut().for_each(|reader| reader.expect(&words(999)));
 }

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use super::Gateway;
 use super::close_cause::CloseCause;
-use super::feed::{Feed, FeedKey, Format, LastSend};
+use super::feed::{Feed, FeedKey, LastSend};
 use super::seats::Seat;
 use super::session::{Session, Thinning, micros};
 use super::topic::Role;
@@ -196,7 +196,9 @@ impl<D: Driver> Gateway<D> {
         let Some(session) = self.sessions.get_mut(key) else { return false };
         let Some(behind) = session.behind() else { return false };
         let topic_key = session.topic.expect("who is behind is a member");
-        let feed = &mut self.topics.get_mut(topic_key).expect("a topic lives as long as its members").raw;
+        let format = session.format();
+        let topic = self.topics.get_mut(topic_key).expect("a topic lives as long as its members");
+        let feed = topic.feed_mut(format).expect("a feed lives as long as its members");
         let Some(gathered) = behind.gather(self.limits.send_bytes_max as usize, session.no_echo.then_some(id)) else {
             session.behind = None;
             return false;
@@ -204,7 +206,7 @@ impl<D: Driver> Gateway<D> {
         let frames = gathered.next.frame() - behind.frame();
         session.move_to(gathered.next, feed.log.end());
         if feed.parked && session.behind.is_none() {
-            self.queue_lap(FeedKey { topic: topic_key, format: Format::Raw });
+            self.queue_lap(FeedKey { topic: topic_key, format });
         }
         let Some(session) = self.sessions.get_mut(key) else { return false };
         let Some(data) = gathered.data else { return false };

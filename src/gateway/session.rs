@@ -8,6 +8,7 @@ use super::close_cause::CloseCause;
 use super::counters::Transport;
 use super::dismissal::Word;
 use super::endpoints::Unavailable;
+use super::feed::Format;
 use super::publishing::Upload;
 use super::streams::Stream;
 use crate::engine::log::{Anchor, Pin};
@@ -238,6 +239,11 @@ impl Session {
     /// Whether its client can inflate what is compressed for all.
     pub(super) fn takes_deflated(&self) -> bool {
         self.deflate.is_some_and(Window::takes_ours)
+    }
+
+    /// In which form it gets the messages of its room.
+    pub(super) fn format(&self) -> Format {
+        if self.takes_deflated() { Format::RawDeflate } else { Format::Raw }
     }
 
     /// Keeps bytes for later.
