@@ -118,6 +118,7 @@ impl<K: Kernel> Shards<K> {
                 origins: Arc::new([]),
                 compression: false,
                 presence: Arc::new([]),
+                wildcards: false,
                 addressing: Arc::default(),
                 slow: Arc::new(plan.slow.clone()),
                 pages: Arc::new([Page { path: "/", media_type: "text/html", body: "a page".into(), shared: false }]),
