@@ -106,6 +106,10 @@ limits! {
     replay_bytes_per_turn: Bytes = 512 * KIB, KIB => GIB;
     /// Payload of one message, all fragments together. Larger ones close the connection with 1009.
     message_bytes_max: Bytes = 64 * KIB, 125 => GIB;
+    /// The smallest payload that is compressed for clients that have agreed to it (`compression`); below it hardly anything is saved.
+    deflate_bytes_min: Bytes = 128, 0 => GIB;
+    /// Bytes that a shard inflates of clients' compressed messages in one turn, and one message more; who has more to say waits for the next. A small message may inflate to a thousand times its size.
+    inflate_bytes_per_turn: Bytes = 4 * MIB, 4 * KIB => GIB;
     /// Request line and headers together. Larger ones are answered 431.
     head_bytes_max: Bytes = 16 * KIB, 512 => MIB;
     /// Time for the whole request head, from accept, or from its first bytes on a connection kept alive. Slower clients are answered 408.
@@ -118,6 +122,8 @@ limits! {
     pong_timeout_ms: Millis = 10_000, 100 => 600_000;
     /// Bytes queued for one connection, while a send waits for its peer, before it is ended with 4508.
     queue_bytes_max: Bytes = MIB, 4 * KIB => GIB;
+    /// Bytes of one topic queued for one reader, while a send waits for its peer, above which the topic's rule in `slow` leaves messages out for it.
+    queue_soft_bytes: Bytes = 256 * KIB, KIB => GIB;
     /// Frames queued for one connection, while a send waits for its peer, before it is ended with 4508.
     queue_frames_max: Count = 16_384, 16 => 16_777_216;
     /// How long a reader's send may take before the reader no longer holds back the publishers of its topic; from then on its queue is its own affair.
@@ -142,6 +148,10 @@ limits! {
     presence_members_max: Count = 200, 1 => 100_000;
     /// How long changes of who is in a topic gather until watchers are told; five times as long where only the number is told.
     presence_tick_ms: Millis = 200, 10 => 60_000;
+    /// Patterns (`subscribe` with `pattern`) of one connection of `shardcast.v1.json`.
+    wildcards_max: Count = 16, 1 => 1024;
+    /// Topics that its patterns bring to one connection, besides those it names; more are left out, and it is told so.
+    wildcard_topics_max: Count = 256, 1 => 16_384;
     /// Newest messages of a topic that are kept for those who come back, an eighth more at times; 0 keeps none.
     history_messages: Count = 100, 0 => 1_000_000;
     /// How long they are kept, a second more at times.

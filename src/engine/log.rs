@@ -379,6 +379,26 @@ impl Pin {
         }
     }
 
+    /// The first position at a frame's border at or behind `offset`, at or after this one; or, where that is the log's end, the one before the last frame.
+    /// There must be a frame behind this position.
+    pub fn seek_border(&self, offset: u64) -> Self {
+        let offset = offset.max(self.offset);
+        let mut chunk = &self.chunk;
+        while chunk.end() <= offset
+            && let Some(next) = chunk.next.get()
+        {
+            chunk = next;
+        }
+        let body = chunk.body.borrow();
+        let within = offset.saturating_sub(chunk.start);
+        let behind = |frames: &[Frame]| frames.last().map_or(0, |frame| frame.end);
+        // Frames that end before the border: all that begin before `offset`, but never the log's last.
+        let before = body.frames.partition_point(|frame| u64::from(frame.end) < within) + usize::from(within > 0);
+        let before = before.min(body.frames.len().saturating_sub(usize::from(chunk.next.get().is_none())));
+        let border = chunk.start + u64::from(behind(&body.frames[..before]));
+        Self { chunk: Rc::clone(chunk), offset: border.max(self.offset) }
+    }
+
     /// Visits frames from here on in order, each with its number and its bytes, as long as `visit` wants more. The position after the last one it took.
     pub fn each(&self, mut visit: impl FnMut(u64, &Frame, Range) -> bool) -> Self {
         let mut chunk = &self.chunk;
@@ -557,6 +577,23 @@ mod tests {
             assert_eq!((seen.first().copied(), next.frame()), ((n < 20).then_some(n), (n + 6).min(20)), "from {n}");
         }
         assert_eq!(start.seek_frame(99).offset(), log.end());
+    }
+
+    #[test]
+    fn a_border_is_found_and_the_last_frame_is_always_behind_it() {
+        let (mut log, _memory) = log();
+        let start = log.pin();
+        let words = ["one", "three", "a very long one", "x", "y"];
+        words.iter().for_each(|word| log.append(sender(1), b"", word.as_bytes()));
+        let borders = [0, 3, 8, 23, 24];
+        for from in borders {
+            let pin = start.seek(from);
+            for offset in 0..=log.end() + 1 {
+                let expect = borders.iter().copied().find(|&border| border >= offset.max(from)).unwrap_or(24);
+                assert_eq!(pin.seek_border(offset).offset(), expect, "{offset} from {from}");
+            }
+        }
+        assert_eq!(start.seek_border(9).frame(), 3);
     }
 
     #[test]

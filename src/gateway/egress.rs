@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::Gateway;
 use super::close_cause::{CloseCause, Fault};
 use super::counters::{DropReason, Transport};
+use super::feed::Feed;
 use super::session::{Session, Stamp, State, micros};
 use super::streams::Kind;
 use crate::engine::driver::{CloseHow, Driver};
@@ -236,12 +237,17 @@ impl<D: Driver> Gateway<D> {
         self.driver.close(key, how);
     }
 
+    /// The feed of its room that a connection is given.
+    pub(super) fn feed_of(&self, session: &Session) -> Option<&Feed> {
+        session.topic.and_then(|topic| self.topics.get(topic)).and_then(|topic| topic.feed(session.format()))
+    }
+
     /// Messages of its topics that wait for a connection, besides the send in flight.
     pub(super) fn waiting_frames(&self, session: &Session) -> u64 {
-        let room = session.behind().zip(session.topic.and_then(|topic| self.topics.get(topic)));
+        let room = session.behind().zip(self.feed_of(session));
         match session.stream() {
             Some(stream) => self.stream_frames(stream),
-            None => room.map_or(0, |(behind, topic)| topic.raw.log.frames() - behind.frame()),
+            None => room.map_or(0, |(behind, feed)| feed.log.frames() - behind.frame()),
         }
     }
 

@@ -5,7 +5,7 @@
 //!
 //! A lap's floor is the position below which everybody was served, save those who are slow themselves. Who still has frames to get and whose send does
 //! not wait for the peer holds the floor: then *we* are behind, the topic's lag says so, and its publishers pause. A send that its peer
-//! has not taken within `limits.reader_hold_ms` lets the floor pass; from then on that member's queue is its own affair, and over its bound it is
+//! has not taken within `limits.reader_hold_ms` lets the floor pass; from then on that member's queue is its own affair (`thinning`), and over its bound it is
 //! ended. A lap that ends with the floor held is parked until somebody has caught up, more is published, or a moment has passed.
 
 use std::rc::Rc;
@@ -13,9 +13,9 @@ use std::time::Duration;
 
 use super::Gateway;
 use super::close_cause::CloseCause;
-use super::feed::{Feed, FeedKey, Format, LastSend};
+use super::feed::{Feed, FeedKey, LastSend};
 use super::seats::Seat;
-use super::session::{Session, micros};
+use super::session::{Session, Thinning, micros};
 use super::topic::Role;
 use crate::engine::driver::Driver;
 use crate::engine::log::Pin;
@@ -164,13 +164,11 @@ impl<D: Driver> Gateway<D> {
             let behind = session.behind().unwrap_or_else(|| lap.floor.seek(session.cursor));
             // Only a send that its peer does not take makes the reader slow, and not us.
             let waits = unsent > 0 && u64::from(micros(self.now).wrapping_sub(session.sent_us)) >= self.limits.reader_hold_ms * 1000;
-            let queued = end - session.cursor + unsent as u64;
-            let frames = feed.log.frames() - behind.frame();
             session.behind.get_or_insert_with(|| behind.clone().anchor());
-            if !waits && behind.offset() >= lap.floor.offset() {
+            if !waits && session.thinning != Thinning::Now && behind.offset() >= lap.floor.offset() {
                 lap.hold(behind);
-            } else if queued > self.limits.queue_bytes_max || frames > self.limits.queue_frames_max {
-                self.slow.push(key);
+            } else {
+                self.see_to_slow(feed_key, slot, key, behind);
             }
             return;
         }
@@ -198,7 +196,9 @@ impl<D: Driver> Gateway<D> {
         let Some(session) = self.sessions.get_mut(key) else { return false };
         let Some(behind) = session.behind() else { return false };
         let topic_key = session.topic.expect("who is behind is a member");
-        let feed = &mut self.topics.get_mut(topic_key).expect("a topic lives as long as its members").raw;
+        let format = session.format();
+        let topic = self.topics.get_mut(topic_key).expect("a topic lives as long as its members");
+        let feed = topic.feed_mut(format).expect("a feed lives as long as its members");
         let Some(gathered) = behind.gather(self.limits.send_bytes_max as usize, session.no_echo.then_some(id)) else {
             session.behind = None;
             return false;
@@ -206,7 +206,7 @@ impl<D: Driver> Gateway<D> {
         let frames = gathered.next.frame() - behind.frame();
         session.move_to(gathered.next, feed.log.end());
         if feed.parked && session.behind.is_none() {
-            self.queue_lap(FeedKey { topic: topic_key, format: Format::Raw });
+            self.queue_lap(FeedKey { topic: topic_key, format });
         }
         let Some(session) = self.sessions.get_mut(key) else { return false };
         let Some(data) = gathered.data else { return false };

@@ -25,7 +25,8 @@ use crossbeam_channel::Sender;
 use super::Gateway;
 use super::counters::Transport;
 use super::publishing::Receipt;
-use super::session::{Session, State, micros};
+use super::rooms::Habits;
+use super::session::{Session, State, Thinning, micros};
 use super::snapshot::{Chunk, Snapshot};
 use super::state_stream::Restored;
 use super::streams::{Kind, Stream};
@@ -106,7 +107,8 @@ impl<D: Driver> Gateway<D> {
             || !self.parked.is_empty()
             || !self.dispatches.is_empty()
             || !self.recounts.is_empty()
-            || self.presence.is_busy();
+            || self.presence.is_busy()
+            || self.wildcards.is_busy();
         let requests = !self.callers.is_empty() || !self.asked.is_empty() || !self.ready_polls.is_empty() || !self.leavers.is_empty();
         let receipts = self.awaited.len() > 0 || !self.counts.is_empty();
         if mail || topics || requests || receipts || !self.woken.is_empty() || self.staged.is_some() || !self.events.is_empty() {
@@ -161,6 +163,7 @@ impl<D: Driver> Gateway<D> {
             State::Room => Doing::Room {
                 topic: session.topic.and_then(|topic| self.topics.name(topic))?.clone(),
                 no_echo: session.no_echo,
+                thins: session.thinning != Thinning::Never,
                 after: cold.and_then(|cold| cold.replay_after).or_else(|| self.place_to_inherit(session.topic)),
             },
             State::Echo => Doing::Echo,
@@ -172,7 +175,8 @@ impl<D: Driver> Gateway<D> {
         input.extend(cold.into_iter().flat_map(|cold| &cold.input));
         let age_ms = self.since(key).map_or(0, |since| since.age(self.now).as_millis() as u64);
         let user = cold.and_then(|cold| cold.user.clone());
-        Some((frozen.socket, Connection { doing, age_ms, client: self.noted_client(key), user, input, rest: frozen.rest }))
+        let (deflate, client) = (session.deflate, self.noted_client(key));
+        Some((frozen.socket, Connection { doing, age_ms, client, user, deflate, input, rest: frozen.rest }))
     }
 
     /// Goes on with what another process had, once it is thawed.
@@ -186,7 +190,7 @@ impl<D: Driver> Gateway<D> {
     }
 
     fn inherit_one(&mut self, socket: Socket, connection: Connection) {
-        let Connection { doing, age_ms, client, user, input, rest } = connection;
+        let Connection { doing, age_ms, client, user, deflate, input, rest } = connection;
         let rest = (!rest.is_empty()).then(|| {
             let range = Arena::new(1, 1, &self.shared.memory).append(&rest, &[]);
             Rc::new(Gather::new(Ranges::from_buf([range])))
@@ -197,7 +201,7 @@ impl<D: Driver> Gateway<D> {
         self.shared.add_load(self.shard);
         self.counters.connections.of(Transport::Http).add(1);
         self.counters.inherited.add(1);
-        self.sessions.insert(key, Session::new(self.now, None));
+        self.sessions.insert(key, Session { deflate, ..Session::new(self.now, None) });
         self.note_opened(key, self.now - Duration::from_millis(age_ms));
         if let Some(client) = client {
             self.note_client(key, client);
@@ -216,9 +220,9 @@ impl<D: Driver> Gateway<D> {
                 }
                 self.restore_deadline(key);
             }
-            Doing::Room { topic, no_echo, after } => {
+            Doing::Room { topic, no_echo, thins, after } => {
                 self.inherit_transport(key, Transport::Ws);
-                self.join(key, topic, no_echo, after.map(Start::After), Vec::new());
+                self.join(key, topic, Habits { no_echo, thins }, after.map(Start::After), Vec::new());
             }
             Doing::Echo => {
                 self.inherit_transport(key, Transport::Ws);
@@ -229,9 +233,10 @@ impl<D: Driver> Gateway<D> {
                 let stream = Stream::inherited(Kind::Events, topics, retry_ms, window_ms);
                 self.begin_stream(key, stream);
             }
-            Doing::Json { topics } => {
+            Doing::Json { topics, patterns } => {
                 self.inherit_transport(key, Transport::Ws);
-                let stream = Stream::inherited(Kind::Json, topics, 0, 0);
+                let mut stream = Stream::inherited(Kind::Json, topics, 0, 0);
+                stream.talk.patterns = patterns;
                 self.begin_stream(key, stream);
             }
             Doing::Ending => {

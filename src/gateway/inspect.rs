@@ -87,7 +87,7 @@ pub enum ConnectionOrder {
     Bytes,
     /// Messages that wait for it.
     Lag,
-    /// Times that it was told of missing messages; those that have ended by the messages dropped with them.
+    /// Messages left out for it and times that it was told of missing ones; those that have ended by the messages dropped with them.
     Drops,
 }
 
@@ -160,6 +160,8 @@ pub struct ConnectionView {
     pub queued_bytes: u64,
     /// Messages that wait for it.
     pub lag_messages: u64,
+    /// Messages that were left out for it because it was slow.
+    pub dropped: u64,
     /// Times that it was told of missing messages.
     pub gaps: u64,
 }
@@ -468,7 +470,7 @@ impl<D: Driver> Gateway<D> {
         Some(match order {
             ConnectionOrder::Bytes => self.queued_bytes(session) + self.driver.unsent(key) as u64,
             ConnectionOrder::Lag => self.waiting_frames(session),
-            ConnectionOrder::Drops => session.stream().map_or(0, |stream| u64::from(stream.gaps)),
+            ConnectionOrder::Drops => thinned(session) + session.stream().map_or(0, |stream| u64::from(stream.gaps)),
         })
     }
 
@@ -486,6 +488,7 @@ impl<D: Driver> Gateway<D> {
             topics: session.stream().map_or(usize::from(session.topic.is_some()), |stream| stream.parts.len()),
             queued_bytes: self.queued_bytes(session) + self.driver.unsent(key) as u64,
             lag_messages: self.waiting_frames(session),
+            dropped: thinned(session),
             gaps: session.stream().map_or(0, |stream| u64::from(stream.gaps)),
         })
     }
@@ -551,6 +554,11 @@ fn topic_weight(topic: &Topic, order: TopicOrder) -> Option<u64> {
         TopicOrder::Bytes => side.history.bytes(),
         TopicOrder::Lag => topic.lag(),
     })
+}
+
+/// Messages that were left out for a connection because it was slow.
+fn thinned(session: &Session) -> u64 {
+    session.cold.as_ref().map_or(0, |cold| cold.thinned)
 }
 
 /// A name lies once beside its two counts.

@@ -10,8 +10,8 @@
 //! | `intake` | bytes as they come, pauses, the peer's end |
 //! | `frames` | WebSocket input: messages, control frames, pauses |
 //! | `rooms`, `topic`, `places` | joining, leaving, publishing; who still finds room |
-//! | `json`, `presence` | WebSockets that speak `shardcast.v1.json`; who is in a topic |
-//! | `fanout` | laps over a topic's members |
+//! | `json`, `presence`, `wildcards` | WebSockets that speak `shardcast.v1.json`; who is in a topic; topics by what they begin with |
+//! | `fanout`, `thinning` | laps over a topic's members; what is left out for those that are slow |
 //! | `peers`, `bridge` | messages between shards; to NATS and from there |
 //! | `egress` | what a connection is sent next, and the close sequence |
 //! | `budget` | when clients that are lost or turned away are asked to come back |
@@ -62,8 +62,10 @@ mod shared;
 mod snapshot;
 pub mod state_stream;
 mod streams;
+mod thinning;
 mod timeouts;
 mod topic;
+mod wildcards;
 
 use std::collections::VecDeque;
 use std::io;
@@ -88,6 +90,7 @@ use crate::gateway::clients::counts_addresses;
 use crate::gateway::counters::Counters;
 use crate::gateway::drain::{Drain, Farewells};
 use crate::gateway::feed::FeedKey;
+use crate::gateway::forms::Maker;
 use crate::gateway::history::Past;
 use crate::gateway::inspect::{Desk, Inquiry};
 use crate::gateway::log_limit::LogLimit;
@@ -99,16 +102,18 @@ use crate::gateway::replay::Asked;
 use crate::gateway::seats::Seats;
 use crate::gateway::session::Session;
 use crate::gateway::topic::{Role, Topic};
+use crate::gateway::wildcards::Wildcards;
 use crate::hub::{Directory, Placement};
 use crate::ids::{ConnId, ConnKey, ShardId, TopicKey};
 use crate::limits::Limits;
 use crate::proto::client_address::Prefix;
 use crate::proto::pattern::Pattern;
 use crate::proto::position::Epoch;
+use crate::proto::slow::SlowRules;
 use crate::proto::subject::Rules;
 use crate::proto::topic::TopicName;
-use crate::proto::ws::OpCode;
 use crate::proto::ws::frame::server_header;
+use crate::proto::ws::{Inflater, OpCode};
 use crate::time::Time;
 
 pub use clients::{AddressSource, Addressing};
@@ -208,10 +213,16 @@ pub struct Parts {
     pub limits: Arc<Limits>,
     /// Allowed origins of browsers; none means that `Origin` must match `Host`.
     pub origins: Arc<[String]>,
+    /// permessage-deflate is agreed to where it is offered.
+    pub compression: bool,
     /// How clients' addresses are found.
     pub addressing: Arc<Addressing>,
+    /// What becomes of slow readers.
+    pub slow: Arc<SlowRules>,
     /// Topics of which it is told who is in them.
     pub presence: Arc<[Pattern]>,
+    /// Whether clients may subscribe to all topics whose names begin with something.
+    pub wildcards: bool,
     /// What the gateway serves from its binary.
     pub pages: Arc<[Page]>,
     /// Where topics live.
@@ -287,9 +298,12 @@ pub struct Gateway<D> {
     counters: Arc<Counters>,
     limits: Arc<Limits>,
     origins: Arc<[String]>,
+    compression: bool,
     addressing: Arc<Addressing>,
+    slow_rules: Arc<SlowRules>,
     pages: Arc<[Page]>,
     presence: PresenceDesk,
+    wildcards: Wildcards,
     placement: Placement,
     mailbox: Mailbox<ShardMessage>,
     bridge: Option<Box<Bridge>>,
@@ -323,6 +337,11 @@ pub struct Gateway<D> {
     /// The ping frame, the same for everyone.
     ping: Rc<Gather>,
     scratch: Vec<u8>,
+    /// Makes messages into the forms in which they are sent.
+    maker: Maker,
+    /// Inflates clients' messages, once there were any; and how many bytes of them this step still may.
+    inflater: Option<Box<Inflater>>,
+    inflate_left: u64,
 
     /// Topics on a lap, in the order of their turns.
     laps: VecDeque<FeedKey>,
@@ -393,14 +412,18 @@ impl<D: Driver> Gateway<D> {
     /// A gateway that serves what `driver` brings.
     pub fn new(driver: D, parts: Parts, now: Time) -> Self {
         let limits = parts.limits;
+        let maker = Maker::new(&limits, &parts.counters);
         Self {
             driver,
             shard: parts.shard,
             counters: parts.counters,
             origins: parts.origins,
+            compression: parts.compression,
             addressing: parts.addressing,
+            slow_rules: parts.slow,
             pages: parts.pages,
             presence: PresenceDesk::new(parts.presence),
+            wildcards: Wildcards::new(parts.wildcards),
             placement: parts.placement,
             mailbox: parts.mailbox,
             bridge: parts.bridge.map(|(port, rules)| Box::new(Bridge::new(port, rules, now))),
@@ -425,6 +448,9 @@ impl<D: Driver> Gateway<D> {
             staged: None,
             ping: ping(&parts.shared),
             scratch: Vec::new(),
+            maker,
+            inflater: None,
+            inflate_left: 0,
             laps: VecDeque::new(),
             parked: Vec::new(),
             next_unpark: now,
@@ -530,7 +556,7 @@ impl<D: Driver> Gateway<D> {
             seats: self.seats.len(),
             guests,
             receipts: self.awaited.len() + self.counts.len(),
-            queued: self.leavers.len() + self.callers.len() + self.asked.len() + self.presence.len(),
+            queued: self.leavers.len() + self.callers.len() + self.asked.len() + self.presence.len() + self.wildcards.len(),
             ready_polls: self.ready_polls.len(),
             histories: self.histories.len(),
             keys: self.keys.len(),
@@ -586,6 +612,7 @@ impl<D: Driver> Gateway<D> {
         self.answer_callers();
         self.answer_polls();
         self.look_after_receipts();
+        self.attend_to_wildcards();
         self.tell_members();
         self.tell_news();
         self.tell_watchers();
@@ -628,7 +655,7 @@ impl<D: Driver> Gateway<D> {
     fn next_wait(&self) -> Wait {
         let is_at_work = !self.laps.is_empty() || !self.dispatches.is_empty() || !self.woken.is_empty();
         let is_asked = !self.callers.is_empty() || !self.asked.is_empty() || (self.is_inquired() && !self.frozen);
-        if is_at_work || is_asked || self.presence.is_busy() || !self.leavers.is_empty() {
+        if is_at_work || is_asked || self.presence.is_busy() || self.wildcards.is_busy() || !self.leavers.is_empty() {
             return Wait::No;
         }
         if self.frozen {
@@ -663,6 +690,7 @@ impl<D: Driver> Gateway<D> {
     fn handle_events(&mut self) {
         let mut events = std::mem::take(&mut self.events);
         self.messages_left = self.limits.messages_per_turn;
+        self.inflate_left = self.limits.inflate_bytes_per_turn;
         while self.messages_left > 0
             && let Some(event) = events.get_mut(self.handled)
         {
@@ -705,6 +733,7 @@ impl<D: Driver> Gateway<D> {
         });
         self.expire_histories();
         self.direct.rest();
+        self.maker.rest();
         if self.forgets_addresses() {
             self.shared.clients.sweep(self.now);
         }

@@ -10,6 +10,7 @@
 //! The count itself lies in a table that all shards share, so that at the deadline the home answers with what it is by then.
 
 use std::collections::{BTreeSet, HashMap};
+use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -77,6 +78,8 @@ pub(super) struct Counting {
     ends: Option<[Option<u64>; Format::ALL.len()]>,
     /// Members whose send of it has not completed; none before fan-out has passed it.
     pending: Option<Vec<Pending>>,
+    /// Members that it was left out for because they are slow, since the last look.
+    left_out: Vec<u32>,
 }
 
 /// A member whose send is under way, or to come.
@@ -122,7 +125,16 @@ impl<D: Driver> Gateway<D> {
 
     /// Counts this shard's members that are sent a message.
     pub(super) fn count_sent(&mut self, home: ShardId, receipt: usize, topic: TopicKey, offset: u64, until: Time) {
-        self.counts.push_back(Counting { home, receipt, topic, offset, until, ends: None, pending: None });
+        self.counts.push_back(Counting { home, receipt, topic, offset, until, ends: None, pending: None, left_out: Vec::new() });
+    }
+
+    /// Messages of a topic, those with these offsets, were left out for a member: they are not sent to it.
+    pub(super) fn not_sent(&mut self, topic: TopicKey, member: u32, offsets: &RangeInclusive<u64>) {
+        for counting in &mut self.counts {
+            if counting.topic == topic && offsets.contains(&counting.offset) {
+                counting.left_out.push(member);
+            }
+        }
     }
 
     /// Looks how far the messages have got that somebody wants a receipt of.
@@ -177,7 +189,12 @@ impl<D: Driver> Gateway<D> {
             counting.pending = Some(pending);
         }
         let Some(pending) = &mut counting.pending else { return false };
+        let mut left_out = std::mem::take(&mut counting.left_out);
+        left_out.sort_unstable();
         pending.retain_mut(|one| {
+            if left_out.binary_search(&one.member).is_ok() {
+                return false;
+            }
             let cursor = match Seat::of_member(one.member) {
                 Some(slot) => {
                     self.seats.get(slot).filter(|seat| seat.conn == one.conn && seat.feed.topic == counting.topic).map(|seat| seat.cursor)

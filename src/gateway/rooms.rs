@@ -5,13 +5,13 @@ use std::collections::HashSet;
 use super::bridge::SUBSCRIPTIONS_FULL;
 use super::close_cause::CloseCause;
 use super::counters::HandshakeResult;
-use super::feed::FeedKey;
+use super::feed::{FeedKey, Format};
 use super::history::Gone;
 use super::peers::ShardMessage;
 use super::places::{Places, full};
 use super::seats::Guest;
 use super::seldom::Seldom;
-use super::session::State;
+use super::session::{State, Thinning};
 use super::topic::{AwaySide, HomeSide, Role, Topic, Uplink};
 use super::{Gateway, Shared};
 use crate::engine::driver::Driver;
@@ -26,10 +26,19 @@ use crate::proto::ws::{MessageKind, OpCode};
 /// The reason that goes with 4503 when it is topics that there are too many of.
 pub(super) const TOPICS_FULL: &str = "no room for another topic (limits.topics_max); an open one can be joined";
 
+/// How a raw WebSocket wants its room.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Habits {
+    /// Without its own messages.
+    pub(super) no_echo: bool,
+    /// Thinned where it is slow and the room's rule says so, and not ended.
+    pub(super) thins: bool,
+}
+
 impl<D: Driver> Gateway<D> {
     /// Makes a connection a member of a room: at once when this shard has the topic already, else when its home has answered. The upgrade is
     /// answered only then, so that a client that is connected is subscribed.
-    pub(super) fn join(&mut self, key: ConnKey, name: TopicName, no_echo: bool, start: Option<Start>, upgrade: Vec<u8>) {
+    pub(super) fn join(&mut self, key: ConnKey, name: TopicName, habits: Habits, start: Option<Start>, upgrade: Vec<u8>) {
         let Some(topic_key) = self.topics.find(&name).or_else(|| self.make_topic(name)) else {
             return self.refuse_join(key, &upgrade, CloseCause::OverCapacity, self.no_topic());
         };
@@ -50,7 +59,8 @@ impl<D: Driver> Gateway<D> {
             return self.refuse_join(key, &upgrade, CloseCause::TopicFull, &full(&self.limits));
         }
         let Some(session) = self.sessions.get_mut(key) else { return };
-        session.no_echo = no_echo;
+        session.no_echo = habits.no_echo;
+        session.thinning = if habits.thins { Thinning::May } else { Thinning::Never };
         session.topic = Some(topic_key);
         session.state = State::Joining;
         if let (true, None) = (answered, start) {
@@ -82,13 +92,25 @@ impl<D: Driver> Gateway<D> {
     /// Makes a connection that joins and has a place a member, at the end of what was published so far.
     pub(super) fn take_seat(&mut self, key: ConnKey, topic_key: TopicKey) {
         let Some(session) = self.sessions.get_mut(key) else { return };
-        let Some(topic) = self.topics.get_mut(topic_key) else { return };
-        session.place = topic.raw.members.join(key.slot);
-        session.cursor = topic.raw.log.end();
-        session.seated = true;
         session.state = State::Room;
+        self.sit_down(key, topic_key);
         self.recount(topic_key);
         self.has_come(topic_key, key);
+    }
+
+    /// Puts a connection among those that get a room's messages in its form.
+    pub(super) fn sit_down(&mut self, key: ConnKey, topic_key: TopicKey) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        let format = session.format();
+        let name = self.topics.name(topic_key).filter(|_| format != Format::Raw).cloned();
+        let Some(topic) = self.topics.get_mut(topic_key) else { return };
+        let feed = match &name {
+            Some(name) => topic.made(format, name, || new_log(&self.limits, &self.shared)),
+            None => &mut topic.raw,
+        };
+        session.place = feed.members.join(key.slot);
+        session.cursor = feed.log.end();
+        session.seated = true;
     }
 
     /// Lets in one that waited for the home's answer and has its seat.
@@ -142,8 +164,8 @@ impl<D: Driver> Gateway<D> {
     /// The same for one that waited for its room's home.
     pub(super) fn refuse_waiting(&mut self, key: ConnKey, cause: CloseCause, reason: &str) {
         let Some(session) = self.sessions.get_mut(key) else { return };
-        if matches!(session.state, State::Joining | State::Json) && session.stream().is_some() {
-            return self.refuse_stream(key, cause, reason);
+        if session.state == State::Joining && session.stream().is_some() {
+            return self.refuse_stream(key, 0, cause, reason);
         }
         if session.state == State::Joining {
             let upgrade = session.take_upgrade();
@@ -166,7 +188,8 @@ impl<D: Driver> Gateway<D> {
             joining: Seldom::default(),
         };
         let log = new_log(&self.limits, &self.shared);
-        let topic = Topic { presence: self.presence.for_topic(&name), ..Topic::new(Role::Away(Box::new(side)), log, self.epoch, 0) };
+        let (slow, presence) = (self.slow_rules.policy(&name), self.presence.for_topic(&name));
+        let topic = Topic { slow, presence, ..Topic::new(Role::Away(Box::new(side)), log, self.epoch, 0) };
         let key = self.topics.insert(name.clone(), topic);
         self.mailbox.send(home, ShardMessage::Subscribe { name, key });
         Some(key)
@@ -183,6 +206,7 @@ impl<D: Driver> Gateway<D> {
         let side = HomeSide { said: gone.said, ..HomeSide::default() };
         let mut topic = Topic {
             places: Places::new(&self.limits),
+            slow: self.slow_rules.policy(&name),
             presence: self.presence.for_topic(&name),
             ..Topic::new(Role::Home(Box::new(side)), log, self.epoch, gone.offset)
         };
@@ -191,6 +215,7 @@ impl<D: Driver> Gateway<D> {
         }
         let key = self.topics.insert(name, topic);
         self.counters.topics.add(1);
+        self.tell_of_topic(key);
         Some(key)
     }
 
@@ -202,7 +227,7 @@ impl<D: Driver> Gateway<D> {
         }
         let Some(topic_key) = session.topic.take() else { return };
         session.behind = None;
-        let (place, was_member) = (session.place, std::mem::take(&mut session.seated));
+        let (place, format, was_member) = (session.place, session.format(), std::mem::take(&mut session.seated));
         let waited = std::mem::take(&mut session.waiting);
         let Some(topic) = self.topics.get_mut(topic_key) else { return };
         if waited {
@@ -212,7 +237,8 @@ impl<D: Driver> Gateway<D> {
             topic.guest_leaves();
         } else {
             topic.give_place_back();
-            if let Some(moved) = topic.raw.members.leave(place) {
+            let feed = topic.feed_mut(format).expect("a feed lives as long as its members");
+            if let Some(moved) = feed.members.leave(place) {
                 self.set_place(moved, place);
             }
             self.has_gone(topic_key, key);
@@ -281,7 +307,7 @@ impl<D: Driver> Gateway<D> {
             side.home.appending(|| topic.raw.log.pin());
             side.history.appending(&mut topic.raw.log, &self.limits, self.now);
         }
-        let laps = topic.append(self.now, &mut self.scratch, append);
+        let laps = topic.append(self.now, &mut self.maker, append);
         let mut grown = 0;
         if let Role::Home(side) = &mut topic.role {
             grown = side.history.trim(&topic.raw.log, &self.limits);

@@ -17,6 +17,8 @@ pub(super) struct Seat {
     pub(super) cursor: u64,
     /// Keeps what lies behind `cursor` alive, while it waits for a send in flight.
     pub(super) behind: Option<Anchor>,
+    /// Messages were left out for it, and it has not caught up since.
+    pub(super) thinned: bool,
 }
 
 /// Members of a feed are slots of connections, or of seats with this bit set.
@@ -37,6 +39,7 @@ impl Seat {
     pub(super) fn move_to(&mut self, position: Pin, end: u64) {
         self.cursor = position.offset();
         self.behind = (self.cursor < end).then(|| position.anchor());
+        self.thinned &= self.behind.is_some();
     }
 
     /// The position of `cursor`, while it is behind.

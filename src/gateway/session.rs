@@ -8,6 +8,7 @@ use super::close_cause::CloseCause;
 use super::counters::Transport;
 use super::dismissal::Word;
 use super::endpoints::Unavailable;
+use super::feed::Format;
 use super::publishing::Upload;
 use super::streams::Stream;
 use crate::engine::log::{Anchor, Pin};
@@ -17,6 +18,7 @@ use crate::proto::json::presence::User;
 use crate::proto::position::Position;
 use crate::proto::position::Start;
 use crate::proto::ws::Decoder;
+use crate::proto::ws::extension::Window;
 use crate::time::Time;
 
 /// Where a connection is in its life. It only ever goes down this list, except that a kept-alive HTTP connection stays at `Head`.
@@ -87,6 +89,8 @@ pub(super) struct Cold {
     pub(super) until: Box<[u64]>,
     /// What it is told when it ends, where the operator says so.
     pub(super) word: Option<Rc<Word>>,
+    /// Messages that were left out for it because it was slow.
+    pub(super) thinned: u64,
     /// What its client calls itself, for those who want to know who is in a topic.
     pub(super) user: Option<User>,
     /// How many such requests it has made.
@@ -113,11 +117,26 @@ pub(super) fn micros(now: Time) -> u32 {
     (now.as_nanos() / 1000) as u32
 }
 
+/// Whether messages are left out for a raw WebSocket that is slow.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Thinning {
+    /// It is ended instead.
+    Never,
+    /// It has asked for it (`slow=drop`).
+    May,
+    /// Some were, and it has not caught up since.
+    Now,
+}
+
 /// One connection.
 pub(super) struct Session {
     pub(super) state: State,
     /// Leaves its own messages out (`echo=0`).
     pub(super) no_echo: bool,
+    /// Whether it is thinned where it is slow and its room's rule says so, and not ended.
+    pub(super) thinning: Thinning,
+    /// permessage-deflate was agreed to: its messages may be compressed, and what it is sent too, where its window is large enough.
+    pub(super) deflate: Option<Window>,
     /// It was answered a request before.
     pub(super) served: bool,
     /// What it speaks.
@@ -164,6 +183,8 @@ impl Session {
         Self {
             state: State::Head,
             no_echo: false,
+            thinning: Thinning::Never,
+            deflate: None,
             served: false,
             transport: Transport::Http,
             refused,
@@ -197,6 +218,9 @@ impl Session {
     pub(super) fn move_to(&mut self, position: Pin, end: u64) {
         self.cursor = position.offset();
         self.behind = (self.cursor < end).then(|| position.anchor());
+        if self.behind.is_none() && self.thinning == Thinning::Now {
+            self.thinning = Thinning::May;
+        }
     }
 
     /// Bytes in the direct queue.
@@ -210,6 +234,16 @@ impl Session {
         if !queue.back_mut().is_some_and(|last| last.try_join(&range)) {
             queue.push_back(range);
         }
+    }
+
+    /// Whether its client can inflate what is compressed for all.
+    pub(super) fn takes_deflated(&self) -> bool {
+        self.deflate.is_some_and(Window::takes_ours)
+    }
+
+    /// In which form it gets the messages of its room.
+    pub(super) fn format(&self) -> Format {
+        if self.takes_deflated() { Format::RawDeflate } else { Format::Raw }
     }
 
     /// Keeps bytes for later.
@@ -266,6 +300,7 @@ impl Session {
                 && cold.upload.is_none()
                 && cold.until.is_empty()
                 && cold.word.is_none()
+                && cold.thinned == 0
                 && cold.user.is_none()
                 && cold.turn == 0
         });

@@ -11,7 +11,7 @@ use super::bridge::SUBSCRIPTIONS_FULL;
 use super::close_cause::CloseCause;
 use super::counters::Transport;
 use super::feed::{FeedKey, Format, LastSend};
-use super::forms::{push, push_event};
+use super::forms::push_event;
 use super::json::Talk;
 use super::places::full;
 use super::polls::Poll;
@@ -75,7 +75,7 @@ pub(super) struct Stream {
 /// One topic of a stream.
 pub(super) struct Part {
     pub(super) name: TopicName,
-    start: Start,
+    pub(super) start: Start,
     /// Which of the connection's requests it is for.
     turn: u16,
     /// None before it has begun, and in a place that is free.
@@ -83,6 +83,8 @@ pub(super) struct Part {
     pub(super) seat: Option<u32>,
     /// It is told who comes and goes.
     pub(super) watches: bool,
+    /// A pattern of its client's has brought it.
+    pub(super) by_pattern: bool,
     answered: bool,
     /// The offset up to which the client was given everything, and whose it is.
     pub(super) at: u64,
@@ -91,6 +93,8 @@ pub(super) struct Part {
     more_after: Option<u64>,
     /// What is missing, while nothing was told yet because this shard has still to be sent what comes next.
     gap: Option<Missing>,
+    /// Messages up to this offset were left out because its client is slow, and it has not been told.
+    pub(super) left_out: Option<u64>,
 }
 
 impl Part {
@@ -102,17 +106,19 @@ impl Part {
             topic: None,
             seat: None,
             watches: false,
+            by_pattern: false,
             answered: false,
             at: 0,
             epoch: Epoch(0),
             more_after: None,
             gap: None,
+            left_out: None,
         }
     }
 
     /// Nobody follows its topic any more: its place is free.
     pub(super) fn vacate(&mut self) -> (Option<TopicKey>, Option<u32>) {
-        self.more_after = None;
+        (self.more_after, self.left_out) = (None, None);
         self.watches = false;
         (self.topic.take(), self.seat.take())
     }
@@ -141,11 +147,11 @@ impl Stream {
 
     /// One that another process has opened.
     pub(super) fn inherited(kind: Kind, topics: Vec<Following>, retry_ms: u64, window_ms: u64) -> Self {
-        let watches: Vec<bool> = topics.iter().map(|following| following.watches).collect();
+        let flags: Vec<(bool, bool)> = topics.iter().map(|following| (following.watches, following.by_pattern)).collect();
         let start = |following: Following| (following.topic, if following.behind { Start::After(following.at) } else { Start::Latest });
         let topics = topics.into_iter().map(start).collect();
         let mut stream = Self { window_ms, inherited: true, ..Self::new(kind, topics, Vec::new(), retry_ms) };
-        stream.parts.iter_mut().zip(watches).for_each(|(part, watches)| part.watches = watches);
+        stream.parts.iter_mut().zip(flags).for_each(|(part, flags)| (part.watches, part.by_pattern) = flags);
         stream
     }
 
@@ -155,11 +161,17 @@ impl Stream {
             // What comes to another process may be further on in a stream than what has come to this one.
             let is_behind = part.seat.is_none() || part.epoch != own;
             let (at, behind) = part.more_after.map_or((part.at, is_behind), |after| (after, true));
-            Following { topic: part.name.clone(), at: Position { epoch: part.epoch, offset: at }, behind, watches: part.watches }
+            Following {
+                topic: part.name.clone(),
+                at: Position { epoch: part.epoch, offset: at },
+                behind,
+                watches: part.watches,
+                by_pattern: part.by_pattern,
+            }
         };
         let topics = self.parts.iter().filter(|part| part.topic.is_some()).map(following).collect();
         match self.kind {
-            Kind::Json => Doing::Json { topics },
+            Kind::Json => Doing::Json { topics, patterns: self.talk.patterns.clone() },
             _ => Doing::Stream { retry_ms: self.retry_ms, window_ms: self.window_ms, topics },
         }
     }
@@ -172,6 +184,7 @@ impl Stream {
         match self.kind {
             Kind::Events => Format::Sse,
             Kind::Poll => Format::Raw,
+            Kind::Json if self.talk.deflates => Format::JsonDeflate,
             Kind::Json => Format::Json,
         }
     }
@@ -207,6 +220,7 @@ impl<D: Driver> Gateway<D> {
     pub(super) fn begin_stream(&mut self, key: ConnKey, mut stream: Stream) {
         let Some(session) = self.sessions.get_mut(key) else { return };
         session.state = State::Joining;
+        stream.talk.deflates = session.takes_deflated();
         let cold = session.cold.get_or_insert_default();
         cold.turn = cold.turn.wrapping_add(1);
         stream.parts.iter_mut().for_each(|part| part.turn = cold.turn);
@@ -217,7 +231,7 @@ impl<D: Driver> Gateway<D> {
         }
         for number in 0..count {
             if let Err((cause, reason)) = self.begin_part(key, number) {
-                return self.refuse_stream(key, cause, &reason);
+                return self.refuse_stream(key, number, cause, &reason);
             }
         }
     }
@@ -261,7 +275,7 @@ impl<D: Driver> Gateway<D> {
             return self.begin_replay(topic_key, guest, start);
         }
         part.topic = None;
-        self.refuse_stream(guest.conn, CloseCause::TopicFull, &full(&self.limits));
+        self.refuse_stream(guest.conn, guest.number, CloseCause::TopicFull, &full(&self.limits));
     }
 
     /// A piece of what was before came for one of a stream's topics.
@@ -303,6 +317,7 @@ impl<D: Driver> Gateway<D> {
                 place: 0,
                 cursor: feed.log.end(),
                 behind: None,
+                thinned: false,
             };
             let slot = self.seats.insert(seat);
             self.seats.at(slot).place = feed.members.join(Seat::member(slot));
@@ -323,7 +338,7 @@ impl<D: Driver> Gateway<D> {
             }
         } else {
             if answers && kind == Kind::Json {
-                self.tell_subscribed(guest.conn, &replay);
+                self.tell_subscribed(guest.conn, guest.number, &replay);
             }
             if let Some(gap) = replay.gap {
                 self.tell_gap(guest.conn, guest.number, replay.at, gap);
@@ -331,6 +346,7 @@ impl<D: Driver> Gateway<D> {
             self.tell_messages(guest.conn, guest.number, &replay.parcel);
             self.pump(guest.conn);
             if answers {
+                self.answer_pattern(guest.conn);
                 self.talk_on(guest.conn);
             }
         }
@@ -345,9 +361,9 @@ impl<D: Driver> Gateway<D> {
             if let Some(topic) = part.topic.take() {
                 self.leave_part(topic, None);
             }
-            self.refuse_part(guest.conn, CloseCause::NatsUnavailable, NO_PAST);
+            self.refuse_part(guest.conn, guest.number, CloseCause::NatsUnavailable, NO_PAST);
         } else if opens {
-            self.refuse_stream(guest.conn, CloseCause::NatsUnavailable, NO_PAST);
+            self.refuse_stream(guest.conn, guest.number, CloseCause::NatsUnavailable, NO_PAST);
         } else {
             self.end_with(guest.conn, CloseCause::NatsUnavailable, None, NO_PAST);
         }
@@ -462,12 +478,13 @@ impl<D: Driver> Gateway<D> {
         let (epoch, after, messages, topic_key) = (part.epoch, part.at, parcel.frames, part.topic);
         let mut out = std::mem::take(&mut self.scratch);
         out.clear();
-        if !shares && format == Format::Json {
+        if !shares && format.plain() == Format::Json {
+            // What nobody shares is not worth being compressed.
             let name = part.name.clone();
             each_of(parcel, |frame, bytes| {
                 part.at = frame.offset().unwrap_or(part.at + 1);
                 if frame.sender != id || !frame.is_not_echoed() {
-                    push(format, &mut out, &name, Position { epoch, offset: part.at }, frame, bytes);
+                    self.maker.push(Format::Json, &mut out, &name, Position { epoch, offset: part.at }, frame, bytes);
                 }
             });
             self.push_direct(key, &out, &[]);
@@ -488,7 +505,7 @@ impl<D: Driver> Gateway<D> {
                     let mut offset = after;
                     each_of(parcel, |frame, bytes| {
                         offset = frame.offset().unwrap_or(offset + 1);
-                        push(format, &mut out, &part.name, Position { epoch, offset }, frame, bytes);
+                        self.maker.push(format, &mut out, &part.name, Position { epoch, offset }, frame, bytes);
                     });
                     let bytes = Arena::new(1, 1, &self.shared.memory).append(&out, &[]);
                     topic.last_piece = Some(Box::new(MadePiece { format, after, messages, bytes: bytes.clone() }));
@@ -532,12 +549,10 @@ impl<D: Driver> Gateway<D> {
                 return;
             }
             let waits = unsent > 0 && u64::from(micros(self.now).wrapping_sub(sent_us)) >= self.limits.reader_hold_ms * 1000;
-            let queued = end - seat.cursor + unsent as u64;
-            let frames = feed.log.frames() - behind.frame();
-            if !waits && behind.offset() >= lap.floor.offset() {
+            if !waits && !seat.thinned && behind.offset() >= lap.floor.offset() {
                 lap.hold(behind);
-            } else if queued > self.limits.queue_bytes_max || frames > self.limits.queue_frames_max {
-                self.slow.push(key);
+            } else {
+                self.see_to_slow(feed_key, Seat::member(slot), key, behind);
             }
             return;
         }
@@ -588,6 +603,10 @@ impl<D: Driver> Gateway<D> {
         let Some(stream) = session.stream_mut() else { return false };
         let Some(number) = stream.pending.pop_front() else { return self.stream_replay_more(key) };
         stream.replays_next = true;
+        if self.tell_left_out(key, number) {
+            return true;
+        }
+        let Some(stream) = self.sessions.get_mut(key).and_then(|session| session.stream_mut()) else { return false };
         let slot = stream.parts[usize::from(number)].seat.expect("what is pending has a seat");
         let seat = self.seats.at(slot);
         let (Some(from), feed_key) = (seat.behind(), seat.feed) else { return self.stream_catch_up(key) };
@@ -632,6 +651,7 @@ impl<D: Driver> Gateway<D> {
     pub(super) fn leave_stream(&mut self, key: ConnKey) {
         let Some(session) = self.sessions.get_mut(key) else { return };
         let Some(stream) = session.cold.as_mut().and_then(|cold| cold.stream.take()) else { return };
+        self.forget_patterns(key, &stream.talk.patterns);
         for part in stream.parts {
             if let Some(topic_key) = part.topic {
                 if part.watches {
@@ -710,8 +730,8 @@ impl<D: Driver> Gateway<D> {
         })
     }
 
-    /// A stream that cannot be had: an EventSource must be told so with 200 or it never comes back, so it is told in the stream.
-    pub(super) fn refuse_stream(&mut self, key: ConnKey, cause: CloseCause, reason: &str) {
+    /// A stream that cannot be had, or one of its topics, where only that one is refused: an EventSource must be told so with 200 or it never comes back, so it is told in the stream.
+    pub(super) fn refuse_stream(&mut self, key: ConnKey, number: u16, cause: CloseCause, reason: &str) {
         let Some(session) = self.sessions.get_mut(key) else { return };
         let opens = session.state == State::Joining;
         let Some(stream) = session.stream_mut() else { return };
@@ -724,7 +744,7 @@ impl<D: Driver> Gateway<D> {
             }
             Kind::Poll => self.refuse_poll(key, cause, reason),
             Kind::Json if opens => self.end_with(key, cause, None, reason),
-            Kind::Json => self.refuse_part(key, cause, reason),
+            Kind::Json => self.refuse_part(key, number, cause, reason),
         }
     }
 }

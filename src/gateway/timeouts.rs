@@ -173,10 +173,10 @@ impl<D: Driver> Gateway<D> {
 
     /// Bytes of its room that wait for a connection, besides the send in flight.
     pub(super) fn queued_bytes(&self, session: &Session) -> u64 {
-        let room = session.behind.as_ref().zip(session.topic.and_then(|topic| self.topics.get(topic)));
+        let room = session.behind.as_ref().zip(self.feed_of(session));
         let behind = match session.stream() {
             Some(stream) => self.stream_queued(stream),
-            None => room.map_or(0, |(_, topic)| topic.raw.log.end() - session.cursor),
+            None => room.map_or(0, |(_, feed)| feed.log.end() - session.cursor),
         };
         behind + session.direct_bytes() as u64
     }

@@ -3,7 +3,7 @@
 use std::collections::{HashSet, VecDeque};
 
 use super::feed::{Feed, Format};
-use super::forms;
+use super::forms::Maker;
 use super::history::History;
 use super::places::Places;
 use super::presence::Presence;
@@ -16,6 +16,7 @@ use crate::hub::Home;
 use crate::ids::{ConnKey, ShardId, TopicKey};
 use crate::limits::Limits;
 use crate::proto::position::{Epoch, Position};
+use crate::proto::slow::SlowPolicy;
 use crate::proto::topic::TopicName;
 use crate::time::Time;
 
@@ -135,6 +136,8 @@ pub(super) struct Topic {
     pub(super) recounted: bool,
     /// In the list of topics that may hold memory for frames to come.
     pub(super) warm: bool,
+    /// What becomes of its slow readers.
+    pub(super) slow: SlowPolicy,
     pub(super) last_append: Time,
 }
 
@@ -153,23 +156,22 @@ impl Topic {
             dispatching: false,
             recounted: false,
             warm: false,
+            slow: SlowPolicy::Disconnect,
             last_append: Time::ZERO,
         }
     }
 
     pub(super) fn feed(&self, format: Format) -> Option<&Feed> {
-        match format {
-            Format::Raw => Some(&self.raw),
-            Format::Sse => self.made[0].as_ref().map(|made| &made.feed),
-            Format::Json => self.made[1].as_ref().map(|made| &made.feed),
+        match format.made() {
+            None => Some(&self.raw),
+            Some(place) => self.made[place].as_ref().map(|made| &made.feed),
         }
     }
 
     pub(super) fn feed_mut(&mut self, format: Format) -> Option<&mut Feed> {
-        match format {
-            Format::Raw => Some(&mut self.raw),
-            Format::Sse => self.made[0].as_mut().map(|made| &mut made.feed),
-            Format::Json => self.made[1].as_mut().map(|made| &mut made.feed),
+        match format.made() {
+            None => Some(&mut self.raw),
+            Some(place) => self.made[place].as_mut().map(|made| &mut made.feed),
         }
     }
 
@@ -181,31 +183,27 @@ impl Topic {
     /// The feed of a form, from now on if there was none.
     pub(super) fn made(&mut self, format: Format, name: &TopicName, log: impl FnOnce() -> Log) -> &mut Feed {
         let (base, newest) = (self.raw.offset(), self.raw.newest);
-        let slot = match format {
-            Format::Raw => return &mut self.raw,
-            Format::Sse => &mut self.made[0],
-            Format::Json => &mut self.made[1],
-        };
+        let Some(place) = format.made() else { return &mut self.raw };
+        let slot = &mut self.made[place];
         let feed = || Feed { newest, ..Feed::new(log(), base) };
         &mut slot.get_or_insert_with(|| Box::new(Made { name: name.clone(), feed: feed() })).feed
     }
 
     /// Appends messages to the log and makes them into the forms that somebody wants. Which feeds are on a lap then: their turn must come.
-    pub(super) fn append(
-        &mut self,
-        now: Time,
-        scratch: &mut Vec<u8>,
-        append: impl FnOnce(&mut Log),
-    ) -> [Option<Format>; Format::ALL.len()] {
+    pub(super) fn append(&mut self, now: Time, maker: &mut Maker, append: impl FnOnce(&mut Log)) -> [Option<Format>; Format::ALL.len()] {
         let laps = Format::ALL.map(|format| self.feed_mut(format).is_some_and(|feed| feed.want_lap(now)).then_some(format));
         self.last_append = now;
+        for made in &mut self.made {
+            // Nobody has come since the last who wanted it has gone.
+            made.take_if(|made| made.feed.is_idle());
+        }
         let fresh = self.made.iter().any(Option::is_some).then(|| self.raw.log.pin());
         append(&mut self.raw.log);
         self.raw.grown();
         if let Some(fresh) = fresh {
             for (format, made) in Format::MADE.into_iter().zip(&mut self.made) {
                 let Some(made) = made else { continue };
-                forms::make(format, &made.name, &fresh, self.raw.base, self.epoch, scratch, &mut made.feed.log);
+                maker.make(format, &made.name, &fresh, self.raw.base, self.epoch, &mut made.feed.log);
                 made.feed.grown();
             }
         }

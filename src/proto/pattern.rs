@@ -54,6 +54,11 @@ impl Pattern {
         name.strip_prefix(&*self.prefix).filter(|rest| self.open || rest.is_empty())
     }
 
+    /// Whether it matches every name that the other one does.
+    pub(super) fn covers(&self, other: &Self) -> bool {
+        self.rest(&other.prefix).is_some() && (self.open || !other.open)
+    }
+
     /// Whether some name is matched by both.
     pub(super) fn overlaps(&self, other: &Self) -> bool {
         self.rest(&other.prefix).is_some() || other.rest(&self.prefix).is_some()

@@ -19,6 +19,7 @@ use crate::bus::options::Options as NatsOptions;
 use crate::gateway::{AddressSource, Addressing};
 use crate::limits::{Limit, Limits, TABLE};
 use crate::proto::pattern::Pattern;
+use crate::proto::slow::SlowRules;
 
 /// What the gateway runs with.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -35,14 +36,20 @@ pub struct Config {
     pub driver: DriverChoice,
     /// Origins of pages that may connect, in lower case. None: a page's origin must match the host it connects to. `*`: any.
     pub origins: Vec<String>,
+    /// permessage-deflate is agreed to where clients offer it.
+    pub compression: bool,
     /// Topics of which it is told who is in them.
     pub presence: Vec<Pattern>,
+    /// Whether clients may subscribe to all topics whose names begin with something.
+    pub wildcards: bool,
     /// How clients' addresses are found.
     pub addressing: Addressing,
     /// What a planned restart goes on from; `None` when it begins anew.
     pub state: Option<PathBuf>,
     /// What SIGUSR2 does.
     pub restart: RestartChoice,
+    /// What becomes of slow readers.
+    pub slow: SlowRules,
     /// How NATS is reached, and what for.
     pub nats: NatsOptions,
     /// Every bound.
@@ -60,10 +67,13 @@ impl Default for Config {
             cpus: Cpus::Auto,
             driver: DriverChoice::Auto,
             origins: Vec::new(),
+            compression: false,
             presence: Vec::new(),
+            wildcards: false,
             addressing: Addressing::default(),
             state: None,
             restart: RestartChoice::HandOver,
+            slow: SlowRules::default(),
             nats: NatsOptions::default(),
             limits: Limits::default(),
             log: LogConfig { format: LogFormat::Text, filter: "info".to_owned() },
@@ -384,6 +394,16 @@ const SETTINGS: &[Setting] = &[
         show: |config| config.origins.clone().into(),
     },
     Setting {
+        key: "compression",
+        flag: "--compression",
+        environment: "SHARDCAST_COMPRESSION",
+        about: "Whether messages are compressed for WebSockets that offer it (permessage-deflate), each once for all who get it. \
+                It saves bytes and costs publishers' time: for large, repetitive messages to clients on slow or metered networks.",
+        unit: "true or false",
+        apply: |config, raw| values::flag(raw).map(|value| config.compression = value),
+        show: |config| config.compression.into(),
+    },
+    Setting {
         key: "trusted_proxies",
         flag: "",
         environment: "SHARDCAST_TRUSTED_PROXIES",
@@ -413,6 +433,16 @@ const SETTINGS: &[Setting] = &[
         show: |config| config.presence.iter().map(|pattern| pattern.to_string()).collect::<Vec<_>>().into(),
     },
     Setting {
+        key: "wildcards",
+        flag: "",
+        environment: "SHARDCAST_WILDCARDS",
+        about: "Whether clients may subscribe to all topics whose names begin with something (docs/protocol.md, section 13). \
+                Whoever may needs to know no name to hear everything.",
+        unit: "true or false",
+        apply: |config, raw| values::flag(raw).map(|value| config.wildcards = value),
+        show: |config| config.wildcards.into(),
+    },
+    Setting {
         key: "state",
         flag: "--state",
         environment: "SHARDCAST_STATE",
@@ -421,6 +451,17 @@ const SETTINGS: &[Setting] = &[
         unit: "path or \"off\"",
         apply: |config, raw| values::path_or_off(raw).map(|value| config.state = value),
         show: |config| config.state.as_ref().map_or_else(|| "off".to_owned(), |path| path.display().to_string()).into(),
+    },
+    Setting {
+        key: "slow",
+        flag: "--slow",
+        environment: "SHARDCAST_SLOW",
+        about: "What becomes of readers for whom more than limits.queue_soft_bytes of a topic waits, by rules \"TOPICS POLICY\", for example [\"prices.* drop_oldest\"]; \
+                in the environment and the flag separated by commas. Topics are a name, or the beginning of names with a *; the first rule that matches holds. \
+                \"drop_oldest\" leaves out the oldest messages that wait and says so with a gap; \"disconnect\", which every other topic has, ends readers at the hard bound (4508).",
+        unit: "rules",
+        apply: |config, raw| values::slow_rules(raw).map(|value| config.slow = value),
+        show: |config| config.slow.iter().map(|rule| rule.to_string()).collect::<Vec<_>>().into(),
     },
     Setting {
         key: "nats.servers",
@@ -664,6 +705,13 @@ impl Builder {
             self.problems.push(format!(
                 "client_address is \"{}\" and no proxy is trusted to say it; list the networks of yours in trusted_proxies",
                 values::address_source_word(addressing.source)
+            ));
+        }
+        let limits = &self.config.limits;
+        if self.config.slow.thin_anybody() && limits.queue_soft_bytes > limits.queue_bytes_max {
+            self.problems.push(format!(
+                "limits.queue_soft_bytes is {}, above limits.queue_bytes_max {}: slow readers would be ended before anything is left out for them; lower the first or raise the second",
+                limits.queue_soft_bytes, limits.queue_bytes_max
             ));
         }
         if let Err(problem) = self.config.nats.check() {

@@ -448,6 +448,7 @@ impl Plan<'_> {
         let pages = web::pages();
         let addressing = Arc::new(self.config.addressing.clone());
         let origins: Arc<[String]> = self.config.origins.clone().into();
+        let slow = Arc::new(self.config.slow.clone());
         let presence: Arc<[Pattern]> = self.config.presence.clone().into();
         let (started, starts) = bounded::<Started>(shards);
         let mut crew = Crew::default();
@@ -461,8 +462,11 @@ impl Plan<'_> {
                 counters: Arc::clone(&self.counters[index]),
                 limits: Arc::clone(&self.limits),
                 origins: Arc::clone(&origins),
+                compression: self.config.compression,
                 presence: Arc::clone(&presence),
+                wildcards: self.config.wildcards,
                 addressing: Arc::clone(&addressing),
+                slow: Arc::clone(&slow),
                 pages: Arc::clone(&pages),
                 placement: self.placement,
                 mailbox,

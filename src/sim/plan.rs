@@ -287,7 +287,7 @@ impl Plan {
             NatsPlan::draw_limits(choices, &mut limits, harsh);
             NatsPlan::draw(choices, rooms, message_bytes_max, seed)
         });
-        let shards = ShardsPlan { shards, limits, ring, seed };
+        let shards = ShardsPlan { shards, limits, slow: Default::default(), ring, seed };
         let interlude = match seed % 10 {
             0 => Interlude::Rebalance,
             1 => Interlude::CalledOff,

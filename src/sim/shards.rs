@@ -20,6 +20,7 @@ use crate::hub::Placement;
 use crate::ids::ShardId;
 use crate::limits::Limits;
 use crate::proto::position::Epoch;
+use crate::proto::slow::SlowRules;
 use crate::proto::subject::Rules;
 use crate::time::Time;
 
@@ -30,6 +31,8 @@ pub struct ShardsPlan {
     pub shards: u16,
     /// The bounds; those that a process works out at start must be given.
     pub limits: Limits,
+    /// What becomes of slow readers.
+    pub slow: SlowRules,
     /// Sizes of the simulated rings.
     pub ring: SimRingSize,
     /// Seed of what is random inside the gateways.
@@ -125,8 +128,11 @@ impl<K: Kernel> Shards<K> {
                 counters: Arc::clone(&counters[index]),
                 limits: Arc::clone(&limits),
                 origins: Arc::new([]),
+                compression: false,
                 presence: Arc::new([]),
+                wildcards: false,
                 addressing: Arc::default(),
+                slow: Arc::new(plan.slow.clone()),
                 pages: Arc::new([Page { path: "/", media_type: "text/html", body: "a page".into(), shared: false }]),
                 placement,
                 mailbox,

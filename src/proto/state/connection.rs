@@ -4,8 +4,10 @@ use std::net::IpAddr;
 
 use super::{Body, StateError, name, numbers, short};
 use crate::proto::json::presence::User;
+use crate::proto::pattern::Pattern;
 use crate::proto::position::{Epoch, Position};
 use crate::proto::topic::TopicName;
+use crate::proto::ws::extension::Window;
 
 /// A connection: what it does, and the bytes that were on their way.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -18,6 +20,8 @@ pub struct Connection {
     pub client: Option<IpAddr>,
     /// What its client calls itself.
     pub user: Option<User>,
+    /// What was agreed to about compression.
+    pub deflate: Option<Window>,
     /// Bytes that came and were not handled.
     pub input: Vec<u8>,
     /// Bytes that its client is owed.
@@ -40,6 +44,8 @@ pub enum Doing {
         topic: TopicName,
         /// Its own messages are left out.
         no_echo: bool,
+        /// It is thinned where the room's rule says so, and not ended.
+        thins: bool,
         /// It is to be given what comes after this position; without one, what is published from now on.
         after: Option<Position>,
     },
@@ -58,6 +64,8 @@ pub enum Doing {
     Json {
         /// What it is subscribed to.
         topics: Vec<Following>,
+        /// What the names of topics begin with that it wants, all of them.
+        patterns: Vec<Pattern>,
     },
     /// It ends: it is given what it is owed, and nothing that comes from it matters.
     Ending,
@@ -74,6 +82,8 @@ pub struct Following {
     pub behind: bool,
     /// It is told who comes and goes.
     pub watches: bool,
+    /// A pattern has brought it.
+    pub by_pattern: bool,
 }
 
 impl Connection {
@@ -91,10 +101,11 @@ impl Connection {
             }
         }
         short(out, self.user.as_ref().map_or("", User::as_str));
+        out.push(self.deflate.map_or(0, Window::bits));
         match &self.doing {
             Doing::Request { served, preface } => out.extend_from_slice(&[0, u8::from(*served), u8::from(*preface)]),
-            Doing::Room { topic, no_echo, after } => {
-                out.extend_from_slice(&[1, u8::from(*no_echo), u8::from(after.is_some())]);
+            Doing::Room { topic, no_echo, thins, after } => {
+                out.extend_from_slice(&[if *thins { 6 } else { 1 }, u8::from(*no_echo), u8::from(after.is_some())]);
                 short(out, topic.as_str());
                 after.iter().for_each(|after| encode_position(out, *after));
             }
@@ -105,9 +116,11 @@ impl Connection {
                 encode_topics(out, topics);
             }
             Doing::Ending => out.push(4),
-            Doing::Json { topics } => {
+            Doing::Json { topics, patterns } => {
                 out.push(5);
                 encode_topics(out, topics);
+                numbers(out, &[patterns.len() as u64]);
+                patterns.iter().for_each(|pattern| short(out, &pattern.to_string()));
             }
         }
         out.extend_from_slice(&self.input);
@@ -126,12 +139,16 @@ impl Connection {
             "" => None,
             user => Some(User::parse(user).map_err(|_| StateError::Senseless("a user is none"))?),
         };
+        let deflate = match body.byte()? {
+            0 => None,
+            bits => Some(Window::of_bits(bits).ok_or(StateError::Senseless("a window is of no known size"))?),
+        };
         let doing = match body.byte()? {
             0 => Doing::Request { served: body.flag()?, preface: body.flag()? },
-            1 => {
+            kind @ (1 | 6) => {
                 let (no_echo, has_more) = (body.flag()?, body.flag()?);
                 let topic = name(body.short()?)?;
-                Doing::Room { topic, no_echo, after: has_more.then(|| decode_position(body)).transpose()? }
+                Doing::Room { topic, no_echo, thins: kind == 6, after: has_more.then(|| decode_position(body)).transpose()? }
             }
             2 => Doing::Echo,
             3 => {
@@ -139,12 +156,16 @@ impl Connection {
                 Doing::Stream { retry_ms, window_ms, topics: decode_topics(body)? }
             }
             4 => Doing::Ending,
-            5 => Doing::Json { topics: decode_topics(body)? },
+            5 => {
+                let topics = decode_topics(body)?;
+                let pattern = |body: &mut Body<'_>| body.short()?.parse().map_err(|_| StateError::Senseless("a pattern is none"));
+                Doing::Json { topics, patterns: (0..body.number()?).map(|_| pattern(body)).collect::<Result<_, _>>()? }
+            }
             _ => return Err(StateError::Senseless("a connection does nothing known")),
         };
         let input = body.take(usize::try_from(input).unwrap_or(usize::MAX))?.to_vec();
         let rest = std::mem::take(&mut body.0).to_vec();
-        Ok(Self { doing, age_ms, client, user, input, rest })
+        Ok(Self { doing, age_ms, client, user, deflate, input, rest })
     }
 }
 
@@ -158,8 +179,8 @@ fn decode_position(body: &mut Body<'_>) -> Result<Position, StateError> {
 
 fn encode_topics(out: &mut Vec<u8>, topics: &[Following]) {
     numbers(out, &[topics.len() as u64]);
-    for Following { topic, at, behind, watches } in topics {
-        out.extend_from_slice(&[u8::from(*behind), u8::from(*watches)]);
+    for Following { topic, at, behind, watches, by_pattern } in topics {
+        out.extend_from_slice(&[u8::from(*behind), u8::from(*watches), u8::from(*by_pattern)]);
         short(out, topic.as_str());
         encode_position(out, *at);
     }
@@ -167,8 +188,8 @@ fn encode_topics(out: &mut Vec<u8>, topics: &[Following]) {
 
 fn decode_topics(body: &mut Body<'_>) -> Result<Vec<Following>, StateError> {
     let following = |body: &mut Body<'_>| {
-        let (behind, watches) = (body.flag()?, body.flag()?);
-        Ok(Following { topic: name(body.short()?)?, at: decode_position(body)?, behind, watches })
+        let (behind, watches, by_pattern) = (body.flag()?, body.flag()?, body.flag()?);
+        Ok(Following { topic: name(body.short()?)?, at: decode_position(body)?, behind, watches, by_pattern })
     };
     (0..body.number()?).map(|_| following(body)).collect()
 }
@@ -182,17 +203,18 @@ pub(super) mod tests {
         let topic = |name| TopicName::parse(name).expect("a name");
         let at = |epoch, offset| Position { epoch: Epoch(epoch), offset };
         let topics = vec![
-            Following { topic: topic("a"), at: at(1, 7), behind: false, watches: true },
-            Following { topic: topic("news.sport"), at: at(2, 0), behind: true, watches: false },
+            Following { topic: topic("a"), at: at(1, 7), behind: false, watches: true, by_pattern: false },
+            Following { topic: topic("news.sport"), at: at(2, 0), behind: true, watches: false, by_pattern: true },
         ];
         let doings = [
             Doing::Request { served: true, preface: false },
-            Doing::Room { topic: topic("lobby"), no_echo: true, after: None },
-            Doing::Room { topic: topic("lobby"), no_echo: false, after: Some(at(3, 17)) },
+            Doing::Room { topic: topic("lobby"), no_echo: true, thins: false, after: None },
+            Doing::Room { topic: topic("lobby"), no_echo: false, thins: false, after: Some(at(3, 17)) },
+            Doing::Room { topic: topic("lobby"), no_echo: true, thins: true, after: Some(at(3, 17)) },
             Doing::Echo,
             Doing::Stream { retry_ms: 3000, window_ms: 60_000, topics: topics.clone() },
-            Doing::Json { topics },
-            Doing::Json { topics: Vec::new() },
+            Doing::Json { topics, patterns: vec!["news.*".parse().expect("a pattern"), "*".parse().expect("a pattern")] },
+            Doing::Json { topics: Vec::new(), patterns: Vec::new() },
             Doing::Ending,
         ];
         let clients = [None, Some(IpAddr::from([192, 0, 2, 1])), Some(IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, 1]))];
@@ -201,6 +223,7 @@ pub(super) mod tests {
             age_ms: 1000 * number as u64,
             client,
             user: (number % 2 == 1).then(|| User::parse("anna").expect("a user")),
+            deflate: Window::of_bits(number as u8 + 6),
             input: vec![number as u8; number],
             rest: b"rest"[..number % 5].to_vec(),
         })

@@ -162,6 +162,30 @@ fn what_is_shown_reads_back_and_names_its_sources() {
 }
 
 #[test]
+fn rules_for_slow_readers_are_read_in_every_layer_and_mistakes_say_what_to_write() {
+    let layers = with_file("slow = [\"prices.audit disconnect\", \"prices.* drop_oldest\"]\n");
+    let shown = layers.resolve().expect("rules").config.slow.iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(shown, ["prices.audit disconnect", "prices.* drop_oldest"]);
+    let environment = |value: &str| Layers { environment: vec![("SHARDCAST_SLOW".to_owned(), value.into())], ..Layers::default() };
+    assert_eq!(environment("a disconnect, * drop_oldest").resolve().expect("rules").config.slow.iter().count(), 2);
+    for (value, says) in [
+        ("prices.* drop-oldest", "did you mean drop_oldest?"),
+        ("prices.* discard", "there are disconnect, drop_oldest"),
+        ("drop_oldest prices.*", "write \"prices.* drop_oldest\""),
+        ("* drop_oldest, a disconnect", "is never reached"),
+    ] {
+        let problems = problems(&environment(value));
+        assert!(
+            problems.len() == 1 && problems[0].starts_with("SHARDCAST_SLOW has a mistake: ") && problems[0].contains(says),
+            "{problems:?}"
+        );
+    }
+    let above = problems(&with_file("slow = [\"a drop_oldest\"]\n[limits]\nqueue_bytes_max = \"128KiB\"\n"));
+    assert!(above[0].starts_with("limits.queue_soft_bytes is 262144, above limits.queue_bytes_max 131072: "), "{above:?}");
+    assert!(with_file("[limits]\nqueue_bytes_max = \"128KiB\"\n").resolve().is_ok(), "without a rule it has no meaning");
+}
+
+#[test]
 fn an_unspecified_address_takes_the_port_of_its_family_and_that_of_ipv6_of_both() {
     for (listen, admin, overlap) in [
         ("[::]:9090", "127.0.0.1:9090", true),

@@ -3,12 +3,13 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use super::{Cpus, DriverChoice, LogFormat, RestartChoice};
+use super::{Cpus, DriverChoice, LogFormat, RestartChoice, closest};
 use crate::bus::options::{check_server, check_stream};
 use crate::gateway::AddressSource;
 use crate::limits::{Limit, Unit};
 use crate::proto::client_address::{ForwardingHeader, Networks};
 use crate::proto::pattern::{Pattern, PatternError};
+use crate::proto::slow::{SlowPolicy, SlowRuleError, SlowRules};
 use crate::proto::subject::{DEFAULT_RULE, RuleError, Rules};
 use crate::server::host::SHARDS_MAX;
 
@@ -34,6 +35,17 @@ impl Raw {
             Self::List(_) => "an array".to_owned(),
             Self::Other(kind) => (*kind).to_owned(),
         }
+    }
+}
+
+/// Yes or no.
+pub(super) fn flag(raw: &Raw) -> Result<bool, String> {
+    match raw {
+        Raw::Text(text) if text == "true" => Ok(true),
+        Raw::Text(text) if text == "false" => Ok(false),
+        Raw::Other("true") => Ok(true),
+        Raw::Other("false") => Ok(false),
+        _ => Err(format!("is {}; write true or false", raw.describe())),
     }
 }
 
@@ -105,6 +117,19 @@ pub(super) fn nats_stream(raw: &Raw) -> Result<Option<String>, String> {
 pub(super) fn bridge_rules(raw: &Raw) -> Result<Rules, String> {
     let rules = strings(raw, DEFAULT_RULE)?.into_iter().map(str::parse).collect::<Result<_, RuleError>>();
     rules.and_then(Rules::new).map_err(|error| format!("has a mistake: {error}"))
+}
+
+/// What becomes of slow readers. In a string rules are separated by commas.
+pub(super) fn slow_rules(raw: &Raw) -> Result<SlowRules, String> {
+    let rules = strings(raw, "prices.* drop_oldest")?.into_iter().map(str::parse).collect::<Result<_, SlowRuleError>>();
+    rules.and_then(SlowRules::new).map_err(|error| {
+        let meant = match &error {
+            SlowRuleError::UnknownPolicy { word, .. } => closest(word, SlowPolicy::ALL.into_iter().map(|policy| policy.word().to_owned())),
+            _ => None,
+        };
+        let hint = meant.map_or_else(String::new, |word| format!("; did you mean {word}?"));
+        format!("has a mistake: {error}{hint}")
+    })
 }
 
 /// Topics that something is for. In a string they are separated by commas.
