@@ -272,6 +272,8 @@ pub struct Holdings {
     pub unread: usize,
     /// Messages to other shards that wait for room.
     pub unsent: usize,
+    /// What concerns NATS: topics that it is asked for, messages and publishers that wait for it, requests for the past.
+    pub of_nats: usize,
 }
 
 /// Messages from other shards that one step handles.
@@ -561,12 +563,18 @@ impl<D: Driver> Gateway<D> {
             waiting_publishers: self.woken.len() + self.memory_waiters.len(),
             unread: self.unread(),
             unsent: self.mailbox.overflow(),
+            of_nats: self.bridge.as_ref().map_or(0, |bridge| bridge.holdings()),
         }
     }
 
     /// Messages of other shards that wait to be received.
     pub fn unread(&self) -> usize {
         self.mailbox.depth()
+    }
+
+    /// Whether something of NATS has come that this shard must be woken for.
+    pub fn hears_of_nats(&self) -> bool {
+        self.bridge.as_ref().is_some_and(|bridge| bridge.hears())
     }
 
     /// Messages to other shards so far.

@@ -60,6 +60,11 @@ impl Sequencing {
         self.next_token += 1;
         self.next_token
     }
+
+    /// Publishers and guests that wait for the stream.
+    pub(super) fn holdings(&self) -> usize {
+        self.awaiting.len() + self.past.holdings()
+    }
 }
 
 impl<D: Driver> Gateway<D> {
