@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 
-use super::link::Outgoing;
+use super::link::{Answer, Notice, Outgoing};
 use crate::ids::ShardId;
 
 /// How long an acknowledgement may take before everything is sent again.
@@ -16,11 +16,11 @@ const HOLD_MS: u64 = 100;
 
 /// A message that waits for its acknowledgement.
 #[derive(Debug)]
-pub(super) struct Waiting {
+pub(crate) struct Waiting {
     /// Whose home it comes from.
-    pub(super) shard: ShardId,
+    pub(crate) shard: ShardId,
     /// The message.
-    pub(super) message: Outgoing,
+    pub(crate) message: Outgoing,
     since_ms: u64,
     sent_ms: Option<u64>,
     overtaken: bool,
@@ -28,7 +28,7 @@ pub(super) struct Waiting {
 
 /// All messages of a node that wait for theirs.
 #[derive(Debug, Default)]
-pub(super) struct Outstanding {
+pub(crate) struct Outstanding {
     /// The number of the first in the list.
     first: u64,
     list: VecDeque<Option<Waiting>>,
@@ -39,24 +39,25 @@ pub(super) struct Outstanding {
 
 impl Outstanding {
     /// Whether nothing waits.
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.list.is_empty()
     }
 
     /// Takes one up, behind all others.
-    pub(super) fn push(&mut self, shard: ShardId, message: Outgoing, now_ms: u64) {
+    pub(crate) fn push(&mut self, shard: ShardId, message: Outgoing, now_ms: u64) {
         self.list.push_back(Some(Waiting { shard, message, since_ms: now_ms, sent_ms: None, overtaken: false }));
     }
 
     /// The next to be sent, with its number.
-    pub(super) fn next(&mut self, now_ms: u64) -> Option<(u64, Outgoing)> {
+    pub(crate) fn next(&mut self, now_ms: u64) -> Option<(u64, Outgoing)> {
         if now_ms < self.hold_until_ms {
             return None;
         }
         while let Some(slot) = self.list.get_mut(self.sent) {
             let number = self.first + self.sent as u64;
             self.sent += 1;
-            if let Some(waiting) = slot {
+            // One that was overtaken would come behind its successor: it is given up.
+            if let Some(waiting) = slot.as_mut().filter(|waiting| !waiting.overtaken) {
                 waiting.sent_ms = Some(now_ms);
                 return Some((number, waiting.message.clone()));
             }
@@ -65,7 +66,7 @@ impl Outstanding {
     }
 
     /// One of them is done with, as stored; none when it was before.
-    pub(super) fn acknowledged(&mut self, number: u64) -> Option<Waiting> {
+    pub(crate) fn acknowledged(&mut self, number: u64) -> Option<Waiting> {
         let index = usize::try_from(number.checked_sub(self.first)?).ok()?;
         let done = self.list.get_mut(index)?.take()?;
         for earlier in self.list.range_mut(..index).flatten() {
@@ -76,15 +77,16 @@ impl Outstanding {
     }
 
     /// One of them is done with, and not stored.
-    pub(super) fn refused(&mut self, number: u64) -> Option<Waiting> {
+    pub(crate) fn refused(&mut self, number: u64) -> Option<Waiting> {
         let index = usize::try_from(number.checked_sub(self.first)?).ok()?;
         let done = self.list.get_mut(index)?.take()?;
         self.compact();
         Some(done)
     }
 
-    /// The stream takes nothing at the moment: everything is sent again, a little later.
-    pub(super) fn hold(&mut self, now_ms: u64) {
+    /// The stream takes nothing at the moment, or the connection is another one: everything is sent again, a little later. What was sent behind others that are lost
+    /// may have come to the stream, and its acknowledgement has that time to say so: then they would come behind it.
+    pub(crate) fn hold(&mut self, now_ms: u64) {
         if now_ms >= self.hold_until_ms {
             self.hold_until_ms = now_ms + HOLD_MS;
             self.send_again();
@@ -92,13 +94,13 @@ impl Outstanding {
     }
 
     /// Everything is sent again: what was sent may be lost.
-    pub(super) fn send_again(&mut self) {
+    pub(crate) fn send_again(&mut self) {
         self.sent = 0;
         self.list.iter_mut().flatten().for_each(|waiting| waiting.sent_ms = None);
     }
 
     /// Has everything sent again if the oldest has waited too long for its acknowledgement. Who is given up: has waited for longer than `patience_ms`, or was overtaken.
-    pub(super) fn look(&mut self, now_ms: u64, patience_ms: u64) -> Vec<Waiting> {
+    pub(crate) fn look(&mut self, now_ms: u64, patience_ms: u64) -> Vec<Waiting> {
         let late = |waiting: &Waiting| waiting.sent_ms.is_some_and(|sent_ms| now_ms.saturating_sub(sent_ms) >= ACK_WITHIN_MS);
         if self.list.front().and_then(Option::as_ref).is_some_and(late) {
             self.send_again();
@@ -123,6 +125,16 @@ impl Outstanding {
 }
 
 impl Waiting {
+    /// What is said of it, and to which shard, now that it is known what became of it.
+    pub(crate) fn notice(self, answer: Answer) -> Option<(ShardId, Notice)> {
+        let tracked = self.message.tracked?;
+        match (tracked.token, &answer) {
+            (Some(token), _) => Some((self.shard, Notice::Answer { token, answer })),
+            (None, Answer::Stored { .. }) => None,
+            (None, _) => Some((tracked.sender.shard, Notice::Untaken { conn: tracked.sender.key })),
+        }
+    }
+
     /// Whether the other comes from the same client and goes to the same subject: those two may not change places.
     fn is_of_the_same(&self, other: &Self) -> bool {
         let sender = |waiting: &Self| waiting.message.tracked.as_ref().map(|tracked| tracked.sender);

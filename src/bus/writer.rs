@@ -21,7 +21,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
 use super::ends::Ends;
 use super::envelope::{self, NODE, SENDER};
-use super::link::{Answer, LinkShared, Notice, Outgoing};
+use super::link::{Answer, LinkShared, Outgoing};
 use super::outstanding::{Outstanding, Waiting};
 use super::status::Status;
 use crate::ids::ShardId;
@@ -132,8 +132,7 @@ impl Writer {
                 _ = looks.tick() => {
                     if status.connects.value() != connects {
                         connects = status.connects.value();
-                        self.outstanding.borrow_mut().send_again();
-                        self.more.notify_one();
+                        self.outstanding.borrow_mut().hold(self.now_ms());
                     }
                     let patience_ms = if status.down_ms.value() < LOST_MS { self.patience_ms } else { 0 };
                     let given_up = self.outstanding.borrow_mut().look(self.now_ms(), patience_ms);
@@ -180,11 +179,8 @@ impl Writer {
     /// Tells the shard of a message what became of it.
     async fn finish(&self, waiting: Waiting, answer: Answer) {
         self.ends.settle(waiting.shard, &waiting.message);
-        let Some(tracked) = waiting.message.tracked else { return };
-        match (tracked.token, &answer) {
-            (Some(token), _) => self.ends.tell(waiting.shard, Notice::Answer { token, answer }).await,
-            (None, Answer::Stored { .. }) => {}
-            (None, _) => self.ends.tell(tracked.sender.shard, Notice::Untaken { conn: tracked.sender.key }).await,
+        if let Some((shard, notice)) = waiting.notice(answer) {
+            self.ends.tell(shard, notice).await;
         }
     }
 }
