@@ -75,9 +75,10 @@ impl Writer {
     /// The task that sends.
     pub(super) async fn send(self: Rc<Self>, status: Arc<LinkShared>) {
         loop {
-            let next = self.outstanding.borrow_mut().next(self.now_ms());
+            // What the client is given while there is no connection would go out on the next one, before what was lost with the last.
+            let next = if status.status.is_connected() { self.outstanding.borrow_mut().next(self.now_ms()) } else { None };
             let Some((number, message)) = next else {
-                // While the stream is left alone nobody says when that is over.
+                // While there is no connection, or the stream is left alone, nobody says when that is over.
                 let _ = timeout(LOOK, self.more.notified()).await;
                 continue;
             };
@@ -165,7 +166,7 @@ impl Writer {
                 };
                 self.finish(waiting, answer).await;
             }
-            Judgement::NotNow => self.outstanding.borrow_mut().hold(self.now_ms()),
+            Judgement::NotNow => self.outstanding.borrow_mut().put_off(number, self.now_ms()),
             Judgement::Never(why) => {
                 let done = self.outstanding.borrow_mut().refused(number);
                 let Some(waiting) = done else { return };

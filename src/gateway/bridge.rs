@@ -394,7 +394,7 @@ impl<D: Driver> Gateway<D> {
     /// Gives a message from NATS its place; back when its topic takes none now.
     fn take_from_nats(&mut self, incoming: Incoming) -> Option<Incoming> {
         // In a process that is about to give out its topics they get no more.
-        let listens = !self.shared.is_drained() && self.bridge.as_ref().is_some_and(|bridge| bridge.listened.contains_key(&incoming.topic));
+        let listens = !self.gives_out_topics() && self.bridge.as_ref().is_some_and(|bridge| bridge.listened.contains_key(&incoming.topic));
         let topic = self.topics.get(incoming.topic).filter(|_| listens)?;
         if !topic.takes_messages(&self.limits) || self.shared.is_over_memory() {
             return Some(incoming);

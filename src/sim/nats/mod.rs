@@ -222,7 +222,10 @@ impl Nats {
         now: Time,
         ledger: &mut Ledger,
     ) -> (Self, Vec<(Port, Arc<Rules>)>) {
-        let server = Server::new(plan.epoch, plan.begins_after);
+        let has = |is: fn(&Fault) -> bool| plan.faults.iter().any(|(_, fault)| is(fault));
+        let cuts = has(|fault| matches!(fault, Fault::Cut { .. }));
+        let mixes = cuts && has(|fault| matches!(fault, Fault::Frozen(_)));
+        let server = Server::new(plan.epoch, plan.begins_after, mixes);
         let (node, ports) = Node::new(1, shards.shards, &shards.limits, &server, now);
         let never = Time::from_nanos(u64::MAX);
         let other = |plan: &OtherPlan| {
@@ -234,7 +237,6 @@ impl Nats {
         // When time jumps it is late for everything.
         let are_there = harsh || !plan.faults.is_empty();
         let (next, refusals_left) = (VecDeque::new(), plan.refusals);
-        let cuts = plan.faults.iter().any(|(_, fault)| matches!(fault, Fault::Cut { .. }));
         let faults = Faults { are_there, cuts, next, frozen_until: Time::ZERO, not_now_until: Time::ZERO, refusals_left };
         let rules = Arc::new(Rules::new(vec![RULE.parse().expect("a rule")]).expect("one rule is in nobody's way"));
         let ports = ports.into_iter().map(|port| (port, Arc::clone(&rules))).collect();

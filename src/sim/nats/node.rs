@@ -189,7 +189,7 @@ impl Node {
         for (lane, _) in self.unlooked.iter().enumerate().filter(|(_, unlooked)| **unlooked) {
             may(Time::ZERO, Deed::Take(lane));
         }
-        if self.may_send && (self.wire || self.kept.len() < CLIENT_MESSAGES) {
+        if self.may_send && self.shared.status.is_connected() && (self.wire || self.kept.len() < CLIENT_MESSAGES) {
             may(Time::ZERO, Deed::Send);
         }
         if let Some((at, _)) = self.up.front() {
@@ -259,6 +259,8 @@ impl Node {
             }
             Deed::Stray => {
                 let Some((_, sent)) = self.strays.pop_front() else { return };
+                // Beside the next connection what is late has no order.
+                server.put_off.insert(sent.id.clone());
                 let reply = self.serve(sent, faults, server, plan, world, ledger);
                 // The answer finds the next connection, if there is one.
                 if self.wire {
@@ -368,7 +370,7 @@ impl Node {
                 self.finish(waiting, answer);
             }
             Verdict::NotNow => {
-                self.outstanding.hold(millis(now));
+                self.outstanding.put_off(reply.number, millis(now));
                 self.may_send = true;
             }
             Verdict::Never => {

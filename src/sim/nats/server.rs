@@ -39,11 +39,13 @@ pub(super) struct Server {
     /// Ids under which it takes nothing, and those that it did not take once.
     pub(super) never: HashSet<String>,
     pub(super) put_off: HashSet<String>,
+    /// Connections are lost while it is frozen: what it finds on one may come behind what came on the next.
+    mixes: bool,
 }
 
 impl Server {
-    pub(super) fn new(epoch: Epoch, last: u64) -> Self {
-        Self { epoch, last, messages: BTreeMap::new(), ids: HashMap::new(), never: HashSet::new(), put_off: HashSet::new() }
+    pub(super) fn new(epoch: Epoch, last: u64, mixes: bool) -> Self {
+        Self { epoch, last, messages: BTreeMap::new(), ids: HashMap::new(), never: HashSet::new(), put_off: HashSet::new(), mixes }
     }
 
     /// Takes a message, unless one came before under its id, behind so many others that are deleted at once. Its sequence, and whether it was there.
@@ -55,7 +57,7 @@ impl Server {
         if let (Some(room), Some(record)) = (room_of(&message.subject), &mut ledger.record) {
             let name = name_of(&message.payload).unwrap_or_else(|| panic!("the stream is given what nobody has said"));
             // Of what came behind one that was put off the acknowledgement may be lost: then that one comes behind it.
-            let in_order = !id.as_ref().is_some_and(|id| self.put_off.contains(id));
+            let in_order = !self.mixes && !id.as_ref().is_some_and(|id| self.put_off.contains(id));
             record.store(room, self.last, name, in_order);
         }
         if let Some(record) = &mut ledger.record {
