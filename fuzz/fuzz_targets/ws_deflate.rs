@@ -21,7 +21,7 @@ fuzz_target!(|data: &[u8]| {
         assert!(compressed.len() < data.len());
         assert_eq!(inflater.inflate(compressed, data.len() as u64), Ok(data));
         let whole = [compressed, &[0, 0, 0xff, 0xff, 1, 0, 0, 0xff, 0xff]].concat();
-        assert_eq!(decompress_to_vec_with_limit(&whole, data.len() + 1).as_deref(), Ok(data), "another implementation");
+        assert_eq!(decompress_to_vec_with_limit(&whole, data.len() + 1).expect("another implementation inflates it"), data);
     }
     // Blocks with a last one, as senders without a flush make them.
     for level in [0, 6] {
