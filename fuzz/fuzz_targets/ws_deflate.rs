@@ -14,7 +14,8 @@ fuzz_target!(|data: &[u8]| {
     let mut inflater = Inflater::new();
     let first = inflater.inflate(data, BYTES_MAX).map(<[u8]>::to_vec);
     assert!(first.as_ref().is_ok_and(|message| message.len() as u64 <= BYTES_MAX) || first.is_err());
-    assert_eq!(inflater.inflate(data, BYTES_MAX).map(<[u8]>::to_vec), first, "nothing is taken over");
+    // One that is too long and broken besides is called either.
+    assert_eq!(inflater.inflate(data, BYTES_MAX).ok(), first.as_deref().ok(), "nothing is taken over");
 
     let mut deflater = Deflater::new();
     if let Some(compressed) = deflater.deflate(data) {
