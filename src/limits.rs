@@ -148,6 +148,10 @@ limits! {
     presence_members_max: Count = 200, 1 => 100_000;
     /// How long changes of who is in a topic gather until watchers are told; five times as long where only the number is told.
     presence_tick_ms: Millis = 200, 10 => 60_000;
+    /// Patterns (`subscribe` with `pattern`) of one connection of `shardcast.v1.json`.
+    wildcards_max: Count = 16, 1 => 1024;
+    /// Topics that its patterns bring to one connection, besides those it names; more are left out, and it is told so.
+    wildcard_topics_max: Count = 256, 1 => 16_384;
     /// Newest messages of a topic that are kept for those who come back, an eighth more at times; 0 keeps none.
     history_messages: Count = 100, 0 => 1_000_000;
     /// How long they are kept, a second more at times.

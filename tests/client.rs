@@ -7,11 +7,15 @@ mod hostile;
 
 use std::collections::HashMap;
 use std::future::Future;
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use common::{Gateway, SOON, gateway, raw};
-use hostile::Proxy;
-use shardcast::client::{Client, Closed, Data, Error, Event, Events, Gap, GapReason, Message, PublishOptions, Receipt, Start};
+use hostile::{Proxy, Refusal, Seen};
+use shardcast::client::{Client, Closed, Data, Error, Event, Events, Gap, GapReason, Message, PublishOptions, Receipt, Start, UrlError};
 
 fn url(gateway: &Gateway) -> String {
     format!("ws://127.0.0.1:{}", gateway.port)
@@ -61,6 +65,10 @@ async fn gap(events: &mut Events) -> Gap {
         _ => None,
     })
     .await
+}
+
+async fn reconnecting(events: &mut Events) -> (Duration, String) {
+    until(events, |event| if let Event::Reconnecting { wait, why } = event { Some((wait, why.into())) } else { None }).await
 }
 
 async fn closed(events: &mut Events) -> Closed {
@@ -230,4 +238,221 @@ async fn every_publication_is_there_once_however_often_it_is_cut() {
     expected.push("end".to_owned());
     assert!(soon("all messages", heard).await.expect("no panic") == expected, "each once and in order");
     println!("{} connections; of {count} publications {duplicates} were sent again and not published again", proxy.connects("c"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_goodbye_and_a_refusal_are_obeyed() {
+    let gateway = gateway().limit("reconnect_window_ms", 800).start();
+    let proxy = Proxy::before(gateway.port, common::seed());
+    let (client, mut events) = Client::connect(&proxy.url()).expect("a URL");
+    soon("a place", client.subscribe("a", Start::Latest)).await.expect("subscribed");
+    admin(&gateway, "/rebalance?share=1", "");
+    let (goodbye, why) = reconnecting(&mut events).await;
+    assert!(why.contains("4503"), "{why}");
+    proxy.weather(|weather| weather.refusal = Some(Refusal::busy(1.0, Duration::from_millis(300))));
+    let (refusal, why) = reconnecting(&mut events).await;
+    assert_eq!((refusal, &*why), (Duration::from_millis(300), "503 full"));
+    proxy.weather(|weather| weather.refusal = None);
+    soon("a receipt", client.publish("a", "there again")).await.expect("published");
+    let seen = proxy.seen("c");
+    let told: Vec<Duration> = seen.iter().filter_map(|(_, seen)| if let Seen::Told(wait) = seen { Some(*wait) } else { None }).collect();
+    // It may have been refused more than once before it was let in.
+    assert!(told[0] == goodbye && told[1..].iter().all(|wait| *wait == refusal), "{seen:?}");
+    for pair in seen.windows(2) {
+        if let [(when, Seen::Told(wait)), (then, next)] = pair {
+            assert!(*next == Seen::Connected && *then >= *when + *wait, "told to wait {wait:?}, there after {:?}", *then - *when);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_told_to_stop_stops_and_says_why() {
+    let (gateway, proxy) = behind_a_proxy();
+    let (client, mut events) = Client::connect(&proxy.url()).expect("a URL");
+    soon("a place", client.subscribe("a", Start::Latest)).await.expect("subscribed");
+    admin(&gateway, "/topics/a/disconnect?code=4420&reason=abuse", "");
+    let banned = closed(&mut events).await;
+    assert_eq!((banned.code, &*banned.reason), (Some(4420), "4420 abuse"));
+    assert_eq!(client.publish("a", "x").await, Err(Error::Closed(banned.clone())));
+    assert_eq!(client.subscribe("b", Start::Latest).await, Err(Error::Closed(banned)));
+    assert_eq!(proxy.connects("c"), 1, "nobody has come back");
+    // Where there is no gateway, or something else.
+    let response = "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n".to_owned();
+    proxy.weather(|weather| weather.refusal = Some(Refusal { share: 1.0, response, hint: None }));
+    let (_client, mut events) = Client::connect(&proxy.url()).expect("a URL");
+    let gone = closed(&mut events).await;
+    assert!(gone.code == Some(4404) && gone.reason.contains("404"), "{gone}");
+    let (port, server) = scripted(1, |_, _| None);
+    let (_client, mut events) = Client::connect(&format!("ws://127.0.0.1:{port}")).expect("a URL");
+    let other = closed(&mut events).await;
+    assert!(other.code == Some(1002) && other.reason.contains("shardcast.v1.json"), "{other}");
+    server.join().expect("it has served");
+}
+
+/// A server of so many connections, one after the other: welcomes who it lets in by its subprotocol, and says what it hears first; that connection ends then.
+fn scripted(connections: u32, answer: impl Fn(u32, &str) -> Option<String> + Send + 'static) -> (u16, JoinHandle<Vec<String>>) {
+    use tungstenite::handshake::server::{Request, Response};
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = listener.local_addr().expect("it is bound").port();
+    let server = std::thread::spawn(move || {
+        let mut first = Vec::new();
+        for number in 0..connections {
+            let stream = listener.accept().expect("a connection").0;
+            let protocol = answer(number, "");
+            #[expect(clippy::result_large_err, reason = "the library's own type")]
+            let shake = |_: &Request, mut response: Response| {
+                if let Some(protocol) = protocol {
+                    response.headers_mut().insert("Sec-WebSocket-Protocol", protocol.parse().expect("a word"));
+                }
+                Ok(response)
+            };
+            let Ok(mut socket) = tungstenite::accept_hdr(stream, shake) else { continue };
+            if let Ok(message) = socket.read() {
+                first.push(message.to_text().unwrap_or_default().to_owned());
+            }
+        }
+        first
+    });
+    (port, server)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_is_asked_for_before_each_connection_and_said_first() {
+    let (port, server) = scripted(3, |_, _| Some("shardcast.v1.json".to_owned()));
+    let count = Arc::new(AtomicU32::new(0));
+    let asked = Arc::clone(&count);
+    let builder = Client::builder(&format!("ws://127.0.0.1:{port}")).token(move || {
+        let number = asked.fetch_add(1, Ordering::Relaxed);
+        async move { if number == 1 { Err("the vault is locked") } else { Ok(format!("token {number}")) } }
+    });
+    let (_client, mut events) = builder.start().expect("a URL");
+    let mut failures = Vec::new();
+    while failures.len() < 4 {
+        failures.push(reconnecting(&mut events).await.1);
+    }
+    assert!(failures[1].contains("the vault is locked"), "{failures:?}");
+    let hellos = server.join().expect("it has served");
+    assert_eq!(hellos, [0, 2, 3].map(|number| format!(r#"{{"type":"hello","token":"token {number}"}}"#)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_as_many_tries_as_it_may_it_gives_up() {
+    let nobody = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("it was bound").port();
+    let (client, mut events) = Client::builder(&format!("ws://127.0.0.1:{nobody}")).tries_max(3).start().expect("a URL");
+    let pending = client.send("a", "x", PublishOptions::default()).await.expect("there is room");
+    let waits = [reconnecting(&mut events).await, reconnecting(&mut events).await];
+    assert!(waits.iter().all(|(_, why)| why.contains(&format!("127.0.0.1:{nobody}"))), "{waits:?}");
+    let end = closed(&mut events).await;
+    assert!(end.code.is_none() && end.reason.contains("3 tries"), "{end}");
+    assert_eq!(pending.await, Err(Error::Closed(end)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_is_silent_is_given_up() {
+    let gateway = gateway().limit("ping_interval_ms", 300).limit("reconnect_window_ms", 100).start();
+    let proxy = Proxy::before(gateway.port, common::seed());
+    let (client, mut events) = Client::builder(&proxy.url()).pong_within(Duration::from_millis(300)).start().expect("a URL");
+    soon("a place", client.subscribe("a", Start::Latest)).await.expect("subscribed");
+    proxy.weather(|weather| weather.is_silent = true);
+    let (_, why) = reconnecting(&mut events).await;
+    assert!(why.contains("nothing was heard for"), "{why}");
+    proxy.weather(|weather| weather.is_silent = false);
+    proxy.cut();
+    soon("a receipt", client.publish("a", "there again")).await.expect("published");
+    assert_eq!(texts(&mut events, 1).await, ["there again"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_does_not_take_its_events_holds_a_bounded_number_and_misses_nothing_unsaid() {
+    const COUNT: u64 = 20_000;
+    const BYTES: usize = 1000;
+    let gateway = gateway().limit("queue_bytes_max", 256 << 10).limit("reconnect_window_ms", 100).start();
+    let (client, mut events) = Client::builder(&url(&gateway)).buffer_bytes(64 << 10).start().expect("a URL");
+    soon("a place", client.subscribe("a", Start::Latest)).await.expect("subscribed");
+    let (publisher, _) = Client::connect(&url(&gateway)).expect("a URL");
+    let filler = "z".repeat(BYTES);
+    for number in 0..COUNT {
+        let pending = publisher.send("a", format!("{number} {filler}"), PublishOptions::default()).await.expect("there is room");
+        if number % 256 == 255 {
+            soon("a receipt", pending).await.expect("published");
+        }
+    }
+    // 20 MB were published: the gateway has ended who took none of it.
+    gateway.wait_for_closes("slow_consumer", 1);
+    let waiting = events.queued();
+    assert!(waiting > 0 && waiting <= (64 << 10) / BYTES, "{waiting} events of over {BYTES} bytes wait in 64 KiB");
+    let mut next_number = 0;
+    let mut check = |event: Event| match event {
+        Event::Message(message) => {
+            let number: u64 = message.data.as_text().and_then(|text| text.split(' ').next()).expect("a number").parse().expect("a number");
+            assert_eq!(number, next_number);
+            next_number = number + 1;
+            next_number == COUNT
+        }
+        Event::Gap(gap) => {
+            let offset =
+                |pos: &shardcast::client::Position| pos.as_str().split_once('.').expect("a position").1.parse::<u64>().expect("an offset");
+            next_number += offset(&gap.to) - offset(&gap.from.expect("it knows"));
+            false
+        }
+        Event::Closed(closed) => panic!("{closed}"),
+        _ => false,
+    };
+    loop {
+        if check(next(&mut events).await) {
+            break;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_id_of_ones_own_publishes_once_and_what_cannot_be_is_an_error_of_its_call() {
+    let gateway = gateway().start();
+    let (client, events) = Client::connect(&url(&gateway)).expect("a URL");
+    drop(events);
+    let once = PublishOptions { id: Some("order 7".into()), ..PublishOptions::default() };
+    let first = soon("a receipt", client.publish_with("a", "x", once.clone())).await.expect("published");
+    let again = soon("a receipt", client.publish_with("a", "x", once)).await.expect("known");
+    assert_eq!((again.pos, again.duplicate), (first.pos, true));
+    let long = soon("an answer", client.publish("a", "z".repeat(200_000))).await;
+    assert_eq!(long, Err(Error::TooLarge { bytes: 200_000, max: 65_536 }));
+    let unnamed = soon("an answer", client.publish("", "x")).await;
+    assert!(matches!(&unnamed, Err(Error::Refused { code, .. }) if &**code == "bad_request"), "{unnamed:?}");
+    let unnamed = soon("an answer", client.subscribe("", Start::Latest)).await;
+    assert!(matches!(&unnamed, Err(Error::Refused { code, .. }) if &**code == "bad_request"), "{unnamed:?}");
+    soon("a receipt", client.publish("a", "still here")).await.expect("published");
+    let history = soon("a history", client.history("a", Start::Earliest, Some(1))).await.expect("kept");
+    assert_eq!((history.messages.len(), &history.messages[0].data, history.gap), (1, &Data::from("x"), None));
+    let next = history.next.expect("it goes on");
+    let rest = soon("a history", client.history("a", Start::After(next), None)).await.expect("kept");
+    assert_eq!(rest.messages.iter().map(|message| &message.data).collect::<Vec<_>>(), [&Data::from("still here")]);
+    let lost = soon("a history", client.history("a", Start::After("a.5".parse().expect("a position")), None)).await.expect("kept");
+    assert_eq!((lost.gap.expect("it is of another epoch").reason, lost.messages.len()), (GapReason::Restart, 2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_lives_as_long_as_a_handle_or_its_events_and_then_says_goodbye() {
+    let gateway = gateway().start();
+    let (client, mut events) = Client::builder(&url(&gateway)).subscribe("a", Start::Latest).start().expect("a URL");
+    let other = client.clone();
+    drop(client);
+    let pending = other.send("a", "from a handle that is gone", PublishOptions::default()).await.expect("there is room");
+    drop(other);
+    soon("a receipt", pending).await.expect("published");
+    assert_eq!(texts(&mut events, 1).await, ["from a handle that is gone"]);
+    post(&gateway, "a", "to events alone");
+    assert_eq!(texts(&mut events, 1).await, ["to events alone"]);
+    drop(events);
+    gateway.wait_for_closes("client_closed", 1);
+}
+
+#[test]
+fn what_cannot_be_connected_to_is_said_at_once() {
+    assert_eq!(Client::connect("ws://127.0.0.1:1").err(), Some(UrlError::NoRuntime));
+    let error = Client::connect("127.0.0.1:1").expect_err("no scheme").to_string();
+    assert!(error.contains("ws://127.0.0.1:8080"), "{error}");
+    if cfg!(not(feature = "client-tls")) {
+        let error = Client::connect("wss://127.0.0.1:1").expect_err("no TLS").to_string();
+        assert!(error.contains("client-tls"), "{error}");
+    }
 }

@@ -20,8 +20,8 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("sim", &["ids", "limits", "time", "sync", "proto", "engine", "hub", "gateway", "bus"]),
     ("bin", &["time", "engine", "gateway", "server", "sim"]),
     ("events", &["bus"]),
-    ("client", &["ids", "limits", "time", "proto"]),
-    ("load", &["ids", "limits", "time", "proto", "client"]),
+    ("client", &["time"]),
+    ("load", &["ids", "limits", "time", "proto"]),
     ("cli", &["ids", "limits", "time", "sync", "proto", "engine", "hub", "gateway", "bus", "web", "server", "events", "client", "load"]),
 ];
 

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use super::talk;
 use crate::load::Ask;
 
 /// Push every message to everyone who asked for its topic: a realtime gateway for very many WebSocket connections.
@@ -25,6 +26,8 @@ Examples:
   shardcast serve --config shardcast.toml
   SHARDCAST_LIMITS_MESSAGE_BYTES_MAX=1MiB shardcast config show
 
+  shardcast sub lobby                            print what is published to a topic
+  shardcast pub lobby hello                      publish to it
   websocat 'ws://127.0.0.1:8080/ws?room=lobby'   any WebSocket client joins a room
   curl 127.0.0.1:9090/metrics
 
@@ -57,6 +60,12 @@ pub(super) enum Command {
     /// Put load on any WebSocket server and measure it: fan-out, echo, idle connections, reconnect storms, slow readers
     #[command(after_help = BENCH_EXAMPLES)]
     Bench(Box<Ask>),
+    /// Print what is published to topics, one message a line, and go on where it was after a loss
+    #[command(after_help = talk::SUB_EXAMPLES)]
+    Sub(Box<talk::Sub>),
+    /// Publish a message, or each line of stdin
+    #[command(after_help = talk::PUB_EXAMPLES)]
+    Pub(Box<talk::Pub>),
     /// Check, show or print the configuration
     #[command(subcommand)]
     Config(ConfigCommand),

@@ -8,7 +8,7 @@ const LONGEST: Duration = Duration::from_secs(20);
 const HINT_MAX: Duration = Duration::from_secs(3600);
 /// How long a connection has to last for the failures before it to be forgotten.
 pub(super) const LASTED: Duration = Duration::from_secs(10);
-/// Whoever is sent back at once again and again waits this long at least.
+/// Whoever is told to come back at once (0 ms), again and again, waits this long.
 const FLOOR: Duration = Duration::from_millis(100);
 const FLOOR_FROM: u32 = 3;
 
@@ -30,7 +30,13 @@ impl Outlook {
     /// random point of the window; and each failure doubles a wait with full jitter (Exponential Backoff And Jitter, AWS Architecture Blog, 2015).
     pub(super) fn wait(self, random: f64) -> Duration {
         match self.hint {
-            Some(hint) => hint.min(HINT_MAX).max(if self.fails > FLOOR_FROM { FLOOR } else { Duration::ZERO }),
+            Some(hint) => {
+                if hint.is_zero() && self.fails > FLOOR_FROM {
+                    FLOOR
+                } else {
+                    hint.min(HINT_MAX)
+                }
+            }
             None if self.fails == 0 => self.window.mul_f64(random),
             None => {
                 let longest = (FIRST * 2_u32.pow((self.fails - 1).min(16))).min(LONGEST);
@@ -73,5 +79,6 @@ mod tests {
         }
         assert_eq!(outlook(Some(u64::MAX), 0, 0).wait(0.3), HINT_MAX);
         assert_eq!([0, 3, 4].map(|fails| outlook(Some(0), 0, fails).wait(1.0).as_millis()), [0, 0, 100]);
+        assert_eq!(outlook(Some(1), 0, 9).wait(1.0), Duration::from_millis(1));
     }
 }

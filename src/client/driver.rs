@@ -92,6 +92,8 @@ enum Heard {
     Opened(Box<Socket>, Option<String>),
     Text(Frame),
     SignOfLife,
+    /// Nothing, but there are answers for the application: what was to be sent could not be.
+    Answers,
     Lost(Loss),
 }
 
@@ -153,6 +155,7 @@ impl Driver {
                 }
                 Input::Heard(Heard::Text(text)) => self.session.handle_text(self.clock.now(), &text),
                 Input::Heard(Heard::SignOfLife) => self.session.handle_sign_of_life(self.clock.now()),
+                Input::Heard(Heard::Answers) => {}
                 Input::Heard(Heard::Lost(loss)) => {
                     link = Link::None;
                     self.session.handle_lost(self.clock.now(), loss);
@@ -264,6 +267,9 @@ fn poll_link(link: &mut Link, session: &mut Session, may_read: bool, cx: &mut Co
         if !matches!(error, WsError::Io(_)) || !may_read {
             return Poll::Ready(Heard::Lost(broken(&error)));
         }
+    }
+    if session.has_answers() {
+        return Poll::Ready(Heard::Answers);
     }
     if !may_read {
         return Poll::Pending;

@@ -37,9 +37,11 @@ impl Position {
 
     /// Whether it comes after another one of its topic. Offsets of two epochs say nothing about each other, so a new epoch is always after.
     pub(super) fn is_after(&self, other: &Self) -> bool {
-        let split = |position: &Self| position.0.split_once('.').map(|(epoch, offset)| (epoch.to_owned(), offset.parse::<u64>().ok()));
-        let (own, other) = (split(self), split(other));
-        match (own, other) {
+        let offset = |text: &str| text.parse::<u64>().ok();
+        match (
+            self.0.split_once('.').map(|(epoch, text)| (epoch, offset(text))),
+            other.0.split_once('.').map(|(epoch, text)| (epoch, offset(text))),
+        ) {
             (Some((epoch, offset)), Some((was, had))) => epoch != was || offset > had,
             _ => true,
         }

@@ -195,7 +195,9 @@ impl Session {
             return id;
         }
         let name: Arc<str> = topic.into();
-        let entry = Topic { start, pos: None, stage: Stage::Idle, waiter: Some(id), begins_anew: false };
+        // A gap behind it has to be told, also before anything was heard.
+        let pos = if let Start::After(pos) = &start { Some(pos.clone()) } else { None };
+        let entry = Topic { start, pos, stage: Stage::Idle, waiter: Some(id), begins_anew: false };
         self.topics.insert(Arc::clone(&name), entry);
         if matches!(self.phase, Phase::Welcomed(_)) {
             self.ask_for(&name);
@@ -367,6 +369,11 @@ impl Session {
             self.answers.push_back((id, Err(Error::TooLarge { bytes, max })));
         }
         None
+    }
+
+    /// Whether there are answers to be handed over.
+    pub(super) fn has_answers(&self) -> bool {
+        !self.answers.is_empty()
     }
 
     /// The next answer, and whose.

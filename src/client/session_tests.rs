@@ -169,6 +169,18 @@ fn a_gap_is_told_once_however_often_the_connection_is_lost_before_it() {
 }
 
 #[test]
+fn a_subscription_that_begins_at_a_position_is_told_what_is_missing_behind_it() {
+    for (given, reason) in [("k.5", "too_old"), ("j.700", "restart"), ("k.100", "unknown")] {
+        let mut table = welcomed(20);
+        table.session.subscribe("a", Start::After(given.parse().expect("a position")));
+        table.placed("a", "k.90");
+        table.hear(json!({"type": "gap", "topic": "a", "from": given, "to": "k.90", "reason": reason}));
+        table.message("a", "k.91");
+        assert_eq!(table.places(), ["gap to k.90", "k.91"], "{reason}");
+    }
+}
+
+#[test]
 fn who_is_cut_off_for_continuity_again_begins_anew_with_a_gap() {
     let mut table = welcomed(4);
     table.place("a", "k.5");

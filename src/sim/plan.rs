@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
+use super::nats::NatsPlan;
 use super::shards::ShardsPlan;
 use crate::engine::sim::{Chaos, Choices, LinkOptions, SimRingSize};
 use crate::ids::ShardId;
 use crate::limits::Limits;
+use crate::proto::position::Epoch;
 
 /// A simulation before it begins.
 #[derive(Clone, Debug)]
@@ -28,6 +30,8 @@ pub struct Plan {
     pub pollers: Vec<PollerPlan>,
     /// The publishers over HTTP.
     pub posters: Vec<PosterPlan>,
+    /// The link to NATS, if there is one.
+    pub nats: Option<NatsPlan>,
     /// Whether others come back to where everybody was.
     pub epilogue: Epilogue,
     /// What happens while everybody talks.
@@ -244,7 +248,7 @@ impl Plan {
         let harsh = choices.chance(250);
         let shards = choices.of(&[1, 2, 2, 3, 3, 4]);
         let chaos = draw_chaos(choices, harsh);
-        let limits = draw_limits(choices, harsh);
+        let mut limits = draw_limits(choices, harsh);
         let rooms = choices.of(&[1, 1, 2, 2, 3, 4]);
         let count = choices.within(rooms..=rooms + 10);
         let message_bytes_max = limits.message_bytes_max as usize;
@@ -278,14 +282,24 @@ impl Plan {
         let late = if end == End::Close { Epilogue::Late } else { Epilogue::Soon };
         let epilogue = if harsh { Epilogue::None } else { choices.of(&[Epilogue::None, Epilogue::None, Epilogue::Soon, late]) };
         let seed = choices.below(1 << 32) as u64;
+        // One of five has a link to NATS. The others are drawn as if there was none in any.
+        let nats = (seed / 7_200_000).is_multiple_of(5).then(|| {
+            NatsPlan::draw_limits(choices, &mut limits, harsh);
+            NatsPlan::draw(choices, rooms, message_bytes_max, seed)
+        });
         let shards = ShardsPlan { shards, limits, slow: Default::default(), ring, seed };
         let interlude = match seed % 10 {
             0 => Interlude::Rebalance,
             1 => Interlude::CalledOff,
-            2 | 3 => Interlude::HandOver,
+            2 | 3 if nats.is_none() => Interlude::HandOver,
             _ => Interlude::None,
         };
-        Self { shards, chaos, fds_max, harsh, rooms, clients, readers, pollers, posters, epilogue, interlude, end }
+        Self { shards, chaos, fds_max, harsh, rooms, clients, readers, pollers, posters, nats, epilogue, interlude, end }
+    }
+
+    /// The epoch of all positions.
+    pub(super) fn epoch(&self) -> Epoch {
+        self.nats.as_ref().map_or(Epoch(self.shards.seed), |nats| nats.epoch)
     }
 }
 

@@ -23,10 +23,31 @@ pub struct Weather {
     pub cut_within: Option<Duration>,
     /// Nothing goes through, and nobody is told.
     pub is_silent: bool,
-    /// What upgrades are answered instead of the gateway's answer.
-    pub refusal: Option<String>,
+    /// How long everything takes, each way.
+    pub lag: Option<Duration>,
+    /// What some upgrades are answered instead of the gateway's answer.
+    pub refusal: Option<Refusal>,
     /// Counts up to cut off all that there are.
     cuts: u64,
+}
+
+/// An answer to upgrades.
+#[derive(Clone, Debug)]
+pub struct Refusal {
+    /// How many of them get it, from 0 to 1.
+    pub share: f64,
+    pub response: String,
+    /// What it says about coming back.
+    pub hint: Option<Duration>,
+}
+
+impl Refusal {
+    /// 503 to so many, who are told when to come back.
+    pub fn busy(share: f64, hint: Duration) -> Self {
+        let body = format!(r#"{{"error":{{"code":"unavailable","message":"full","retry_ms":{}}}}}"#, hint.as_millis());
+        let head = format!("HTTP/1.1 503 Service Unavailable\r\nRetry-After: {}\r\nContent-Length: {}", hint.as_secs() + 1, body.len());
+        Self { share, response: format!("{head}\r\n\r\n{body}"), hint: Some(hint) }
+    }
 }
 
 /// What a client was seen to do, and told.
@@ -132,8 +153,14 @@ async fn carry(
         let weather = weather.borrow_and_update();
         (weather.upstream, weather.cuts, weather.refusal.clone())
     };
-    if let Some(refusal) = refusal {
-        return client.write_all(refusal.as_bytes()).await;
+    if let Some(refusal) = refusal.filter(|refusal| random.random_bool(refusal.share)) {
+        if let Some(hint) = refusal.hint {
+            note(Instant::now(), Seen::Told(hint));
+        }
+        client.write_all(refusal.response.as_bytes()).await?;
+        client.shutdown().await?;
+        while client.read(&mut vec![0; 4096]).await? > 0 {}
+        return Ok(());
     }
     let mut server = TcpStream::connect(("127.0.0.1", upstream)).await?;
     server.set_nodelay(true)?;
@@ -144,7 +171,7 @@ async fn carry(
     tokio::pin!(end);
     let (mut tail, mut is_told) = (Vec::new(), false);
     loop {
-        let is_silent = weather.borrow().is_silent;
+        let (is_silent, lag) = (weather.borrow().is_silent, weather.borrow().lag);
         tokio::select! {
             changed = weather.changed() => {
                 if changed.is_err() || weather.borrow().cuts != cuts {
@@ -154,7 +181,12 @@ async fn carry(
             () = &mut end => break,
             read = client.read(&mut from_client), if !is_silent => match read? {
                 0 => return server.shutdown().await,
-                read => server.write_all(&from_client[..read]).await?,
+                read => {
+                    if let Some(lag) = lag {
+                        tokio::time::sleep(lag).await;
+                    }
+                    server.write_all(&from_client[..read]).await?;
+                }
             },
             read = server.read(&mut from_server), if !is_silent => match read? {
                 0 => {
