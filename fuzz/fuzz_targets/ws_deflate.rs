@@ -14,14 +14,15 @@ fuzz_target!(|data: &[u8]| {
     let mut inflater = Inflater::new();
     let first = inflater.inflate(data, BYTES_MAX).map(<[u8]>::to_vec);
     assert!(first.as_ref().is_ok_and(|message| message.len() as u64 <= BYTES_MAX) || first.is_err());
-    assert_eq!(inflater.inflate(data, BYTES_MAX).map(<[u8]>::to_vec), first, "nothing is taken over");
+    // One that is too long and broken besides is called either.
+    assert_eq!(inflater.inflate(data, BYTES_MAX).ok(), first.as_deref().ok(), "nothing is taken over");
 
     let mut deflater = Deflater::new();
     if let Some(compressed) = deflater.deflate(data) {
         assert!(compressed.len() < data.len());
         assert_eq!(inflater.inflate(compressed, data.len() as u64), Ok(data));
         let whole = [compressed, &[0, 0, 0xff, 0xff, 1, 0, 0, 0xff, 0xff]].concat();
-        assert_eq!(decompress_to_vec_with_limit(&whole, data.len() + 1).as_deref(), Ok(data), "another implementation");
+        assert_eq!(decompress_to_vec_with_limit(&whole, data.len() + 1).expect("another implementation inflates it"), data);
     }
     // Blocks with a last one, as senders without a flush make them.
     for level in [0, 6] {
