@@ -695,6 +695,7 @@ impl<D: Driver> Gateway<D> {
             && let Some(event) = events.get_mut(self.handled)
         {
             self.handled += 1;
+            self.messages_left = self.messages_left.saturating_sub(self.maker.take_charge());
             match std::mem::replace(event, Event::Woken) {
                 Event::Accepted(socket) => self.accepted(socket),
                 Event::AcceptPaused(error) => self.accept_paused(&error),
