@@ -103,7 +103,9 @@ impl Outstanding {
     /// The stream does not take one at the moment. Everything is sent again, a little later, and not before what was sent behind it was answered: that may have been
     /// taken, and of the same client this one would come behind it.
     pub(crate) fn put_off(&mut self, number: u64, now_ms: u64) {
-        if self.answered(number).is_some() {
+        let before = self.under_way;
+        // Unless that was said before.
+        if self.answered(number).is_some() && self.under_way < before {
             self.again = true;
             self.hold_until_ms = self.hold_until_ms.max(now_ms + HOLD_MS);
         }
