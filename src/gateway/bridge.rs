@@ -53,8 +53,8 @@ const INBOX_BUDGET: usize = 256;
 const AWAY: Duration = Duration::from_millis(100);
 /// How often topics are looked through for those that nobody wants any more.
 const INTEREST: Duration = Duration::from_secs(1);
-/// What headers of ours add to a payload at most: names, the node's id, an event's name.
-const HEADERS_BYTES_MAX: usize = 192;
+/// What headers of ours add to a payload at most: names, the node's id, an event's name, a key.
+const HEADERS_BYTES_MAX: usize = 512;
 /// The same where a stream keeps them: the message id has the subject in it, and the idempotency key.
 const TRACKED_BYTES_MAX: usize = 2048;
 /// Who publishes what comes from NATS: no connection has this key.
@@ -275,10 +275,10 @@ impl<D: Driver> Gateway<D> {
         let Some(bridge) = &mut self.bridge else { return };
         let Some(name) = self.topics.name(key) else { return };
         let Some(subject) = bridge.subject_out(key, name) else { return };
-        let event = attributes.and_then(|attributes| attributes.event.clone());
+        let (event, message_key) = attributes.map_or((None, None), |attributes| (attributes.event.clone(), attributes.key.clone()));
         let no_echo = attributes.is_some_and(|attributes| attributes.no_echo);
         let tracked = is_sequenced.then(|| Box::new(Tracked { sender, token: None, id: None, no_echo }));
-        let message = Outgoing { subject, payload: Bytes::copy_from_slice(payload), kind, event, tracked };
+        let message = Outgoing { subject, payload: Bytes::copy_from_slice(payload), kind, event, key: message_key, tracked };
         bridge.port.publish(message);
     }
 
@@ -393,10 +393,10 @@ impl<D: Driver> Gateway<D> {
         {
             return None;
         }
-        let Incoming { topic, payload, kind, event, numbered } = incoming;
+        let Incoming { topic, payload, kind, event, key, numbered } = incoming;
         let attributes = match numbered {
-            Some(Numbered { offset, no_echo, .. }) => Some(Arc::new(Attributes { event, no_echo, offset: Some(offset) })),
-            None => Attributes::of_event(event),
+            Some(Numbered { offset, no_echo, .. }) => Some(Arc::new(Attributes { event, key, no_echo, offset: Some(offset) })),
+            None => Attributes::of(event, key),
         };
         let (header, len) = server_header(kind.opcode(), payload.len());
         let nobody = ConnId { shard: ShardId(u16::MAX), key: NATS };

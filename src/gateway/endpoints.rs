@@ -476,6 +476,10 @@ fn message_of(head: &Head<'_, '_>) -> Result<What, String> {
         Some(name) => Some(EventName::parse(name.as_str()).map_err(|error| format!("event: {error}"))?.as_str().into()),
         None => None,
     };
+    let key = match parameter(head, "key") {
+        Some(key) => Some(Key::parse(key.as_str()).map_err(|error| format!("key {error}"))?.as_str().into()),
+        None => None,
+    };
     let id = match head.header("idempotency-key") {
         Some(id) => {
             let id = str::from_utf8(id).map_err(|_| "Idempotency-Key is not UTF-8".to_owned())?;
@@ -484,7 +488,7 @@ fn message_of(head: &Head<'_, '_>) -> Result<What, String> {
         None => None,
     };
     let binary = head.header("content-type").is_some_and(is_binary);
-    Ok(What::Body { topics, binary, event, id })
+    Ok(What::Body { topics, binary, event, key, id })
 }
 
 /// Whether a media type says that a body is bytes and no text. Types are compared without regard to case (RFC 9110 section 8.3.1).

@@ -158,6 +158,9 @@ impl<D: Driver> Gateway<D> {
         if session.cursor == end {
             return;
         }
+        if session.is_conflated() {
+            return self.see_to_conflated(feed_key, slot, key);
+        }
         let unsent = self.driver.unsent(key);
         if unsent > 0 || session.direct.is_some() {
             let lap = feed.lap.get_mut().expect("on a lap");
@@ -194,11 +197,15 @@ impl<D: Driver> Gateway<D> {
     pub(super) fn catch_up(&mut self, key: ConnKey) -> bool {
         let id = self.id(key);
         let Some(session) = self.sessions.get_mut(key) else { return false };
+        if let Some(topic) = session.topic.filter(|_| session.is_conflated()) {
+            return self.send_latest(FeedKey { topic, format: Format::Raw }, key.slot, key);
+        }
         let Some(behind) = session.behind() else { return false };
         let topic_key = session.topic.expect("who is behind is a member");
         let feed = &mut self.topics.get_mut(topic_key).expect("a topic lives as long as its members").raw;
         let Some(gathered) = behind.gather(self.limits.send_bytes_max as usize, session.no_echo.then_some(id)) else {
-            session.behind = None;
+            let end = feed.log.end();
+            session.move_to(behind, end);
             return false;
         };
         let frames = gathered.next.frame() - behind.frame();

@@ -9,13 +9,24 @@ use crate::proto::position::{Epoch, Position};
 use crate::proto::sse::{EventName, encode_event};
 use crate::proto::topic::TopicName;
 
-/// Makes the messages from `fresh` on into a form; `base` is the offset before the log's first.
-pub(super) fn make(format: Format, topic: &TopicName, fresh: &Pin, base: u64, epoch: Epoch, out: &mut Vec<u8>, made: &mut Log) {
+/// Whose messages they are.
+pub(super) struct Source<'a> {
+    pub(super) topic: &'a TopicName,
+    /// The offset before the log's first.
+    pub(super) base: u64,
+    pub(super) epoch: Epoch,
+    /// Made messages know their keys, as they may have to replace each other.
+    pub(super) keeps_keys: bool,
+}
+
+/// Makes the messages from `fresh` on into a form.
+pub(super) fn make(format: Format, source: &Source<'_>, fresh: &Pin, out: &mut Vec<u8>, made: &mut Log) {
     fresh.each(|number, frame, bytes| {
         out.clear();
-        let offset = frame.offset().unwrap_or(base + number + 1);
-        push(format, out, topic, Position { epoch, offset }, frame, bytes.as_slice());
-        let attributes = frame.offset().and(frame.attributes.clone());
+        let offset = frame.offset().unwrap_or(source.base + number + 1);
+        push(format, out, source.topic, Position { epoch: source.epoch, offset }, frame, bytes.as_slice());
+        let is_needed = frame.offset().is_some() || (source.keeps_keys && frame.key().is_some());
+        let attributes = if is_needed { frame.attributes.clone() } else { None };
         made.append_with(if frame.is_not_echoed() { frame.sender } else { BEFORE }, attributes, out, &[]);
         true
     });

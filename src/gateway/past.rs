@@ -153,9 +153,9 @@ impl<D: Driver> Gateway<D> {
         let mut log = new_log(&self.limits, &self.shared);
         let from = log.pin();
         let mut offsets = Vec::with_capacity(fetched.messages.len());
-        for Incoming { payload, kind, event, numbered, .. } in &fetched.messages {
+        for Incoming { payload, kind, event, key, numbered, .. } in &fetched.messages {
             let Some(numbered) = numbered else { continue };
-            let attributes = Attributes { event: event.clone(), no_echo: false, offset: Some(numbered.offset) };
+            let attributes = Attributes { event: event.clone(), key: key.clone(), no_echo: false, offset: Some(numbered.offset) };
             let (header, len) = server_header(kind.opcode(), payload.len());
             log.append_with(NOBODY, Some(Arc::new(attributes)), &header[..len], payload);
             offsets.push(numbered.offset);

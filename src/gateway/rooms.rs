@@ -224,6 +224,7 @@ impl<D: Driver> Gateway<D> {
             topic.guest_leaves();
         } else {
             topic.give_place_back();
+            topic.raw.forget_slow(key.slot);
             if let Some(moved) = topic.raw.members.leave(place) {
                 self.set_place(moved, place);
             }

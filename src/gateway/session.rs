@@ -204,6 +204,11 @@ impl Session {
         }
     }
 
+    /// Whether it is given the newest message of each key, and has no position in its topic's log (`conflation`).
+    pub(super) fn is_conflated(&self) -> bool {
+        self.thinning == Thinning::Now && self.behind.is_none()
+    }
+
     /// The position of `cursor`, while it is behind.
     pub(super) fn behind(&self) -> Option<Pin> {
         self.behind.as_ref().map(|anchor| anchor.at(self.cursor))

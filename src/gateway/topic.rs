@@ -203,17 +203,33 @@ impl Topic {
     ) -> [Option<Format>; Format::ALL.len()] {
         let laps = Format::ALL.map(|format| self.feed_mut(format).is_some_and(|feed| feed.want_lap(now)).then_some(format));
         self.last_append = now;
-        let fresh = self.made.iter().any(Option::is_some).then(|| self.raw.log.pin());
+        let fresh = (self.raw.latest.is_some() || self.made.iter().any(Option::is_some)).then(|| self.raw.log.pin());
         append(&mut self.raw.log);
         self.raw.grown();
         if let Some(fresh) = fresh {
+            self.raw.conflate(&fresh);
             for (format, made) in Format::MADE.into_iter().zip(&mut self.made) {
                 let Some(made) = made else { continue };
-                forms::make(format, &made.name, &fresh, self.raw.base, self.epoch, scratch, &mut made.feed.log);
+                let begin = made.feed.latest.is_some().then(|| made.feed.log.pin());
+                let source = forms::Source {
+                    topic: &made.name,
+                    base: self.raw.base,
+                    epoch: self.epoch,
+                    keeps_keys: self.slow == SlowPolicy::Conflate,
+                };
+                forms::make(format, &source, &fresh, scratch, &mut made.feed.log);
                 made.feed.grown();
+                if let Some(begin) = begin {
+                    made.feed.conflate(&begin);
+                }
             }
         }
         laps
+    }
+
+    /// Whether a slow member will not be given the message of this offset, as a newer one has replaced it.
+    pub(super) fn is_left_out(&self, member: u32, offset: u64) -> bool {
+        self.feeds().any(|feed| feed.latest.as_ref().is_some_and(|latest| latest.is_left_out(member, offset)))
     }
 
     /// Whether a sequencer outside gives its messages their places.
