@@ -179,7 +179,7 @@ impl<'a> Record<'a> {
             }
             Self::Message { at_ms, kind, event, key, payload } => {
                 numbers(out, &[*at_ms]);
-                out.push(u8::from(*kind == MessageKind::Binary) | (u8::from(key.is_some()) << 1));
+                out.push(u8::from(*kind == MessageKind::Binary) | (u8::from(key.is_some()) << 2));
                 key.iter().for_each(|key| short(out, key));
                 short(out, event.unwrap_or(""));
                 out.extend_from_slice(payload);
@@ -226,8 +226,8 @@ impl<'a> Record<'a> {
             4 => {
                 let at_ms = body.number()?;
                 let (kind, has_key) = match body.byte()? {
-                    byte @ (0 | 2) => (MessageKind::Text, byte > 1),
-                    byte @ (1 | 3) => (MessageKind::Binary, byte > 1),
+                    byte @ (0 | 4) => (MessageKind::Text, byte > 1),
+                    byte @ (1 | 5) => (MessageKind::Binary, byte > 1),
                     _ => return Err(StateError::Senseless("a message is neither text nor binary")),
                 };
                 let key = if has_key { Some(body.short()?) } else { None };
