@@ -53,8 +53,10 @@ const INBOX_BUDGET: usize = 256;
 const AWAY: Duration = Duration::from_millis(100);
 /// How often topics are looked through for those that nobody wants any more.
 const INTEREST: Duration = Duration::from_secs(1);
-/// What headers of ours add to a payload at most: names, the node's id, an event's name, a key.
-const HEADERS_BYTES_MAX: usize = 512;
+/// What headers of ours add to a payload at most: names, the node's id, an event's name.
+const HEADERS_BYTES_MAX: usize = 192;
+/// What a key adds besides its own bytes.
+const KEY_HEADER_BYTES: usize = 32;
 /// The same where a stream keeps them: the message id has the subject in it, and the idempotency key.
 const TRACKED_BYTES_MAX: usize = 2048;
 /// Who publishes what comes from NATS: no connection has this key.
@@ -222,7 +224,7 @@ impl<D: Driver> Gateway<D> {
     }
 
     /// What keeps a message of a WebSocket, or of a request, from being taken for a topic; `None` where nothing does.
-    pub(super) fn obstacle_of_nats(&self, key: TopicKey, bytes: usize) -> Option<Obstacle> {
+    pub(super) fn obstacle_of_nats(&self, key: TopicKey, bytes: usize, attributes: Option<&Attributes>) -> Option<Obstacle> {
         let bridge = self.bridge.as_ref()?;
         let is_sequenced = bridge.sequencing.is_some() && self.topics.name(key).is_some_and(|name| self.is_sequenced(name));
         if !self.goes_out(key) {
@@ -230,7 +232,9 @@ impl<D: Driver> Gateway<D> {
         }
         let status = bridge.port.status();
         let no_stream = is_sequenced && status.read.value().is_none();
-        bridge.obstacle(bytes, if is_sequenced { TRACKED_BYTES_MAX } else { HEADERS_BYTES_MAX }).or(no_stream.then_some(Obstacle::NoStream))
+        let message_key = attributes.and_then(|attributes| attributes.key.as_ref()).map_or(0, |key| KEY_HEADER_BYTES + key.len());
+        let headers = message_key + if is_sequenced { TRACKED_BYTES_MAX } else { HEADERS_BYTES_MAX };
+        bridge.obstacle(bytes, headers).or(no_stream.then_some(Obstacle::NoStream))
     }
 
     /// Whether the outbox has room for what is published to a topic at its home. Where the home is elsewhere that one asks.

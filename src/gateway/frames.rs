@@ -51,7 +51,7 @@ impl<D: Driver> Gateway<D> {
                         return bytes.len();
                     }
                     let room = self.sessions.get(key).and_then(|session| session.topic);
-                    if let Some(obstacle) = room.and_then(|room| self.obstacle_of_nats(room, payload.len())) {
+                    if let Some(obstacle) = room.and_then(|room| self.obstacle_of_nats(room, payload.len(), None)) {
                         self.counters.nats_refused.add(1);
                         self.end_with(key, obstacle.close_cause(), None, &obstacle.reason());
                         return bytes.len();

@@ -384,7 +384,7 @@ impl<D: Driver> Gateway<D> {
 
     fn number_offer(&mut self, from: ShardId, home: TopicKey, offer: Offer) -> Option<Receipt> {
         let full = (!self.nats_has_room(home)).then_some(Obstacle::Full);
-        if let Some(obstacle) = self.obstacle_of_nats(home, offer.payload.len()).or(full) {
+        if let Some(obstacle) = self.obstacle_of_nats(home, offer.payload.len(), offer.attributes.as_deref()).or(full) {
             self.counters.nats_refused.add(1);
             return Some(obstacle.receipt());
         }
