@@ -11,7 +11,7 @@ use shardcast::proto::sse::encode_event;
 use shardcast::proto::ws::frame::encode_masked_into;
 use shardcast::proto::ws::{Decoder, DecoderLimits, MessageKind, OpCode, handshake, mask, utf8};
 
-const LIMITS: DecoderLimits = DecoderLimits { message_bytes_max: 1 << 20 };
+const LIMITS: DecoderLimits = DecoderLimits { message_bytes_max: 1 << 20, deflate: false };
 const HEAD: &[u8] = b"GET /ws?room=lobby HTTP/1.1\r\nHost: example.org\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
     Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\nOrigin: https://example.org\r\n\r\n";
 

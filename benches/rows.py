@@ -51,6 +51,8 @@ class Row(NamedTuple):
     than: str = ""
     # The server's limits that are not the default; shardcast's alone.
     limits: tuple = ()
+    # Its other settings that are not.
+    compression: bool = False
 
 
 MAIN = {
@@ -70,6 +72,7 @@ MAIN = {
 }
 SHARDS = "fanout -c 1000 --rate HALF"
 QUIET = "fanout -c 10 --rate 100"
+JSON = "fanout -c 1000 --in-flight 1 --payload 1024 --text --filler json"
 NO_HISTORY = (("history_messages", 0),)
 RESUME = "resume -c 5000 --behind 50 --watchers 1000 --rate 50 --events EVENTS"
 RESUMED = ("half", "all", "cpu", "quiet99", "meanwhile99", "times99")
@@ -96,6 +99,8 @@ ALSO = {
     "sse_pair": Row(
         "a publisher and an event stream", "fanout -c 2 --in-flight 1 --events EVENTS", MAIN["pair"].figures, ("shardcast",), than="pair_text",
     ),
+    "json1k": Row("1 KiB of JSON to 1,000, 1 in flight", JSON, TRAFFIC, ("shardcast",)),
+    "deflate1k": Row("the same, compressed", f"{JSON} --deflate", TRAFFIC, ("shardcast",), than="json1k", compression=True),
     "history_off": Row("one without a history", MAIN["one"].words, TRAFFIC, ("shardcast",), limits=NO_HISTORY),
     "history_on": Row("one with the history that is the default", MAIN["one"].words, TRAFFIC, ("shardcast",), than="history_off"),
     "history_off16": Row("deep without a history", MAIN["deep"].words, TRAFFIC, ("shardcast",), limits=NO_HISTORY),
@@ -118,5 +123,6 @@ GROUPS = {
     "size": ("size1k", "size4k", "large", "size64k"),
     "shards": ("shards1", "shards2"),
     "events": ("one_text", "sse", "pair_text", "sse_pair", "history_off", "history_on", "history_off16", "history_on16", "resume", "resume64"),
+    "deflate": ("json1k", "deflate1k"),
     "alloc": ("alloc_rooms", "alloc_deep", "alloc_storm5"),
 }

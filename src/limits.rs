@@ -106,6 +106,10 @@ limits! {
     replay_bytes_per_turn: Bytes = 512 * KIB, KIB => GIB;
     /// Payload of one message, all fragments together. Larger ones close the connection with 1009.
     message_bytes_max: Bytes = 64 * KIB, 125 => GIB;
+    /// The smallest payload that is compressed for clients that have agreed to it (`compression`); below it hardly anything is saved.
+    deflate_bytes_min: Bytes = 128, 0 => GIB;
+    /// Bytes that a shard inflates of clients' compressed messages in one turn, and one message more; who has more to say waits for the next. A small message may inflate to a thousand times its size.
+    inflate_bytes_per_turn: Bytes = 4 * MIB, 4 * KIB => GIB;
     /// Request line and headers together. Larger ones are answered 431.
     head_bytes_max: Bytes = 16 * KIB, 512 => MIB;
     /// Time for the whole request head, from accept, or from its first bytes on a connection kept alive. Slower clients are answered 408.

@@ -60,6 +60,34 @@ fn number(value: &Value) -> u64 {
 }
 
 #[test]
+fn what_comes_compressed_is_inflated_and_checked_and_nothing_compressed_fails_the_run() {
+    let words = [
+        "-c",
+        "20",
+        "--in-flight",
+        "2",
+        "-d",
+        "0.5",
+        "--warmup",
+        "0.1",
+        "--payload",
+        "1024",
+        "--text",
+        "--filler",
+        "json",
+        "--deflate",
+        "--json",
+    ];
+    let run = |gateway: &Gateway| bench(&[&["fanout", "--url", &rooms(gateway)], &words[..]].concat());
+    let report = run(&gateway().arg("--compression").start()).passed();
+    let (deliveries, compressed) = (number(&report["deliveries"]), number(&report["compressed"]));
+    assert!(deliveries > 0 && compressed >= deliveries, "{report:#}");
+    let run = run(&gateway().start());
+    assert_eq!(run.code, Some(1), "{}", run.stderr);
+    assert!(run.report()["failures"].to_string().contains("no message came compressed"), "{}", run.stdout);
+}
+
+#[test]
 fn fanout_in_a_closed_loop_counts_every_delivery_of_every_room() {
     let gateway = gateway().start();
     let (url, pid) = (rooms(&gateway), gateway.pid().to_string());

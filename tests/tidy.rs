@@ -20,8 +20,8 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("sim", &["ids", "limits", "time", "sync", "proto", "engine", "hub", "gateway", "bus"]),
     ("bin", &["time", "engine", "gateway", "server", "sim"]),
     ("events", &["bus"]),
-    ("client", &["ids", "limits", "time", "proto"]),
-    ("load", &["ids", "limits", "time", "proto", "client"]),
+    ("client", &["time"]),
+    ("load", &["ids", "limits", "time", "proto"]),
     ("cli", &["ids", "limits", "time", "sync", "proto", "engine", "hub", "gateway", "bus", "web", "server", "events", "client", "load"]),
 ];
 
@@ -250,6 +250,23 @@ fn every_dependency_says_what_it_saves_us() {
 /// What a part of the crate that is used alone never builds: rings, cryptography, a command line. With what that is by name.
 const NOT_ALONE: &[(&str, &[&str])] = &[
     ("bus", &["io-uring", "libc", "mio", "socket2", "rustls", "ring", "async-nats", "tungstenite", "clap", "toml", "monoio", "serde_json"]),
+    (
+        "client",
+        &[
+            "io-uring",
+            "rustls",
+            "ring",
+            "native-tls",
+            "async-nats",
+            "clap",
+            "toml",
+            "monoio",
+            "prometheus-client",
+            "mimalloc",
+            "rtrb",
+            "crossbeam-channel",
+        ],
+    ),
     ("nats", &["io-uring", "httparse", "tungstenite", "clap", "toml", "monoio", "prometheus-client", "mimalloc", "rtrb"]),
 ];
 

@@ -17,7 +17,7 @@ fuzz_target!(|data: &[u8]| {
     match check(&head) {
         Ok(upgrade) => {
             let protocols: Vec<_> = upgrade.protocols().collect();
-            switching_protocols(&upgrade.accept, protocols.last().copied(), &mut answer);
+            switching_protocols(&upgrade.accept, protocols.last().copied(), None, &mut answer);
             let key = str::from_utf8(head.header("sec-websocket-key").expect("it was checked")).expect("base64");
             tungstenite_opens(&answer, key, &protocols.join(",")).expect("a client takes the answer");
             assert!(theirs.is_ok() || is_stricter(&theirs, &head), "{theirs:?}");

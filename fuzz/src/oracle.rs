@@ -45,7 +45,7 @@ pub fn decode(input: &[u8], cuts: [u8; 4]) -> (Vec<Message>, Result<bool, WsErro
     for cut in cuts.into_iter().cycle() {
         let piece = if cut == 255 { input.len() } else { input.len().min(came + usize::from(cut) + 1) };
         while came < piece {
-            match decoder.decode(&mut input[came..piece], &DecoderLimits { message_bytes_max: MESSAGE_BYTES_MAX as u64 }) {
+            match decoder.decode(&mut input[came..piece], &DecoderLimits { message_bytes_max: MESSAGE_BYTES_MAX as u64, deflate: false }) {
                 Ok(decoded) => {
                     came += decoded.consumed;
                     let Some(incoming) = decoded.incoming else { break };

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use super::talk;
 use crate::load::Ask;
 
 /// Push every message to everyone who asked for its topic: a realtime gateway for very many WebSocket connections.
@@ -25,6 +26,8 @@ Examples:
   shardcast serve --config shardcast.toml
   SHARDCAST_LIMITS_MESSAGE_BYTES_MAX=1MiB shardcast config show
 
+  shardcast sub lobby                            print what is published to a topic
+  shardcast pub lobby hello                      publish to it
   websocat 'ws://127.0.0.1:8080/ws?room=lobby'   any WebSocket client joins a room
   curl 127.0.0.1:9090/metrics
 
@@ -57,6 +60,12 @@ pub(super) enum Command {
     /// Put load on any WebSocket server and measure it: fan-out, echo, idle connections, reconnect storms, slow readers
     #[command(after_help = BENCH_EXAMPLES)]
     Bench(Box<Ask>),
+    /// Print what is published to topics, one message a line, and go on where it was after a loss
+    #[command(after_help = talk::SUB_EXAMPLES)]
+    Sub(Box<talk::Sub>),
+    /// Publish a message, or each line of stdin
+    #[command(after_help = talk::PUB_EXAMPLES)]
+    Pub(Box<talk::Pub>),
     /// Check, show or print the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -93,6 +102,9 @@ pub(super) struct Settings {
     /// How the kernel is talked to: auto, uring or epoll [default: auto] [env: SHARDCAST_DRIVER]
     #[arg(long, value_name = "DRIVER")]
     driver: Option<String>,
+    /// Compress messages for WebSockets that offer it (permessage-deflate) [default: false] [env: SHARDCAST_COMPRESSION]
+    #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    compression: Option<String>,
     /// File that carries positions and histories over a planned restart [default: off] [env: SHARDCAST_STATE]
     #[arg(long, value_name = "FILE|off")]
     state: Option<String>,
@@ -119,13 +131,14 @@ pub(super) struct Settings {
 impl Settings {
     /// The configuration file, and the key and value of each flag that was given.
     pub(super) fn into_layers(self) -> (Option<PathBuf>, Vec<(&'static str, String)>) {
-        let Self { listen, admin, shards, cpus, driver, state, slow, nats, nats_creds, config, log_format, log } = self;
+        let Self { listen, admin, shards, cpus, driver, compression, state, slow, nats, nats_creds, config, log_format, log } = self;
         let flags = [
             ("listen", listen),
             ("admin", admin),
             ("shards", shards),
             ("cpus", cpus),
             ("driver", driver),
+            ("compression", compression),
             ("state", state),
             ("slow", slow),
             ("nats.servers", nats),
@@ -176,6 +189,7 @@ mod tests {
             "--shards=2",
             "--cpus=0,2-3",
             "--driver=epoll",
+            "--compression",
             "--state=/tmp/s",
             "--slow=prices.* drop_oldest,a disconnect",
             "--nats=nats://a,b:4223",

@@ -6,6 +6,7 @@
 mod args;
 mod bench;
 mod check;
+mod talk;
 
 use std::fmt::Display;
 use std::io::{self, ErrorKind, Write};
@@ -35,6 +36,8 @@ pub fn run() -> ExitCode {
         Command::Serve(settings) => serve(settings),
         Command::Check(settings) => with_config(settings, |effective| print(check::report(&effective.config))),
         Command::Bench(ask) => bench::run(*ask),
+        Command::Sub(ask) => talk::sub(*ask),
+        Command::Pub(ask) => talk::publish(*ask),
         Command::Config(ConfigCommand::Show(settings)) => with_config(*settings, |effective| print(effective.show())),
         Command::Config(ConfigCommand::Check { file }) => config_check(file),
         Command::Config(ConfigCommand::Default) => print(default_file()),

@@ -39,6 +39,12 @@ pub struct Counters {
     pub nats_refused: Counter,
     /// Connections that were told an announcement, once for each.
     pub announced: Counter,
+    /// Messages compressed, each once for all who are sent it so in its form; and by how many bytes that has made them shorter.
+    pub deflated: Counter,
+    /// See there.
+    pub deflated_bytes_saved: Counter,
+    /// Compressed messages that came from clients.
+    pub inflated: Counter,
     /// Changes of who is in a topic, once for each watcher that was told.
     pub presence_told: Counter,
     /// Messages given out of a topic's history.

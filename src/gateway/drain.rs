@@ -325,7 +325,7 @@ impl<D: Driver> Gateway<D> {
         let Some(session) = self.sessions.get(key) else { return };
         let until = match session.state {
             State::Room => {
-                let end = session.topic.and_then(|topic| self.topics.get(topic)).map_or(0, |topic| topic.raw.log.end());
+                let end = self.feed_of(session).map_or(0, |feed| feed.log.end());
                 if session.cursor < end { vec![end] } else { Vec::new() }
             }
             State::Json | State::Stream => session.stream().map_or_else(Vec::new, |stream| self.stream_ends(stream)),

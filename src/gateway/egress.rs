@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::Gateway;
 use super::close_cause::{CloseCause, Fault};
 use super::counters::{DropReason, Transport};
+use super::feed::Feed;
 use super::session::{Session, Stamp, State, micros};
 use super::streams::Kind;
 use crate::engine::driver::{CloseHow, Driver};
@@ -234,6 +235,11 @@ impl<D: Driver> Gateway<D> {
         session.behind = None;
         self.timers.clear(key.slot);
         self.driver.close(key, how);
+    }
+
+    /// The feed of its room that a connection is given.
+    pub(super) fn feed_of(&self, session: &Session) -> Option<&Feed> {
+        session.topic.and_then(|topic| self.topics.get(topic)).and_then(|topic| topic.feed(session.format()))
     }
 
     /// Messages of its topics that wait for a connection, besides the send in flight.

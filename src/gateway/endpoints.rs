@@ -8,6 +8,7 @@ use crate::proto::listing::ListCursor;
 use crate::proto::position::{Start, StartWords, Starts};
 use crate::proto::sse::{EventName, encode_bye, encode_retry};
 use crate::proto::topic::TopicName;
+use crate::proto::ws::extension::{Agreed, Window};
 use crate::proto::ws::handshake::{self, HandshakeError, Upgrade};
 
 use super::close_cause::CloseCause;
@@ -16,7 +17,7 @@ use super::pages::Page;
 use super::polls::{Poll, for_origin};
 use super::presence::{By, NO_PRESENCE, PresenceDesk, Question};
 use super::publishing::{Ack, Framing, Receipts, Upload, What};
-use super::rooms::Habits;
+use super::session::Habits;
 use super::streams::{Kind, Stream};
 use crate::limits::Limits;
 use crate::proto::json::presence::User;
@@ -34,6 +35,8 @@ pub(super) struct Context<'a> {
     pub(super) busy: Option<Unavailable>,
     /// Somebody may be left to hear what is published.
     pub(super) takes_messages: bool,
+    /// permessage-deflate is agreed to where it is offered.
+    pub(super) compression: bool,
     pub(super) limits: &'a Limits,
     /// When to come back, where that is the answer.
     pub(super) retry_ms: u64,
@@ -96,7 +99,7 @@ pub(super) enum Answer {
     /// used up, the response.
     RefusePolitely(Vec<u8>, Response, CloseCause),
     /// Upgrade to this room.
-    Room { name: TopicName, habits: Habits, start: Option<Start>, user: Option<User>, upgrade: Vec<u8> },
+    Room { name: TopicName, habits: Habits, start: Option<Start>, user: Option<User>, deflate: Option<Window>, upgrade: Vec<u8> },
     /// Take the body, and publish what it says.
     Upload(Box<Upload>),
     /// Open this stream, or answer this poll.
@@ -104,9 +107,9 @@ pub(super) enum Answer {
     /// Answer with this list, once it is filled.
     List(Box<Listing>),
     /// Upgrade to `/echo`.
-    Echo { upgrade: Vec<u8> },
+    Echo { deflate: Option<Window>, upgrade: Vec<u8> },
     /// Upgrade to a WebSocket that speaks `shardcast.v1.json`.
-    Json { user: Option<User>, upgrade: Vec<u8> },
+    Json { user: Option<User>, deflate: Option<Window>, upgrade: Vec<u8> },
     /// Answer with who is in a topic.
     WhoIsIn(Box<Question>),
 }
@@ -138,11 +141,11 @@ const EXISTS: &str = "GET / (a page to try it) and GET /shardcast.js (the browse
 
 pub(super) fn answer(head: &Head<'_, '_>, context: &Context<'_>) -> Answer {
     match head.path {
-        "/ws" => socket(head, context, &[JSON_PROTOCOL, RAW_PROTOCOL], |protocol, upgrade| match protocol {
-            Some(JSON_PROTOCOL) => talk(head, upgrade),
-            _ => room(head, upgrade),
+        "/ws" => socket(head, context, &[JSON_PROTOCOL, RAW_PROTOCOL], |protocol, deflate, upgrade| match protocol {
+            Some(JSON_PROTOCOL) => talk(head, deflate, upgrade),
+            _ => room(head, deflate, upgrade),
         }),
-        "/echo" => socket(head, context, &[RAW_PROTOCOL], |_, upgrade| Ok(Answer::Echo { upgrade })),
+        "/echo" => socket(head, context, &[RAW_PROTOCOL], |_, deflate, upgrade| Ok(Answer::Echo { deflate, upgrade })),
         "/events" => events(head, context),
         "/poll" => poll(head, context, context.limits.poll_wait_ms),
         "/v1/history" => poll(head, context, 0),
@@ -189,7 +192,7 @@ fn socket(
     head: &Head<'_, '_>,
     context: &Context<'_>,
     spoken: &[&'static str],
-    endpoint: impl FnOnce(Option<&'static str>, Vec<u8>) -> Result<Answer, String>,
+    endpoint: impl FnOnce(Option<&'static str>, Option<Window>, Vec<u8>) -> Result<Answer, String>,
 ) -> Answer {
     let upgrade = match handshake::check(head) {
         Ok(upgrade) => upgrade,
@@ -197,7 +200,11 @@ fn socket(
     };
     let mut accept = Vec::with_capacity(160);
     let selected = selected(&upgrade, spoken);
-    handshake::switching_protocols(&upgrade.accept, selected, &mut accept);
+    let agreed = match if context.compression { upgrade.extension() } else { Ok(None) } {
+        Ok(agreed) => agreed,
+        Err(error) => return Answer::Respond(body_closes(head, Response::error(400, &error.to_string()))),
+    };
+    handshake::switching_protocols(&upgrade.accept, selected, agreed, &mut accept);
     let refuse = |accept: Vec<u8>, response: Response, cause| match upgrade.origin {
         Some(_) => Answer::RefusePolitely(accept, response.close(), cause),
         None => Answer::Refuse(response.close(), cause),
@@ -219,7 +226,8 @@ fn socket(
         let message = format!("none of the offered subprotocols ({offered}) is spoken here; offer {spoken} or none");
         return Answer::Respond(body_closes(head, Response::error(400, &message)));
     }
-    endpoint(selected, accept).unwrap_or_else(|message| Answer::Respond(body_closes(head, Response::error(400, &message))))
+    endpoint(selected, agreed.map(Agreed::window), accept)
+        .unwrap_or_else(|message| Answer::Respond(body_closes(head, Response::error(400, &message))))
 }
 
 fn refusal(error: &HandshakeError) -> Response {
@@ -243,7 +251,7 @@ fn is_allowed(origin: &[u8], head: &Head<'_, '_>, origins: &[String]) -> bool {
     origins.iter().any(|allowed| allowed == "*" || allowed.as_bytes().eq_ignore_ascii_case(origin))
 }
 
-fn room(head: &Head<'_, '_>, upgrade: Vec<u8>) -> Result<Answer, String> {
+fn room(head: &Head<'_, '_>, deflate: Option<Window>, upgrade: Vec<u8>) -> Result<Answer, String> {
     let (names, starts) = topics(head)?;
     if names.len() > 1 {
         return Err("more than one room; a raw WebSocket has one: open another for another room, or use /events".into());
@@ -260,12 +268,12 @@ fn room(head: &Head<'_, '_>, upgrade: Vec<u8>) -> Result<Answer, String> {
     };
     let name = names.into_iter().next().unwrap_or_else(TopicName::default_room);
     let start = starts.and_then(|starts| starts.of(0)).filter(|&start| start != Start::Latest);
-    Ok(Answer::Room { name, habits: Habits { no_echo, thins }, start, user: user(head)?, upgrade })
+    Ok(Answer::Room { name, habits: Habits::new(no_echo, thins), start, user: user(head)?, deflate, upgrade })
 }
 
-fn talk(head: &Head<'_, '_>, upgrade: Vec<u8>) -> Result<Answer, String> {
+fn talk(head: &Head<'_, '_>, deflate: Option<Window>, upgrade: Vec<u8>) -> Result<Answer, String> {
     match topics(head)? {
-        (names, None) if names.is_empty() => Ok(Answer::Json { user: user(head)?, upgrade }),
+        (names, None) if names.is_empty() => Ok(Answer::Json { user: user(head)?, deflate, upgrade }),
         _ => Err(format!("with {JSON_PROTOCOL} topics are not named in the URL; send {{\"type\":\"subscribe\",\"topic\":\"a\"}}")),
     }
 }

@@ -18,13 +18,31 @@ pub(super) enum Format {
     Sse,
     /// Messages of `shardcast.v1.json`, as WebSocket frames, made likewise.
     Json,
+    /// What is [`Self::Raw`], compressed where that is shorter.
+    RawDeflate,
+    /// What is [`Self::Json`], likewise.
+    JsonDeflate,
 }
 
 impl Format {
     /// All of them; each has its number's place.
-    pub(super) const ALL: [Self; 3] = [Self::Raw, Self::Sse, Self::Json];
+    pub(super) const ALL: [Self; 5] = [Self::Raw, Self::Sse, Self::Json, Self::RawDeflate, Self::JsonDeflate];
     /// Those that are made where somebody wants them.
-    pub(super) const MADE: [Self; 2] = [Self::Sse, Self::Json];
+    pub(super) const MADE: [Self; 4] = [Self::Sse, Self::Json, Self::RawDeflate, Self::JsonDeflate];
+
+    /// Its place among those that are made.
+    pub(super) const fn made(self) -> Option<usize> {
+        (self as usize).checked_sub(1)
+    }
+
+    /// What it is before it is compressed.
+    pub(super) const fn plain(self) -> Self {
+        match self {
+            Self::Raw | Self::RawDeflate => Self::Raw,
+            Self::Json | Self::JsonDeflate => Self::Json,
+            Self::Sse => Self::Sse,
+        }
+    }
 }
 
 /// The members of one topic in one form.

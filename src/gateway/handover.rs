@@ -25,8 +25,7 @@ use crossbeam_channel::Sender;
 use super::Gateway;
 use super::counters::Transport;
 use super::publishing::Receipt;
-use super::rooms::Habits;
-use super::session::{Session, State, Thinning, micros};
+use super::session::{Habits, Session, State, micros};
 use super::snapshot::{Chunk, Snapshot};
 use super::state_stream::Restored;
 use super::streams::{Kind, Stream};
@@ -161,8 +160,8 @@ impl<D: Driver> Gateway<D> {
             State::Room if !session.seated && cold.is_none_or(|cold| cold.replay_after.is_none()) => return None,
             State::Room => Doing::Room {
                 topic: session.topic.and_then(|topic| self.topics.name(topic))?.clone(),
-                no_echo: session.no_echo,
-                thins: session.thinning != Thinning::Never,
+                no_echo: session.habits.no_echo(),
+                thins: session.habits.thins(),
                 after: cold.and_then(|cold| cold.replay_after).or_else(|| self.place_to_inherit(session.topic)),
             },
             State::Echo => Doing::Echo,
@@ -174,7 +173,8 @@ impl<D: Driver> Gateway<D> {
         input.extend(cold.into_iter().flat_map(|cold| &cold.input));
         let age_ms = self.since(key).map_or(0, |since| since.age(self.now).as_millis() as u64);
         let user = cold.and_then(|cold| cold.user.clone());
-        Some((frozen.socket, Connection { doing, age_ms, client: self.noted_client(key), user, input, rest: frozen.rest }))
+        let (deflate, client) = (session.deflate, self.noted_client(key));
+        Some((frozen.socket, Connection { doing, age_ms, client, user, deflate, input, rest: frozen.rest }))
     }
 
     /// Goes on with what another process had, once it is thawed.
@@ -188,7 +188,7 @@ impl<D: Driver> Gateway<D> {
     }
 
     fn inherit_one(&mut self, socket: Socket, connection: Connection) {
-        let Connection { doing, age_ms, client, user, input, rest } = connection;
+        let Connection { doing, age_ms, client, user, deflate, input, rest } = connection;
         let rest = (!rest.is_empty()).then(|| {
             let range = Arena::new(1, 1, &self.shared.memory).append(&rest, &[]);
             Rc::new(Gather::new(Ranges::from_buf([range])))
@@ -199,7 +199,7 @@ impl<D: Driver> Gateway<D> {
         self.shared.add_load(self.shard);
         self.counters.connections.of(Transport::Http).add(1);
         self.counters.inherited.add(1);
-        self.sessions.insert(key, Session::new(self.now, None));
+        self.sessions.insert(key, Session { deflate, ..Session::new(self.now, None) });
         self.note_opened(key, self.now - Duration::from_millis(age_ms));
         if let Some(client) = client {
             self.note_client(key, client);
@@ -220,7 +220,7 @@ impl<D: Driver> Gateway<D> {
             }
             Doing::Room { topic, no_echo, thins, after } => {
                 self.inherit_transport(key, Transport::Ws);
-                self.join(key, topic, Habits { no_echo, thins }, after.map(Start::After), Vec::new());
+                self.join(key, topic, Habits::new(no_echo, thins), after.map(Start::After), Vec::new());
             }
             Doing::Echo => {
                 self.inherit_transport(key, Transport::Ws);

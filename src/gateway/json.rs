@@ -51,6 +51,8 @@ pub(super) struct Talk {
     next: u32,
     /// It has published something that it does not want back.
     pub(super) no_echo: bool,
+    /// It is sent messages compressed.
+    pub(super) deflates: bool,
 }
 
 /// A request that waits for a topic's home.
@@ -133,7 +135,9 @@ impl<D: Driver> Gateway<D> {
         self.counters.handshakes.of(HandshakeResult::Upgraded).add(1);
         self.upgraded(key, upgrade);
         let Some(session) = self.sessions.get_mut(key) else { return };
-        session.cold.get_or_insert_default().stream = Some(Box::new(Stream::talk()));
+        let mut stream = Stream::talk();
+        stream.talk.deflates = session.takes_deflated();
+        session.cold.get_or_insert_default().stream = Some(Box::new(stream));
         let conn = self.id(key).to_string();
         let retry_ms = self.return_window_ms();
         let (ping_ms, max_bytes) = (self.limits.ping_interval_ms, self.limits.message_bytes_max);

@@ -90,6 +90,7 @@ use crate::gateway::clients::counts_addresses;
 use crate::gateway::counters::Counters;
 use crate::gateway::drain::{Drain, Farewells};
 use crate::gateway::feed::FeedKey;
+use crate::gateway::forms::Maker;
 use crate::gateway::history::Past;
 use crate::gateway::inspect::{Desk, Inquiry};
 use crate::gateway::log_limit::LogLimit;
@@ -110,8 +111,8 @@ use crate::proto::position::Epoch;
 use crate::proto::slow::SlowRules;
 use crate::proto::subject::Rules;
 use crate::proto::topic::TopicName;
-use crate::proto::ws::OpCode;
 use crate::proto::ws::frame::server_header;
+use crate::proto::ws::{Inflater, OpCode};
 use crate::time::Time;
 
 pub use clients::{AddressSource, Addressing};
@@ -211,6 +212,8 @@ pub struct Parts {
     pub limits: Arc<Limits>,
     /// Allowed origins of browsers; none means that `Origin` must match `Host`.
     pub origins: Arc<[String]>,
+    /// permessage-deflate is agreed to where it is offered.
+    pub compression: bool,
     /// How clients' addresses are found.
     pub addressing: Arc<Addressing>,
     /// What becomes of slow readers.
@@ -290,6 +293,7 @@ pub struct Gateway<D> {
     counters: Arc<Counters>,
     limits: Arc<Limits>,
     origins: Arc<[String]>,
+    compression: bool,
     addressing: Arc<Addressing>,
     slow_rules: Arc<SlowRules>,
     pages: Arc<[Page]>,
@@ -327,6 +331,11 @@ pub struct Gateway<D> {
     /// The ping frame, the same for everyone.
     ping: Rc<Gather>,
     scratch: Vec<u8>,
+    /// Makes messages into the forms in which they are sent.
+    maker: Maker,
+    /// Inflates clients' messages, once there were any; and how many bytes of them this step still may.
+    inflater: Option<Box<Inflater>>,
+    inflate_left: u64,
 
     /// Topics on a lap, in the order of their turns.
     laps: VecDeque<FeedKey>,
@@ -397,11 +406,13 @@ impl<D: Driver> Gateway<D> {
     /// A gateway that serves what `driver` brings.
     pub fn new(driver: D, parts: Parts, now: Time) -> Self {
         let limits = parts.limits;
+        let maker = Maker::new(&limits, &parts.counters);
         Self {
             driver,
             shard: parts.shard,
             counters: parts.counters,
             origins: parts.origins,
+            compression: parts.compression,
             addressing: parts.addressing,
             slow_rules: parts.slow,
             pages: parts.pages,
@@ -430,6 +441,9 @@ impl<D: Driver> Gateway<D> {
             staged: None,
             ping: ping(&parts.shared),
             scratch: Vec::new(),
+            maker,
+            inflater: None,
+            inflate_left: 0,
             laps: VecDeque::new(),
             parked: Vec::new(),
             next_unpark: now,
@@ -662,6 +676,7 @@ impl<D: Driver> Gateway<D> {
     fn handle_events(&mut self) {
         let mut events = std::mem::take(&mut self.events);
         self.messages_left = self.limits.messages_per_turn;
+        self.inflate_left = self.limits.inflate_bytes_per_turn;
         while self.messages_left > 0
             && let Some(event) = events.get_mut(self.handled)
         {
@@ -704,6 +719,7 @@ impl<D: Driver> Gateway<D> {
         });
         self.expire_histories();
         self.direct.rest();
+        self.maker.rest();
         if self.forgets_addresses() {
             self.shared.clients.sweep(self.now);
         }

@@ -426,7 +426,7 @@ impl<D: Driver> Gateway<D> {
             after.is_none_or(|after| after == offset),
             "messages between shards follow on each other: after {after:?}, where {offset} was the last"
         );
-        let laps = topic.append(self.now, &mut self.scratch, |log| log.append_parcel(parcel));
+        let laps = topic.append(self.now, &mut self.maker, |log| log.append_parcel(parcel));
         topic.acknowledge_later(upto);
         self.busy = true;
         if !std::mem::replace(&mut topic.warm, true) {

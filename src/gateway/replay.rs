@@ -206,19 +206,17 @@ impl<D: Driver> Gateway<D> {
             }
             return;
         }
-        let no_echo = session.no_echo.then_some(ConnId { shard: self.shard, key: guest.conn });
+        let no_echo = session.habits.no_echo().then_some(ConnId { shard: self.shard, key: guest.conn });
         let next = Position { epoch: topic.epoch, offset: replay.next };
         let opens = session.state == State::Joining;
         if replay.last {
-            session.place = topic.raw.members.join(guest.conn.slot);
-            session.cursor = topic.raw.log.end();
-            session.seated = true;
             topic.guests -= 1;
         } else {
             session.cold.get_or_insert_default().replay_after = Some(next);
         }
         session.state = State::Room;
         if replay.last {
+            self.sit_down(guest.conn, topic_key);
             self.recount(topic_key);
         }
         if opens {

@@ -12,6 +12,7 @@ use crate::engine::driver::Driver;
 use crate::ids::ConnKey;
 use crate::proto::http::{HeadError, HeadStorage, Response, head_end, parse_head};
 use crate::proto::json::presence::User;
+use crate::proto::ws::extension::Window;
 
 impl<D: Driver> Gateway<D> {
     /// Handles one request head at the front of `bytes`; how many bytes it took. 0 when it is not complete.
@@ -65,6 +66,7 @@ impl<D: Driver> Gateway<D> {
                     unavailable,
                     busy,
                     takes_messages: !self.has_said_goodbye(),
+                    compression: self.compression,
                     limits: &self.limits,
                     retry_ms,
                 };
@@ -152,9 +154,10 @@ impl<D: Driver> Gateway<D> {
                     self.refuse(key, response, cause);
                 }
             }
-            Answer::Room { name, habits, start, user, upgrade } => {
+            Answer::Room { name, habits, start, user, deflate, upgrade } => {
                 self.note_user(key, user);
                 self.take_opened(key);
+                self.agree(key, deflate);
                 self.join(key, name, habits, start, upgrade);
             }
             Answer::Stream(mut stream, user) => {
@@ -177,17 +180,26 @@ impl<D: Driver> Gateway<D> {
                 question.keep(keep);
                 self.ask_who_is_in(key, *question);
             }
-            Answer::Json { user, upgrade } => {
+            Answer::Json { user, deflate, upgrade } => {
                 self.note_user(key, user);
                 self.take_opened(key);
+                self.agree(key, deflate);
                 self.begin_talk(key, &upgrade);
             }
-            Answer::Echo { upgrade } => {
+            Answer::Echo { deflate, upgrade } => {
                 self.take_opened(key);
+                self.agree(key, deflate);
                 self.counters.handshakes.of(HandshakeResult::Upgraded).add(1);
                 self.upgraded(key, &upgrade);
                 self.opened(key, State::Echo);
             }
+        }
+    }
+
+    /// Notes what was agreed to about compression.
+    pub(super) fn agree(&mut self, key: ConnKey, deflate: Option<Window>) {
+        if let Some(session) = self.sessions.get_mut(key) {
+            session.deflate = deflate;
         }
     }
 

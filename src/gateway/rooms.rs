@@ -5,13 +5,13 @@ use std::collections::HashSet;
 use super::bridge::SUBSCRIPTIONS_FULL;
 use super::close_cause::CloseCause;
 use super::counters::HandshakeResult;
-use super::feed::FeedKey;
+use super::feed::{FeedKey, Format};
 use super::history::Gone;
 use super::peers::ShardMessage;
 use super::places::{Places, full};
 use super::seats::Guest;
 use super::seldom::Seldom;
-use super::session::{State, Thinning};
+use super::session::{Habits, State};
 use super::topic::{AwaySide, HomeSide, Role, Topic, Uplink};
 use super::{Gateway, Shared};
 use crate::engine::driver::Driver;
@@ -25,15 +25,6 @@ use crate::proto::ws::{MessageKind, OpCode};
 
 /// The reason that goes with 4503 when it is topics that there are too many of.
 pub(super) const TOPICS_FULL: &str = "no room for another topic (limits.topics_max); an open one can be joined";
-
-/// How a raw WebSocket wants its room.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Habits {
-    /// Without its own messages.
-    pub(super) no_echo: bool,
-    /// Thinned where it is slow and the room's rule says so, and not ended.
-    pub(super) thins: bool,
-}
 
 impl<D: Driver> Gateway<D> {
     /// Makes a connection a member of a room: at once when this shard has the topic already, else when its home has answered. The upgrade is
@@ -59,8 +50,7 @@ impl<D: Driver> Gateway<D> {
             return self.refuse_join(key, &upgrade, CloseCause::TopicFull, &full(&self.limits));
         }
         let Some(session) = self.sessions.get_mut(key) else { return };
-        session.no_echo = habits.no_echo;
-        session.thinning = if habits.thins { Thinning::May } else { Thinning::Never };
+        session.habits = habits;
         session.topic = Some(topic_key);
         session.state = State::Joining;
         if let (true, None) = (answered, start) {
@@ -92,13 +82,25 @@ impl<D: Driver> Gateway<D> {
     /// Makes a connection that joins and has a place a member, at the end of what was published so far.
     pub(super) fn take_seat(&mut self, key: ConnKey, topic_key: TopicKey) {
         let Some(session) = self.sessions.get_mut(key) else { return };
-        let Some(topic) = self.topics.get_mut(topic_key) else { return };
-        session.place = topic.raw.members.join(key.slot);
-        session.cursor = topic.raw.log.end();
-        session.seated = true;
         session.state = State::Room;
+        self.sit_down(key, topic_key);
         self.recount(topic_key);
         self.has_come(topic_key, key);
+    }
+
+    /// Puts a connection among those that get a room's messages in its form.
+    pub(super) fn sit_down(&mut self, key: ConnKey, topic_key: TopicKey) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        let format = session.format();
+        let name = self.topics.name(topic_key).filter(|_| format != Format::Raw).cloned();
+        let Some(topic) = self.topics.get_mut(topic_key) else { return };
+        let feed = match &name {
+            Some(name) => topic.made(format, name, || new_log(&self.limits, &self.shared)),
+            None => &mut topic.raw,
+        };
+        session.place = feed.members.join(key.slot);
+        session.cursor = feed.log.end();
+        session.seated = true;
     }
 
     /// Lets in one that waited for the home's answer and has its seat.
@@ -214,7 +216,7 @@ impl<D: Driver> Gateway<D> {
         }
         let Some(topic_key) = session.topic.take() else { return };
         session.behind = None;
-        let (place, was_member) = (session.place, std::mem::take(&mut session.seated));
+        let (place, format, was_member) = (session.place, session.format(), std::mem::take(&mut session.seated));
         let waited = std::mem::take(&mut session.waiting);
         let Some(topic) = self.topics.get_mut(topic_key) else { return };
         if waited {
@@ -224,8 +226,9 @@ impl<D: Driver> Gateway<D> {
             topic.guest_leaves();
         } else {
             topic.give_place_back();
-            topic.raw.forget_slow(key.slot);
-            if let Some(moved) = topic.raw.members.leave(place) {
+            let feed = topic.feed_mut(format).expect("a feed lives as long as its members");
+            feed.forget_slow(key.slot);
+            if let Some(moved) = feed.members.leave(place) {
                 self.set_place(moved, place);
             }
             self.has_gone(topic_key, key);
@@ -294,7 +297,7 @@ impl<D: Driver> Gateway<D> {
             side.home.appending(|| topic.raw.log.pin());
             side.history.appending(&mut topic.raw.log, &self.limits, self.now);
         }
-        let laps = topic.append(self.now, &mut self.scratch, append);
+        let laps = topic.append(self.now, &mut self.maker, append);
         let mut grown = 0;
         if let Role::Home(side) = &mut topic.role {
             grown = side.history.trim(&topic.raw.log, &self.limits);

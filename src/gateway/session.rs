@@ -8,6 +8,7 @@ use super::close_cause::CloseCause;
 use super::counters::Transport;
 use super::dismissal::Word;
 use super::endpoints::Unavailable;
+use super::feed::Format;
 use super::publishing::Upload;
 use super::streams::Stream;
 use crate::engine::log::{Anchor, Pin};
@@ -17,6 +18,7 @@ use crate::proto::json::presence::User;
 use crate::proto::position::Position;
 use crate::proto::position::Start;
 use crate::proto::ws::Decoder;
+use crate::proto::ws::extension::Window;
 use crate::time::Time;
 
 /// Where a connection is in its life. It only ever goes down this list, except that a kept-alive HTTP connection stays at `Head`.
@@ -115,24 +117,46 @@ pub(super) fn micros(now: Time) -> u32 {
     (now.as_nanos() / 1000) as u32
 }
 
-/// Whether messages are left out for a raw WebSocket that is slow.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Thinning {
-    /// It is ended instead.
-    Never,
-    /// It has asked for it (`slow=drop`).
-    May,
-    /// Some were, and it has not caught up since.
-    Now,
+/// How a raw WebSocket wants its room, and whether messages were left out for it: in a byte, because there are very many.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) struct Habits(u8);
+
+impl Habits {
+    const NO_ECHO: u8 = 1;
+    const THINS: u8 = 2;
+    const THINNED: u8 = 4;
+
+    pub(super) fn new(no_echo: bool, thins: bool) -> Self {
+        Self(u8::from(no_echo) * Self::NO_ECHO | u8::from(thins) * Self::THINS)
+    }
+
+    /// It leaves its own messages out (`echo=0`).
+    pub(super) fn no_echo(self) -> bool {
+        self.0 & Self::NO_ECHO != 0
+    }
+
+    /// It is thinned where it is slow and its room's rule says so, and not ended (`slow=drop`).
+    pub(super) fn thins(self) -> bool {
+        self.0 & Self::THINS != 0
+    }
+
+    /// Messages were left out for it, and it has not caught up since.
+    pub(super) fn is_thinned(self) -> bool {
+        self.0 & Self::THINNED != 0
+    }
+
+    pub(super) fn set_thinned(&mut self, thinned: bool) {
+        self.0 = self.0 & !Self::THINNED | u8::from(thinned) * Self::THINNED;
+    }
 }
 
 /// One connection.
 pub(super) struct Session {
     pub(super) state: State,
-    /// Leaves its own messages out (`echo=0`).
-    pub(super) no_echo: bool,
-    /// Whether it is thinned where it is slow and its room's rule says so, and not ended.
-    pub(super) thinning: Thinning,
+    /// How it wants its room.
+    pub(super) habits: Habits,
+    /// permessage-deflate was agreed to: its messages may be compressed, and what it is sent too, where its window is large enough.
+    pub(super) deflate: Option<Window>,
     /// It was answered a request before.
     pub(super) served: bool,
     /// What it speaks.
@@ -178,8 +202,8 @@ impl Session {
     pub(super) fn new(now: Time, refused: Option<Unavailable>) -> Self {
         Self {
             state: State::Head,
-            no_echo: false,
-            thinning: Thinning::Never,
+            habits: Habits::default(),
+            deflate: None,
             served: false,
             transport: Transport::Http,
             refused,
@@ -206,7 +230,7 @@ impl Session {
 
     /// Whether it is given the newest message of each key, and has no position in its topic's log (`conflation`).
     pub(super) fn is_conflated(&self) -> bool {
-        self.thinning == Thinning::Now && self.behind.is_none()
+        self.habits.is_thinned() && self.behind.is_none()
     }
 
     /// The position of `cursor`, while it is behind.
@@ -218,8 +242,8 @@ impl Session {
     pub(super) fn move_to(&mut self, position: Pin, end: u64) {
         self.cursor = position.offset();
         self.behind = (self.cursor < end).then(|| position.anchor());
-        if self.behind.is_none() && self.thinning == Thinning::Now {
-            self.thinning = Thinning::May;
+        if self.behind.is_none() {
+            self.habits.set_thinned(false);
         }
     }
 
@@ -234,6 +258,16 @@ impl Session {
         if !queue.back_mut().is_some_and(|last| last.try_join(&range)) {
             queue.push_back(range);
         }
+    }
+
+    /// Whether its client can inflate what is compressed for all.
+    pub(super) fn takes_deflated(&self) -> bool {
+        self.deflate.is_some_and(Window::takes_ours)
+    }
+
+    /// In which form it gets the messages of its room.
+    pub(super) fn format(&self) -> Format {
+        if self.takes_deflated() { Format::RawDeflate } else { Format::Raw }
     }
 
     /// Keeps bytes for later.

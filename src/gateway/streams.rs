@@ -11,7 +11,7 @@ use super::bridge::SUBSCRIPTIONS_FULL;
 use super::close_cause::CloseCause;
 use super::counters::Transport;
 use super::feed::{FeedKey, Format, LastSend};
-use super::forms::{push, push_event};
+use super::forms::push_event;
 use super::json::Talk;
 use super::places::full;
 use super::polls::Poll;
@@ -174,6 +174,7 @@ impl Stream {
         match self.kind {
             Kind::Events => Format::Sse,
             Kind::Poll => Format::Raw,
+            Kind::Json if self.talk.deflates => Format::JsonDeflate,
             Kind::Json => Format::Json,
         }
     }
@@ -205,6 +206,7 @@ impl<D: Driver> Gateway<D> {
     pub(super) fn begin_stream(&mut self, key: ConnKey, mut stream: Stream) {
         let Some(session) = self.sessions.get_mut(key) else { return };
         session.state = State::Joining;
+        stream.talk.deflates = session.takes_deflated();
         let cold = session.cold.get_or_insert_default();
         cold.turn = cold.turn.wrapping_add(1);
         stream.parts.iter_mut().for_each(|part| part.turn = cold.turn);
@@ -443,12 +445,13 @@ impl<D: Driver> Gateway<D> {
         let (epoch, after, messages, topic_key) = (part.epoch, part.at, parcel.frames, part.topic);
         let mut out = std::mem::take(&mut self.scratch);
         out.clear();
-        if !shares && format == Format::Json {
+        if !shares && format.plain() == Format::Json {
+            // What nobody shares is not worth being compressed.
             let name = part.name.clone();
             each_of(parcel, |frame, bytes| {
                 part.at = frame.offset().unwrap_or(part.at + 1);
                 if frame.sender != id || !frame.is_not_echoed() {
-                    push(format, &mut out, &name, Position { epoch, offset: part.at }, frame, bytes);
+                    self.maker.push(Format::Json, &mut out, &name, Position { epoch, offset: part.at }, frame, bytes);
                 }
             });
             self.push_direct(key, &out, &[]);
@@ -469,7 +472,7 @@ impl<D: Driver> Gateway<D> {
                     let mut offset = after;
                     each_of(parcel, |frame, bytes| {
                         offset = frame.offset().unwrap_or(offset + 1);
-                        push(format, &mut out, &part.name, Position { epoch, offset }, frame, bytes);
+                        self.maker.push(format, &mut out, &part.name, Position { epoch, offset }, frame, bytes);
                     });
                     let bytes = Arena::new(1, 1, &self.shared.memory).append(&out, &[]);
                     topic.last_piece = Some(Box::new(MadePiece { format, after, messages, bytes: bytes.clone() }));

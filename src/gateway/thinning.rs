@@ -13,7 +13,7 @@ use super::feed::{Feed, FeedKey};
 use super::json::push_frame;
 use super::replay::Missing;
 use super::seats::Seat;
-use super::session::{Session, Thinning};
+use super::session::Session;
 use super::streams::{Kind, Stream};
 use crate::engine::driver::Driver;
 use crate::engine::log::Pin;
@@ -79,7 +79,8 @@ impl<D: Driver> Gateway<D> {
             }
             None => {
                 let Some(session) = self.sessions.get_mut(conn) else { return };
-                (session.thinning, session.behind) = (Thinning::Now, None);
+                session.habits.set_thinned(true);
+                session.behind = None;
             }
         }
     }
@@ -115,7 +116,7 @@ impl<D: Driver> Gateway<D> {
             }
             None => {
                 session.cursor = cursor;
-                session.thinning = if portion.is_all { Thinning::May } else { Thinning::Now };
+                session.habits.set_thinned(!portion.is_all);
                 portion.messages.iter().for_each(|(_, bytes)| out.extend_from_slice(bytes.as_slice()));
             }
         }
@@ -180,8 +181,8 @@ impl<D: Driver> Gateway<D> {
 
     /// Bytes and messages that wait for a raw WebSocket, besides the send in flight.
     pub(super) fn room_waiting(&self, session: &Session, key: ConnKey) -> (u64, u64) {
-        let room = session.topic.filter(|_| session.seated).and_then(|topic| self.topics.get(topic));
-        room.map_or((0, 0), |topic| topic.raw.waiting(key.slot, session.behind()))
+        let feed = self.feed_of(session).filter(|_| session.seated);
+        feed.map_or((0, 0), |feed| feed.waiting(key.slot, session.behind()))
     }
 
     /// The same for a stream, in all its topics.
@@ -197,7 +198,7 @@ impl<D: Driver> Gateway<D> {
 
     /// Whether messages may be left out for a member. Streams are told; others must have asked for it.
     fn may_thin(&self, member: u32, conn: ConnKey) -> bool {
-        Seat::of_member(member).is_some() || self.sessions.get(conn).is_some_and(|session| session.thinning != Thinning::Never)
+        Seat::of_member(member).is_some() || self.sessions.get(conn).is_some_and(|session| session.habits.thins())
     }
 
     /// Whether more waits for a connection than may, in a topic, where it is so much, or in all that it has.
@@ -246,7 +247,7 @@ impl<D: Driver> Gateway<D> {
                 }
             }
             None => {
-                session.thinning = Thinning::Now;
+                session.habits.set_thinned(true);
                 session.move_to(kept.clone(), end);
             }
         }
@@ -258,7 +259,7 @@ impl<D: Driver> Gateway<D> {
         let session = self.sessions.get(conn)?;
         let no_echo = match Seat::of_member(member) {
             Some(_) => session.stream()?.talk.no_echo,
-            None => session.no_echo,
+            None => session.habits.no_echo(),
         };
         no_echo.then_some(ConnId { shard: self.shard, key: conn })
     }

@@ -3,7 +3,7 @@
 use std::collections::{HashSet, VecDeque};
 
 use super::feed::{Feed, Format};
-use super::forms;
+use super::forms::{Maker, Source};
 use super::history::History;
 use super::places::Places;
 use super::presence::Presence;
@@ -162,18 +162,16 @@ impl Topic {
     }
 
     pub(super) fn feed(&self, format: Format) -> Option<&Feed> {
-        match format {
-            Format::Raw => Some(&self.raw),
-            Format::Sse => self.made[0].as_ref().map(|made| &made.feed),
-            Format::Json => self.made[1].as_ref().map(|made| &made.feed),
+        match format.made() {
+            None => Some(&self.raw),
+            Some(place) => self.made[place].as_ref().map(|made| &made.feed),
         }
     }
 
     pub(super) fn feed_mut(&mut self, format: Format) -> Option<&mut Feed> {
-        match format {
-            Format::Raw => Some(&mut self.raw),
-            Format::Sse => self.made[0].as_mut().map(|made| &mut made.feed),
-            Format::Json => self.made[1].as_mut().map(|made| &mut made.feed),
+        match format.made() {
+            None => Some(&mut self.raw),
+            Some(place) => self.made[place].as_mut().map(|made| &mut made.feed),
         }
     }
 
@@ -185,24 +183,20 @@ impl Topic {
     /// The feed of a form, from now on if there was none.
     pub(super) fn made(&mut self, format: Format, name: &TopicName, log: impl FnOnce() -> Log) -> &mut Feed {
         let (base, newest) = (self.raw.offset(), self.raw.newest);
-        let slot = match format {
-            Format::Raw => return &mut self.raw,
-            Format::Sse => &mut self.made[0],
-            Format::Json => &mut self.made[1],
-        };
+        let Some(place) = format.made() else { return &mut self.raw };
+        let slot = &mut self.made[place];
         let feed = || Feed { newest, ..Feed::new(log(), base) };
         &mut slot.get_or_insert_with(|| Box::new(Made { name: name.clone(), feed: feed() })).feed
     }
 
     /// Appends messages to the log and makes them into the forms that somebody wants. Which feeds are on a lap then: their turn must come.
-    pub(super) fn append(
-        &mut self,
-        now: Time,
-        scratch: &mut Vec<u8>,
-        append: impl FnOnce(&mut Log),
-    ) -> [Option<Format>; Format::ALL.len()] {
+    pub(super) fn append(&mut self, now: Time, maker: &mut Maker, append: impl FnOnce(&mut Log)) -> [Option<Format>; Format::ALL.len()] {
         let laps = Format::ALL.map(|format| self.feed_mut(format).is_some_and(|feed| feed.want_lap(now)).then_some(format));
         self.last_append = now;
+        for made in &mut self.made {
+            // Nobody has come since the last who wanted it has gone.
+            made.take_if(|made| made.feed.is_idle());
+        }
         let fresh = (self.raw.latest.is_some() || self.made.iter().any(Option::is_some)).then(|| self.raw.log.pin());
         append(&mut self.raw.log);
         self.raw.grown();
@@ -211,13 +205,9 @@ impl Topic {
             for (format, made) in Format::MADE.into_iter().zip(&mut self.made) {
                 let Some(made) = made else { continue };
                 let begin = made.feed.latest.is_some().then(|| made.feed.log.pin());
-                let source = forms::Source {
-                    topic: &made.name,
-                    base: self.raw.base,
-                    epoch: self.epoch,
-                    keeps_keys: self.slow == SlowPolicy::Conflate,
-                };
-                forms::make(format, &source, &fresh, scratch, &mut made.feed.log);
+                let source =
+                    Source { topic: &made.name, base: self.raw.base, epoch: self.epoch, keeps_keys: self.slow == SlowPolicy::Conflate };
+                maker.make(format, &source, &fresh, &mut made.feed.log);
                 made.feed.grown();
                 if let Some(begin) = begin {
                     made.feed.conflate(&begin);

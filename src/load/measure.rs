@@ -89,6 +89,8 @@ pub(super) struct Tally {
     pub(super) stalls: u64,
     /// Messages of somebody else.
     pub(super) foreign: u64,
+    /// Messages that came compressed.
+    pub(super) compressed: u64,
     pub(super) pings: u64,
     /// Receivers that left and came back, within the window.
     pub(super) churned: u64,
@@ -195,6 +197,7 @@ impl Tally {
         self.unsent += other.unsent;
         self.stalls += other.stalls;
         self.foreign += other.foreign;
+        self.compressed += other.compressed;
         self.pings += other.pings;
         self.churned += other.churned;
         for (into, from) in [(&mut self.ends, other.ends), (&mut self.slow_ends, other.slow_ends)] {

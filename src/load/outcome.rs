@@ -183,6 +183,9 @@ impl Outcome {
         if self.is_traffic() && self.tally.deliveries == 0 {
             failures.push("nothing was delivered while it was measured; does the server send messages back at this URL?".to_owned());
         }
+        if self.plan.deflate && self.tally.compressed == 0 {
+            failures.push("no message came compressed; does the server agree to permessage-deflate?".to_owned());
+        }
         let given_up: u64 = self.cycles.iter().map(|cycle| cycle.given_up).sum();
         if given_up > 0 {
             failures.push(format!("{} times a client gave up connecting", count(given_up)));
@@ -309,6 +312,9 @@ impl Outcome {
             if self.plan.churn.is_some() {
                 line("churned", &format!("{} receivers left and came back", count(tally.churned)));
             }
+            if self.plan.deflate {
+                line("compressed", &format!("{} messages came so", count(tally.compressed)));
+            }
             if tally.foreign > 0 {
                 line("foreign", &format!("{} messages were not ours", count(tally.foreign)));
             }
@@ -427,6 +433,7 @@ impl Outcome {
             put("unsent", json!(tally.unsent));
             put("stalls", json!(tally.stalls));
             put("foreign", json!(tally.foreign));
+            put("compressed", json!(tally.compressed));
             put("churn", json!(plan.churn));
             put("churned", json!(tally.churned));
             put("seconds", self.seconds_json());

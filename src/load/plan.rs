@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 use super::LoadError;
 use super::backoff::Backoff;
 use super::host::Host;
-use super::stamp::Stamp;
+use super::stamp::{Filler, Stamp};
 use super::target::Target;
 
 /// The words of the command line.
@@ -48,6 +48,12 @@ pub struct Ask {
     /// Text messages instead of binary ones
     #[arg(long, help_heading = "Traffic")]
     text: bool,
+    /// What messages are filled up with behind their stamp: dots, or JSON as a feed of prices has it (fanout, echo, slow)
+    #[arg(long, value_enum, default_value_t = Filler::Dots, help_heading = "Traffic")]
+    filler: Filler,
+    /// Offer permessage-deflate, and inflate what comes compressed; a run in which nothing does has failed (fanout, echo, slow)
+    #[arg(long, help_heading = "Traffic")]
+    deflate: bool,
     /// Closed loop: messages of each publisher that are on their way; one that all receivers have is replaced [default: 1]
     #[arg(long, value_name = "N", conflicts_with = "rate", help_heading = "Traffic")]
     in_flight: Option<u32>,
@@ -211,6 +217,8 @@ pub struct Plan {
     pub(super) publishers: u32,
     pub(super) payload: usize,
     pub(super) text: bool,
+    pub(super) filler: Filler,
+    pub(super) deflate: bool,
     pub(super) pressure: Pressure,
     pub(super) total_order: bool,
     /// Receivers per second that leave and come back.
@@ -308,6 +316,13 @@ impl Plan {
         if let Some(header) = ask.headers.iter().find(|header| !header.contains(':') || header.bytes().any(|byte| byte.is_ascii_control()))
         {
             return usage(format!("--header '{header}' is not of the form 'Name: value'"));
+        }
+        if ask.deflate && !matches!(scenario, Scenario::Fanout | Scenario::Echo | Scenario::Slow) {
+            return usage(format!("--deflate is for fanout, echo and slow, not for {}", scenario.name()));
+        }
+        let mut headers = ask.headers;
+        if ask.deflate {
+            headers.push("Sec-WebSocket-Extensions: permessage-deflate".to_owned());
         }
         let (rooms, publishers) = match scenario {
             Scenario::Fanout | Scenario::Slow => (ask.rooms, ask.publishers),
@@ -411,13 +426,15 @@ impl Plan {
             scenario,
             target,
             events,
-            headers: ask.headers,
+            headers,
             connections,
             resume,
             rooms,
             publishers,
             payload,
             text,
+            filler: ask.filler,
+            deflate: ask.deflate,
             pressure,
             total_order: ask.total_order,
             churn: ask.churn,

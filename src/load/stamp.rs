@@ -5,7 +5,9 @@
 //!  text     "SCB1"  the same numbers in hexadecimal digits                       36 bytes
 //! ```
 //!
-//! Behind it comes filler. A server that wraps messages into something of its own (JSON, say) is fine: the stamp is looked for near the front.
+//! Behind it comes filler, the same in all messages of a run. A server that wraps messages into something of its own (JSON, say) is fine: the stamp is looked for near the front.
+
+use clap::ValueEnum;
 
 use crate::time::Time;
 
@@ -21,6 +23,41 @@ pub(super) struct Stamp {
     pub(super) publisher: u32,
     pub(super) sequence: u32,
     pub(super) due: Time,
+}
+
+/// What is behind the stamp.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Filler {
+    /// Dots
+    Dots,
+    /// JSON, as a feed of prices has it
+    Json,
+}
+
+impl Filler {
+    /// A message of this size, for stamps to be written over its front.
+    pub(super) fn message(self, text: bool, bytes: usize) -> Vec<u8> {
+        let mut message = vec![b'.'; Stamp::bytes(text).min(bytes)];
+        if self == Self::Json {
+            let mut random = fastrand::Rng::with_seed(7);
+            while message.len() < bytes {
+                let symbol: String = (0..4).map(|_| random.uppercase()).collect();
+                let [bid, ask, size, time] = [10_000, 10_000, 1000, 60_000].map(|below| random.u32(0..below));
+                let quote = format!(
+                    "{{\"symbol\":\"{symbol}\",\"bid\":{}.{:02},\"ask\":{}.{:02},\"size\":{size},\"time\":\"12:30:{:02}.{:03}\"}},",
+                    bid / 100,
+                    bid % 100,
+                    ask / 100,
+                    ask % 100,
+                    time / 1000,
+                    time % 1000
+                );
+                message.extend_from_slice(quote.as_bytes());
+            }
+        }
+        message.resize(bytes, b'.');
+        message
+    }
 }
 
 impl Stamp {
@@ -93,6 +130,20 @@ mod tests {
                 assert_eq!(Stamp::read(text, &message[..cut]), None);
             }
         }
+    }
+
+    #[test]
+    fn a_message_is_as_long_as_asked_for_and_keeps_its_filler_behind_the_stamp() {
+        for (filler, text, bytes) in
+            [(Filler::Dots, true, 36), (Filler::Json, true, 36), (Filler::Json, false, 1024), (Filler::Dots, false, 30)]
+        {
+            let mut message = filler.message(text, bytes);
+            assert_eq!(message.len(), bytes);
+            STAMP.write(text, &mut message);
+            assert_eq!(Stamp::read(text, &message), Some(STAMP));
+        }
+        let json = String::from_utf8(Filler::Json.message(true, 1024)).expect("text");
+        assert!(json.matches("\"symbol\":").count() > 10, "{json}");
     }
 
     #[test]

@@ -124,7 +124,7 @@ async fn until_lost(link: Rc<Link>, mut reader: Reader) -> Option<Duration> {
         match reader.input.next() {
             Ok(Some(Incoming::Close(_))) | Err(_) => break,
             Ok(Some(Incoming::Ping(payload))) => link.send(OpCode::Pong, payload),
-            Ok(Some(Incoming::Message(_) | Incoming::Pong | Incoming::Gap)) => {}
+            Ok(Some(Incoming::Message(_) | Incoming::Compressed(_) | Incoming::Pong | Incoming::Gap)) => {}
             Ok(None) => {
                 if reader.fill().await.is_err() {
                     break;

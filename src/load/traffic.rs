@@ -20,9 +20,9 @@ use super::order::{Order, Seen};
 use super::plan::{Plan, Pressure};
 use super::shared::{Publisher, Schedule};
 use super::stamp::Stamp;
-use super::wire::Incoming;
+use super::wire::{FRAME_BYTES_MAX, Incoming};
 use super::worker::{Hearing, Worker};
-use crate::proto::ws::OpCode;
+use crate::proto::ws::{Inflater, OpCode};
 use crate::time::Time;
 use churn::Departure;
 
@@ -93,6 +93,7 @@ struct Traffic {
     tally: RefCell<Tally>,
     /// Publishers whose message landed with its last receiver during the present chunk.
     landed: RefCell<Vec<u32>>,
+    inflater: RefCell<Option<Inflater>>,
     message: RefCell<Vec<u8>>,
     last_delivery: Cell<Time>,
     closing: Cell<bool>,
@@ -104,7 +105,7 @@ struct Traffic {
 
 /// A thread's part from connecting to the end.
 pub(super) async fn run(worker: Rc<Worker>, hearing: Hearing, reports: Sender<Report>) {
-    let message = vec![b'.'; worker.plan.payload];
+    let message = worker.plan.filler.message(worker.plan.text, worker.plan.payload);
     let traffic = Rc::new(Traffic {
         worker,
         connections: RefCell::default(),
@@ -113,6 +114,7 @@ pub(super) async fn run(worker: Rc<Worker>, hearing: Hearing, reports: Sender<Re
         due: RefCell::default(),
         tally: RefCell::default(),
         landed: RefCell::default(),
+        inflater: RefCell::default(),
         message: RefCell::new(message),
         last_delivery: Cell::new(Time::ZERO),
         closing: Cell::new(false),
@@ -192,6 +194,7 @@ impl Traffic {
             Pressure::Closed { in_flight } => message * in_flight.min(64) as usize,
             Pressure::Open { .. } => message * 16,
         };
+        reader.input.deflate = plan.deflate;
         reader.input.resize(busy.next_power_of_two().clamp(*BUFFER_BYTES.start(), *BUFFER_BYTES.end()));
         self.worker.shared.open.fetch_add(1, Ordering::AcqRel);
     }
@@ -243,6 +246,14 @@ impl Traffic {
             match reader.input.next() {
                 Ok(None) => break None,
                 Ok(Some(Incoming::Message(payload))) => self.deliver(connection, payload, now, &mut tally, &mut deliveries),
+                Ok(Some(Incoming::Compressed(payload))) => {
+                    tally.compressed += 1;
+                    let mut inflater = self.inflater.borrow_mut();
+                    match inflater.get_or_insert_default().inflate(payload, FRAME_BYTES_MAX) {
+                        Ok(message) => self.deliver(connection, message, now, &mut tally, &mut deliveries),
+                        Err(error) => break Some(End::Protocol(error.to_string())),
+                    }
+                }
                 Ok(Some(Incoming::Ping(payload))) => {
                     tally.pings += 1;
                     connection.link.borrow().send(OpCode::Pong, payload);

@@ -15,7 +15,7 @@ use crate::proto::ws::handshake::accept_key;
 use crate::proto::ws::{FrameHeader, OpCode};
 
 /// A server may not ask for more memory than this with one frame.
-const FRAME_BYTES_MAX: u64 = 64 << 20;
+pub(super) const FRAME_BYTES_MAX: u64 = 64 << 20;
 const HEAD_BYTES_MAX: usize = 64 << 10;
 const HEADERS_MAX: usize = 100;
 
@@ -151,6 +151,8 @@ pub(super) fn answer(bytes: &[u8], awaits: &Awaits) -> Result<Option<usize>, Ref
 #[derive(PartialEq, Eq, Debug)]
 pub(super) enum Incoming<'a> {
     Message(&'a [u8]),
+    /// A message that is to be inflated.
+    Compressed(&'a [u8]),
     Ping(&'a [u8]),
     Pong,
     /// The server ends it. Its code, when it gave one.
@@ -169,6 +171,8 @@ pub(super) struct Input {
     wanted: usize,
     /// The beginning of a message that came in fragments.
     fragments: Option<Vec<u8>>,
+    /// permessage-deflate was offered.
+    pub(super) deflate: bool,
     /// A message of fragments that was handed out last, to be thrown away.
     whole: Vec<u8>,
     /// It is an event stream, not frames.
@@ -266,7 +270,7 @@ impl Input {
     fn next_frame(&mut self) -> Result<Option<Incoming<'_>>, String> {
         loop {
             let bytes = &self.bytes[self.at..];
-            let Some((header, header_len)) = FrameHeader::parse(bytes).map_err(|error| error.to_string())? else {
+            let Some((header, header_len)) = FrameHeader::parse_agreed(bytes, self.deflate).map_err(|error| error.to_string())? else {
                 self.wanted = crate::proto::ws::frame::HEADER_MAX;
                 return Ok(None);
             };
@@ -295,6 +299,12 @@ impl Input {
                 OpCode::Continuation if self.fragments.is_none() => return Err("a continuation of nothing".to_owned()),
                 OpCode::Text | OpCode::Binary if self.fragments.is_some() => {
                     return Err("a new message in the middle of another".to_owned());
+                }
+                OpCode::Text | OpCode::Binary if header.compressed && header.fin => {
+                    return Ok(Some(Incoming::Compressed(&self.bytes[payload])));
+                }
+                OpCode::Text | OpCode::Binary if header.compressed => {
+                    return Err("a compressed message in fragments, which this tool does not read".to_owned());
                 }
                 OpCode::Text | OpCode::Binary if header.fin => return Ok(Some(Incoming::Message(&self.bytes[payload]))),
                 OpCode::Text | OpCode::Binary | OpCode::Continuation => {
@@ -328,6 +338,7 @@ mod tests {
     fn describe(incoming: &Incoming<'_>) -> String {
         match incoming {
             Incoming::Message(payload) => format!("message {}", payload.len()),
+            Incoming::Compressed(payload) => format!("compressed {}", payload.len()),
             Incoming::Ping(payload) => format!("ping {}", payload.len()),
             Incoming::Pong => "pong".to_owned(),
             Incoming::Close(code) => format!("close {code:?}"),
@@ -359,6 +370,19 @@ mod tests {
             }
             assert_eq!(found, expected, "in steps of {step}");
             assert!(input.unused().is_empty());
+        }
+    }
+
+    #[test]
+    fn a_compressed_message_is_one_where_that_was_offered_only() {
+        let bytes = [0xc1, 0x03, 1, 2, 3];
+        for deflate in [false, true] {
+            let mut input = Input { deflate, ..Input::new(16) };
+            let mut lent = input.lend();
+            lent.extend_from_slice(&bytes);
+            input.put_back(lent);
+            let next = input.next().map(|incoming| describe(&incoming.expect("it is whole")));
+            assert_eq!(next.ok(), deflate.then(|| "compressed 3".to_owned()));
         }
     }
 

@@ -36,6 +36,8 @@ pub struct Config {
     pub driver: DriverChoice,
     /// Origins of pages that may connect, in lower case. None: a page's origin must match the host it connects to. `*`: any.
     pub origins: Vec<String>,
+    /// permessage-deflate is agreed to where clients offer it.
+    pub compression: bool,
     /// Topics of which it is told who is in them.
     pub presence: Vec<Pattern>,
     /// How clients' addresses are found.
@@ -63,6 +65,7 @@ impl Default for Config {
             cpus: Cpus::Auto,
             driver: DriverChoice::Auto,
             origins: Vec::new(),
+            compression: false,
             presence: Vec::new(),
             addressing: Addressing::default(),
             state: None,
@@ -386,6 +389,16 @@ const SETTINGS: &[Setting] = &[
         unit: "origins",
         apply: |config, raw| values::origins(raw).map(|value| config.origins = value),
         show: |config| config.origins.clone().into(),
+    },
+    Setting {
+        key: "compression",
+        flag: "--compression",
+        environment: "SHARDCAST_COMPRESSION",
+        about: "Whether messages are compressed for WebSockets that offer it (permessage-deflate), each once for all who get it. \
+                It saves bytes and costs publishers' time: for large, repetitive messages to clients on slow or metered networks.",
+        unit: "true or false",
+        apply: |config, raw| values::flag(raw).map(|value| config.compression = value),
+        show: |config| config.compression.into(),
     },
     Setting {
         key: "trusted_proxies",

@@ -99,6 +99,15 @@ impl Collector for Page {
 
         page.counter("shardcast_messages_in", "Messages that clients sent.", |shard| &shard.messages_in)?;
         page.counter("shardcast_messages_in_bytes", "Payload bytes of messages that clients sent.", |shard| &shard.messages_in_bytes)?;
+        page.counter("shardcast_messages_inflated", "Messages of clients that came compressed.", |shard| &shard.inflated)?;
+        page.counter("shardcast_messages_deflated", "Messages compressed, each once for all who are sent it so in its form.", |shard| {
+            &shard.deflated
+        })?;
+        page.counter(
+            "shardcast_deflated_saved_bytes",
+            "Bytes by which that has made these messages shorter, each counted once.",
+            |shard| &shard.deflated_bytes_saved,
+        )?;
         page.deliveries("shardcast_deliveries", "Frames that the kernel took, one for each message and receiver.", |shard| {
             &shard.deliveries
         })?;

@@ -462,6 +462,7 @@ impl Plan<'_> {
                 counters: Arc::clone(&self.counters[index]),
                 limits: Arc::clone(&self.limits),
                 origins: Arc::clone(&origins),
+                compression: self.config.compression,
                 presence: Arc::clone(&presence),
                 addressing: Arc::clone(&addressing),
                 slow: Arc::clone(&slow),

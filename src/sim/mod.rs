@@ -186,6 +186,7 @@ impl Simulation {
         let age = Duration::from_millis(limits.history_age_ms);
         let kept = Kept { messages: limits.history_messages, age, bytes: limits.history_bytes_max };
         let mut ledger = Ledger::new(kept);
+        ledger.slow = (plan.shards.slow.clone(), limits.queue_soft_bytes);
         let epoch = Epoch(plan.shards.seed);
         let (mut clients, mut strangers) = (Vec::new(), Vec::new());
         for client in &plan.clients {

@@ -6,6 +6,7 @@ use super::shards::ShardsPlan;
 use crate::engine::sim::{Chaos, Choices, LinkOptions, SimRingSize};
 use crate::ids::ShardId;
 use crate::limits::Limits;
+use crate::proto::slow::SlowRules;
 
 /// A simulation before it begins.
 #[derive(Clone, Debug)]
@@ -179,6 +180,8 @@ pub struct PosterPlan {
     pub keys: bool,
     /// Sometimes it says again what was.
     pub repeats: bool,
+    /// Its messages have keys, by which newer ones replace older ones for who is slow.
+    pub values: bool,
     /// How it is connected.
     pub link: LinkOptions,
     /// When it connects, after the witnesses have.
@@ -244,7 +247,7 @@ impl Plan {
         let harsh = choices.chance(250);
         let shards = choices.of(&[1, 2, 2, 3, 3, 4]);
         let chaos = draw_chaos(choices, harsh);
-        let limits = draw_limits(choices, harsh);
+        let mut limits = draw_limits(choices, harsh);
         let rooms = choices.of(&[1, 1, 2, 2, 3, 4]);
         let count = choices.within(rooms..=rooms + 10);
         let message_bytes_max = limits.message_bytes_max as usize;
@@ -269,7 +272,7 @@ impl Plan {
         let pollers = if limits.history_messages > 0 { choices.of(&[0, 0, 1, 2]) } else { 0 };
         let pollers = (0..pollers).map(|_| draw_poller(choices, rooms, message_bytes_max, harsh)).collect();
         let stored = limits.history_messages > 0;
-        let posters =
+        let mut posters: Vec<PosterPlan> =
             (0..choices.of(&[0, 0, 1, 3])).map(|_| draw_poster(choices, shards, rooms, message_bytes_max, harsh, stored)).collect();
         let ring = SimRingSize { completions: choices.of(&[4, 16, 64, 8192]), reap: choices.of(&[1, 4, 512]) };
         let fds_max =
@@ -278,7 +281,17 @@ impl Plan {
         let late = if end == End::Close { Epilogue::Late } else { Epilogue::Soon };
         let epilogue = if harsh { Epilogue::None } else { choices.of(&[Epilogue::None, Epilogue::None, Epilogue::Soon, late]) };
         let seed = choices.below(1 << 32) as u64;
-        let shards = ShardsPlan { shards, limits, slow: Default::default(), ring, seed };
+        // Not drawn, as the interlude is not: plans are what they were before there was this.
+        let slow = match seed / 70_000 % 6 {
+            0 => "* drop_oldest",
+            1 => "* conflate",
+            2 => "room-0 conflate",
+            _ => "",
+        };
+        let slow = SlowRules::new(slow.parse().into_iter().collect()).expect("a rule");
+        limits.queue_soft_bytes = [300, 1000, 4000][seed as usize / 500_000 % 3];
+        posters.iter_mut().for_each(|poster: &mut PosterPlan| poster.values = slow.thin_anybody());
+        let shards = ShardsPlan { shards, limits, slow, ring, seed };
         let interlude = match seed % 10 {
             0 => Interlude::Rebalance,
             1 => Interlude::CalledOff,
@@ -448,6 +461,7 @@ fn draw_poster(choices: &mut Choices, shards: u16, rooms: usize, message_bytes_m
         keys,
         // Where the clock jumps a key may be forgotten meanwhile.
         repeats: keys && !harsh && choices.chance(500),
+        values: false,
         link: LinkOptions { up_max: choices.of(&[64, 1024, 64 << 10]), down_max: choices.of(&[64, 1024]), fragile, sink: false },
         begins: Duration::from_micros(choices.below(30_000) as u64),
     }

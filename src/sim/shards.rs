@@ -116,6 +116,7 @@ impl<K: Kernel> Shards<K> {
                 counters: Arc::clone(&counters[index]),
                 limits: Arc::clone(&limits),
                 origins: Arc::new([]),
+                compression: false,
                 presence: Arc::new([]),
                 addressing: Arc::default(),
                 slow: Arc::new(plan.slow.clone()),

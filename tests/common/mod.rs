@@ -251,7 +251,8 @@ impl Setup {
     }
 }
 
-fn binary() -> PathBuf {
+/// The program under test.
+pub fn binary() -> PathBuf {
     std::env::var_os("SHARDCAST_TEST_BINARY").map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_shardcast")), PathBuf::from)
 }
 

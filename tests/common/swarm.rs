@@ -126,6 +126,11 @@ impl Swarm {
 
     /// Begins to open a WebSocket and returns the client's number. Without a path it connects and says nothing.
     pub fn connect(&mut self, path: &str) -> usize {
+        self.connect_with(path, "")
+    }
+
+    /// The same, with headers of the request.
+    pub fn connect_with(&mut self, path: &str, headers: &str) -> usize {
         let id = self.clients.len();
         let source = self.source.unwrap_or(u32::from_be_bytes(SOURCE) + id as u32 % SOURCES);
         let socket = tcp_socket(true);
@@ -148,7 +153,7 @@ impl Swarm {
             end: None,
             close_code: None,
             input: Vec::new(),
-            output: if path.is_empty() { Vec::new() } else { raw::upgrade(path, "").into_bytes() },
+            output: if path.is_empty() { Vec::new() } else { raw::upgrade(path, headers).into_bytes() },
             reading: true,
             watched: 0,
             pings: 0,

@@ -7,6 +7,7 @@
 mod common;
 
 mod floods;
+mod forms;
 mod handover;
 mod idle;
 #[cfg(feature = "nats")]

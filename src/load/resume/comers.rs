@@ -179,7 +179,7 @@ fn take(client: u32, order: &mut Order, reader: &mut Reader, count: &Count) -> O
             Ok(Some(Incoming::Gap)) => count.part.borrow_mut().gaps += 1,
             Ok(Some(Incoming::Close(code))) => return Some(End::Closed(code)),
             // An event stream has neither.
-            Ok(Some(Incoming::Ping(_) | Incoming::Pong)) => {}
+            Ok(Some(Incoming::Ping(_) | Incoming::Pong | Incoming::Compressed(_))) => {}
             Err(error) => return Some(End::Protocol(error)),
         }
     }

@@ -177,7 +177,8 @@ impl Watchers {
                     member.link.send(OpCode::Pong, payload);
                 }
                 // What is missing behind a gap is found by its numbers.
-                Ok(Some(Incoming::Pong | Incoming::Gap)) => {}
+                // Which is not offered here.
+                Ok(Some(Incoming::Pong | Incoming::Gap | Incoming::Compressed(_))) => {}
                 Ok(Some(Incoming::Close(code))) => return Some(End::Closed(code)),
                 Err(error) => return Some(End::Protocol(error)),
             }

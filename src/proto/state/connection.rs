@@ -6,6 +6,7 @@ use super::{Body, StateError, name, numbers, short};
 use crate::proto::json::presence::User;
 use crate::proto::position::{Epoch, Position};
 use crate::proto::topic::TopicName;
+use crate::proto::ws::extension::Window;
 
 /// A connection: what it does, and the bytes that were on their way.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -18,6 +19,8 @@ pub struct Connection {
     pub client: Option<IpAddr>,
     /// What its client calls itself.
     pub user: Option<User>,
+    /// What was agreed to about compression.
+    pub deflate: Option<Window>,
     /// Bytes that came and were not handled.
     pub input: Vec<u8>,
     /// Bytes that its client is owed.
@@ -93,6 +96,7 @@ impl Connection {
             }
         }
         short(out, self.user.as_ref().map_or("", User::as_str));
+        out.push(self.deflate.map_or(0, Window::bits));
         match &self.doing {
             Doing::Request { served, preface } => out.extend_from_slice(&[0, u8::from(*served), u8::from(*preface)]),
             Doing::Room { topic, no_echo, thins, after } => {
@@ -128,6 +132,10 @@ impl Connection {
             "" => None,
             user => Some(User::parse(user).map_err(|_| StateError::Senseless("a user is none"))?),
         };
+        let deflate = match body.byte()? {
+            0 => None,
+            bits => Some(Window::of_bits(bits).ok_or(StateError::Senseless("a window is of no known size"))?),
+        };
         let doing = match body.byte()? {
             0 => Doing::Request { served: body.flag()?, preface: body.flag()? },
             kind @ (1 | 6) => {
@@ -146,7 +154,7 @@ impl Connection {
         };
         let input = body.take(usize::try_from(input).unwrap_or(usize::MAX))?.to_vec();
         let rest = std::mem::take(&mut body.0).to_vec();
-        Ok(Self { doing, age_ms, client, user, input, rest })
+        Ok(Self { doing, age_ms, client, user, deflate, input, rest })
     }
 }
 
@@ -204,6 +212,7 @@ pub(super) mod tests {
             age_ms: 1000 * number as u64,
             client,
             user: (number % 2 == 1).then(|| User::parse("anna").expect("a user")),
+            deflate: Window::of_bits(number as u8 + 6),
             input: vec![number as u8; number],
             rest: b"rest"[..number % 5].to_vec(),
         })

@@ -17,7 +17,7 @@ use std::ops::Range;
 
 use super::close::{CloseCode, parse_close_payload};
 use super::error::WsError;
-use super::frame::{FrameHeader, HEADER_MAX, OpCode, encode_masked_begin, encode_masked_into};
+use super::frame::{FrameHeader, HEADER_MAX, OpCode, RSV1, encode_masked_begin, encode_masked_into};
 use super::mask::unmask;
 use super::utf8::{self, InvalidUtf8, Utf8Stream};
 
@@ -26,6 +26,15 @@ use super::utf8::{self, InvalidUtf8, Utf8Stream};
 pub struct DecoderLimits {
     /// Payload of one message, all fragments together: `limits.message_bytes_max`.
     pub message_bytes_max: u64,
+    /// permessage-deflate was agreed to: messages may be compressed.
+    pub deflate: bool,
+}
+
+impl DecoderLimits {
+    /// The bound of a compressed message as it comes: what cannot be made smaller is made a little larger, by an eighth at most.
+    const fn compressed_bytes_max(&self) -> u64 {
+        self.message_bytes_max + self.message_bytes_max / 8 + 64
+    }
 }
 
 /// One connection's decoder: one pointer, null while no frame or message is half-received.
@@ -35,7 +44,7 @@ pub struct DecoderLimits {
 ///
 /// let mut decoder = Decoder::new();
 /// let mut input = [0x81, 0x85, 0x37, 0xfa, 0x21, 0x3d, 0x7f, 0x9f, 0x4d, 0x51, 0x58];
-/// let decoded = decoder.decode(&mut input, &DecoderLimits { message_bytes_max: 65_536 })?;
+/// let decoded = decoder.decode(&mut input, &DecoderLimits { message_bytes_max: 65_536, deflate: false })?;
 /// assert_eq!(decoded.consumed, 11);
 /// assert_eq!(decoded.incoming, Some(Incoming::Message { kind: MessageKind::Text, payload: b"Hello" }));
 /// # Ok::<(), shardcast::proto::ws::WsError>(())
@@ -59,6 +68,13 @@ pub struct Decoded<'a> {
 pub enum Incoming<'a> {
     /// A whole message; text has been validated.
     Message {
+        /// Text or binary.
+        kind: MessageKind,
+        /// The message, of all its fragments.
+        payload: &'a [u8],
+    },
+    /// A whole message as it came, which is to be inflated (RFC 7692 section 7.2.2). If it is text nobody has looked at that.
+    Compressed {
         /// Text or binary.
         kind: MessageKind,
         /// The message, of all its fragments.
@@ -117,13 +133,13 @@ impl Decoder {
             };
             let start = consumed;
             consumed += step.consumed;
-            if let Some(Complete { opcode, place }) = step.complete {
+            if let Some(Complete { opcode, compressed, place }) = step.complete {
                 let payload = match place {
                     Place::Input(range) => &input[start..][range],
                     Place::Control => self.partial.as_deref().map_or(&[][..], |partial| &partial.control),
                     Place::Message => self.partial.as_deref().and_then(|partial| partial.message.as_ref()).map_or(&[][..], |m| &m.bytes),
                 };
-                return Ok(Decoded { consumed, incoming: Some(incoming(opcode, payload)?) });
+                return Ok(Decoded { consumed, incoming: Some(incoming(opcode, compressed, payload)?) });
             }
         }
         Ok(Decoded { consumed, incoming: None })
@@ -145,10 +161,13 @@ impl Decoder {
         // The first frame of a message has no fragment before it.
         if let Some(message) = message.filter(|_| frame.is_none_or(|frame| !matches!(frame.opcode, OpCode::Text | OpCode::Binary))) {
             encode_masked_into(&mut out, false, message.kind.opcode(), [0; 4], before);
+            out[0] |= rsv1(message.compressed);
         }
         if let Some(frame) = frame {
             let begin = if frame.opcode.is_control() { &partial.control } else { taken };
+            let start = out.len();
             encode_masked_begin(&mut out, frame.fin, frame.opcode, frame.mask, frame.payload_len as usize, begin);
+            out[start] |= rsv1(frame.compressed);
         }
         out.extend_from_slice(&partial.header[..usize::from(partial.header_len)]);
         out
@@ -177,7 +196,7 @@ impl Decoder {
     fn step(&mut self, input: &mut [u8], limits: &DecoderLimits) -> Result<Step, WsError> {
         let (frame, header_len) = match self.partial.as_deref_mut().and_then(|partial| partial.frame.take()) {
             Some(frame) => (frame, 0),
-            None => match self.take_header(input)? {
+            None => match self.take_header(input, limits)? {
                 Some((header, len)) => (self.begin_frame(&header, limits)?, len),
                 None => return Ok(Step { consumed: input.len(), complete: None }),
             },
@@ -199,10 +218,10 @@ impl Decoder {
     }
 
     /// The next frame's header and how many bytes of `input` belong to it; `None` when all of `input` was kept as its beginning.
-    fn take_header(&mut self, input: &[u8]) -> Result<Option<(FrameHeader, usize)>, WsError> {
+    fn take_header(&mut self, input: &[u8], limits: &DecoderLimits) -> Result<Option<(FrameHeader, usize)>, WsError> {
         let kept = self.partial.as_deref().map_or(0, |partial| usize::from(partial.header_len));
         if kept == 0 {
-            let parsed = FrameHeader::parse(input)?;
+            let parsed = FrameHeader::parse_agreed(input, limits.deflate)?;
             if parsed.is_some() {
                 return Ok(parsed);
             }
@@ -210,7 +229,7 @@ impl Decoder {
         let partial = self.partial.get_or_insert_default();
         let taken = input.len().min(HEADER_MAX - kept);
         partial.header[kept..kept + taken].copy_from_slice(&input[..taken]);
-        match FrameHeader::parse(&partial.header[..kept + taken])? {
+        match FrameHeader::parse_agreed(&partial.header[..kept + taken], limits.deflate)? {
             Some((header, len)) => {
                 partial.header_len = 0;
                 Ok(Some((header, len - kept)))
@@ -227,7 +246,8 @@ impl Decoder {
     fn begin_frame(&self, header: &FrameHeader, limits: &DecoderLimits) -> Result<Frame, WsError> {
         // RFC 6455 section 5.1: a server must close on a frame that is not masked.
         let mask = header.masked.ok_or(WsError::NotMasked)?;
-        let frame = Frame { opcode: header.opcode, fin: header.fin, mask, payload_len: header.payload_len, taken: 0 };
+        let &FrameHeader { opcode, fin, compressed, payload_len, .. } = header;
+        let frame = Frame { opcode, fin, compressed, mask, payload_len, taken: 0 };
         if frame.opcode.is_control() {
             return Ok(frame);
         }
@@ -240,8 +260,9 @@ impl Decoder {
         }
         // Before a byte of it is kept: a length that is only announced costs us nothing. Both terms are below 2^63.
         let limit = limits.message_bytes_max;
+        let most = if compressed || open.is_some_and(|message| message.compressed) { limits.compressed_bytes_max() } else { limit };
         let total = frame.payload_len + open.map_or(0, |message| message.bytes.len() as u64);
-        match (frame.payload_len > limit, total > limit) {
+        match (frame.payload_len > most, total > most) {
             (true, _) => Err(WsError::FrameTooBig { bytes: frame.payload_len, limit }),
             (false, true) => Err(WsError::MessageTooBig { bytes: total, limit }),
             (false, false) => Ok(frame),
@@ -254,7 +275,7 @@ impl Decoder {
         frame.taken += range.len() as u64;
         let ended = frame.remaining() == 0;
         if whole && ended {
-            return Some(Complete { opcode, place: Place::Input(range) });
+            return Some(Complete { opcode, compressed: false, place: Place::Input(range) });
         }
         let partial = self.partial.get_or_insert_default();
         partial.control.extend_from_slice(&input[range]);
@@ -263,7 +284,7 @@ impl Decoder {
             return None;
         }
         partial.lent = Lent::Control;
-        Some(Complete { opcode, place: Place::Control })
+        Some(Complete { opcode, compressed: false, place: Place::Control })
     }
 
     fn take_data(&mut self, mut frame: Frame, input: &[u8], range: Range<usize>) -> Result<Option<Complete>, WsError> {
@@ -273,13 +294,13 @@ impl Decoder {
         frame.taken += piece.len() as u64;
         let ended = frame.remaining() == 0;
         if whole && ended && frame.fin && frame.opcode != OpCode::Continuation {
-            if frame.opcode == OpCode::Text {
+            if frame.opcode == OpCode::Text && !frame.compressed {
                 utf8::validate(piece)?;
             }
-            return Ok(Some(Complete { opcode: frame.opcode, place: Place::Input(range) }));
+            return Ok(Some(Complete { opcode: frame.opcode, compressed: frame.compressed, place: Place::Input(range) }));
         }
         let partial = self.partial.get_or_insert_default();
-        let message = partial.message.get_or_insert_with(|| Assembly::new(frame.opcode));
+        let message = partial.message.get_or_insert_with(|| Assembly::new(&frame));
         message.append(piece, frame.fin.then_some(left_before))?;
         if !ended {
             partial.frame = Some(frame);
@@ -290,7 +311,7 @@ impl Decoder {
         }
         message.utf8.finish()?;
         partial.lent = Lent::Message;
-        Ok(Some(Complete { opcode: message.kind.opcode(), place: Place::Message }))
+        Ok(Some(Complete { opcode: message.kind.opcode(), compressed: message.compressed, place: Place::Message }))
     }
 
     fn drop_empty_partial(&mut self) {
@@ -335,6 +356,7 @@ enum Lent {
 struct Frame {
     opcode: OpCode,
     fin: bool,
+    compressed: bool,
     mask: [u8; 4],
     payload_len: u64,
     /// Bytes of the payload that were taken by earlier calls.
@@ -351,21 +373,22 @@ impl Frame {
 #[derive(Debug)]
 struct Assembly {
     kind: MessageKind,
+    compressed: bool,
     utf8: Utf8Stream,
     bytes: Vec<u8>,
 }
 
 impl Assembly {
-    fn new(opcode: OpCode) -> Self {
-        let kind = if opcode == OpCode::Text { MessageKind::Text } else { MessageKind::Binary };
-        Self { kind, utf8: Utf8Stream::new(), bytes: Vec::new() }
+    fn new(first: &Frame) -> Self {
+        let kind = if first.opcode == OpCode::Text { MessageKind::Text } else { MessageKind::Binary };
+        Self { kind, compressed: first.compressed, utf8: Utf8Stream::new(), bytes: Vec::new() }
     }
 
     /// Appends a piece. The buffer at most doubles, whatever the peer announced; when it is known that at most `left` bytes are still to come (the
     /// piece included), it does not grow beyond them either. Fragments that may have successors double always: exact growth by
     /// 1-byte fragments would copy the message at each.
     fn append(&mut self, piece: &[u8], left: Option<u64>) -> Result<(), InvalidUtf8> {
-        if self.kind == MessageKind::Text {
+        if self.kind == MessageKind::Text && !self.compressed {
             self.utf8.feed(piece)?;
         }
         let len = self.bytes.len();
@@ -390,6 +413,7 @@ struct Step {
 /// A complete message or control frame; never a continuation.
 struct Complete {
     opcode: OpCode,
+    compressed: bool,
     place: Place,
 }
 
@@ -403,8 +427,15 @@ enum Place {
     Message,
 }
 
-fn incoming(opcode: OpCode, payload: &[u8]) -> Result<Incoming<'_>, WsError> {
+/// The bit of a frame's first byte that says so.
+fn rsv1(compressed: bool) -> u8 {
+    if compressed { RSV1 } else { 0 }
+}
+
+fn incoming(opcode: OpCode, compressed: bool, payload: &[u8]) -> Result<Incoming<'_>, WsError> {
     Ok(match opcode {
+        OpCode::Text if compressed => Incoming::Compressed { kind: MessageKind::Text, payload },
+        OpCode::Binary if compressed => Incoming::Compressed { kind: MessageKind::Binary, payload },
         OpCode::Text => Incoming::Message { kind: MessageKind::Text, payload },
         OpCode::Binary | OpCode::Continuation => Incoming::Message { kind: MessageKind::Binary, payload },
         OpCode::Ping => Incoming::Ping(payload),
@@ -423,7 +454,8 @@ impl From<InvalidUtf8> for WsError {
 pub(super) mod tests {
     use super::*;
 
-    const LIMITS: DecoderLimits = DecoderLimits { message_bytes_max: 65_536 };
+    const LIMITS: DecoderLimits = DecoderLimits { message_bytes_max: 65_536, deflate: false };
+    const AGREED: DecoderLimits = DecoderLimits { deflate: true, ..LIMITS };
     const MASK: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];
 
     /// An [`Incoming`] that owns its bytes.
@@ -431,6 +463,7 @@ pub(super) mod tests {
     pub(in super::super) enum Got {
         Text(String),
         Binary(Vec<u8>),
+        Compressed(MessageKind, Vec<u8>),
         Ping(Vec<u8>),
         Pong(Vec<u8>),
         Close(Option<(u16, String)>),
@@ -443,6 +476,7 @@ pub(super) mod tests {
                     Self::Text(str::from_utf8(payload).expect("it was validated").into())
                 }
                 Incoming::Message { kind: MessageKind::Binary, payload } => Self::Binary(payload.into()),
+                Incoming::Compressed { kind, payload } => Self::Compressed(kind, payload.into()),
                 Incoming::Ping(payload) => Self::Ping(payload.into()),
                 Incoming::Pong(payload) => Self::Pong(payload.into()),
                 Incoming::Close(close) => Self::Close(close.map(|(code, reason)| (code.0, reason.into()))),
@@ -451,12 +485,12 @@ pub(super) mod tests {
     }
 
     /// Decodes one receive buffer as a caller does.
-    fn feed(decoder: &mut Decoder, bytes: &[u8], got: &mut Vec<Got>) -> Result<(), WsError> {
+    fn feed(decoder: &mut Decoder, bytes: &[u8], got: &mut Vec<Got>, limits: &DecoderLimits) -> Result<(), WsError> {
         let mut input = bytes.to_vec();
         let mut rest = &mut input[..];
         while !rest.is_empty() {
             let len = rest.len();
-            let decoded = decoder.decode(rest, &LIMITS)?;
+            let decoded = decoder.decode(rest, limits)?;
             let consumed = decoded.consumed;
             match decoded.incoming {
                 Some(incoming) => got.push(incoming.into()),
@@ -468,9 +502,13 @@ pub(super) mod tests {
     }
 
     pub(in super::super) fn feed_pieces<'p>(pieces: impl IntoIterator<Item = &'p [u8]>) -> (Vec<Got>, Result<Decoder, WsError>) {
+        feed_limited(&LIMITS, pieces)
+    }
+
+    fn feed_limited<'p>(limits: &DecoderLimits, pieces: impl IntoIterator<Item = &'p [u8]>) -> (Vec<Got>, Result<Decoder, WsError>) {
         let (mut decoder, mut got) = (Decoder::new(), Vec::new());
         for piece in pieces {
-            if let Err(error) = feed(&mut decoder, piece, &mut got) {
+            if let Err(error) = feed(&mut decoder, piece, &mut got, limits) {
                 return (got, Err(error));
             }
         }
@@ -640,6 +678,46 @@ pub(super) mod tests {
         let cut = frame(true, OpCode::Text, b"x\xe2\x82");
         check_refused(&cut, cut.len(), WsError::InvalidUtf8, 1007);
         check_refused(&[&first[..], &frame(true, OpCode::Continuation, b"")].concat(), first.len() + 6, WsError::InvalidUtf8, 1007);
+    }
+
+    #[test]
+    fn a_compressed_message_is_handed_on_as_it_came_however_it_is_cut_and_by_whichever_decoder() {
+        let marked = |fin, opcode, payload: &[u8]| {
+            let mut bytes = frame(fin, opcode, payload);
+            bytes[0] |= RSV1;
+            bytes
+        };
+        let bytes = [
+            marked(true, OpCode::Text, b"\xff no text"),
+            marked(false, OpCode::Binary, b"a\x80"),
+            frame(true, OpCode::Ping, b"there?"),
+            frame(false, OpCode::Continuation, b"b"),
+            frame(true, OpCode::Continuation, b"c"),
+            frame(true, OpCode::Text, b"plain"),
+        ]
+        .concat();
+        let compressed = |kind, payload: &[u8]| Got::Compressed(kind, payload.to_vec());
+        let expect = [
+            compressed(MessageKind::Text, b"\xff no text"),
+            Got::Ping(b"there?".into()),
+            compressed(MessageKind::Binary, b"a\x80bc"),
+            text("plain"),
+        ];
+        assert_eq!(feed_limited(&AGREED, [&bytes[..]]).0, expect);
+        for cut in 1..bytes.len() {
+            assert_eq!(feed_limited(&AGREED, [&bytes[..cut], &bytes[cut..]]).0, expect, "cut at {cut}");
+            let (mut got, first) = feed_limited(&AGREED, [&bytes[..cut]]);
+            let first = first.expect("it is valid").to_input();
+            got.extend(feed_limited(&AGREED, [&first[..], &bytes[cut..]]).0);
+            assert_eq!(got, expect, "by another decoder from byte {cut} on");
+        }
+        let again = [marked(false, OpCode::Text, b"a"), marked(true, OpCode::Continuation, b"b")].concat();
+        let error = WsError::CompressedOutOfPlace { opcode: OpCode::Continuation };
+        assert_eq!(feed_limited(&AGREED, [&again[..]]).1.err(), Some(error));
+        let long = marked(true, OpCode::Binary, &[0; 70_000]);
+        assert!(feed_limited(&AGREED, [&long[..]]).1.is_ok(), "what cannot be compressed grows a little");
+        let error = WsError::FrameTooBig { bytes: 80_000, limit: 65_536 };
+        assert_eq!(feed_limited(&AGREED, [&marked(true, OpCode::Binary, &[0; 80_000])[..]]).1.err(), Some(error));
     }
 
     #[test]

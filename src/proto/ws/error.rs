@@ -13,6 +13,12 @@ pub enum WsError {
         /// RSV1 is 4, RSV2 is 2, RSV3 is 1.
         bits: u8,
     },
+    /// RSV1, which permessage-deflate gives a meaning in the first frame of a message, in another one.
+    #[error("{opcode} frame has RSV1 set; only the first frame of a compressed message has (RFC 7692 section 6)")]
+    CompressedOutOfPlace {
+        /// Which frame.
+        opcode: OpCode,
+    },
     /// An opcode that RFC 6455 leaves to the future.
     #[error("frame has the reserved opcode {opcode:#x} (RFC 6455 section 5.2)")]
     ReservedOpCode {
@@ -68,6 +74,17 @@ pub enum WsError {
         /// `limits.message_bytes_max`.
         limit: u64,
     },
+    /// A compressed message that is over the limit when it is inflated.
+    #[error("compressed message of {bytes} bytes inflates to more than {limit} (limits.message_bytes_max)")]
+    InflatesTooBig {
+        /// Its bytes as they came.
+        bytes: u64,
+        /// The limit of what is inflated.
+        limit: u64,
+    },
+    /// A compressed message that is none.
+    #[error("message is marked as compressed and is not whole DEFLATE blocks (RFC 7692 section 7.2.2)")]
+    NotDeflate,
     /// Text that is not UTF-8.
     #[error("text message is not UTF-8 (RFC 6455 section 8.1)")]
     InvalidUtf8,
@@ -89,9 +106,10 @@ impl WsError {
     /// The code to close with (RFC 6455 section 7.4.1).
     pub const fn close_code(&self) -> CloseCode {
         match self {
-            Self::FrameTooBig { .. } | Self::MessageTooBig { .. } => CloseCode::TOO_BIG,
-            Self::InvalidUtf8 | Self::CloseReasonNotUtf8 => CloseCode::INVALID_PAYLOAD,
+            Self::FrameTooBig { .. } | Self::MessageTooBig { .. } | Self::InflatesTooBig { .. } => CloseCode::TOO_BIG,
+            Self::InvalidUtf8 | Self::CloseReasonNotUtf8 | Self::NotDeflate => CloseCode::INVALID_PAYLOAD,
             Self::ReservedBits { .. }
+            | Self::CompressedOutOfPlace { .. }
             | Self::ReservedOpCode { .. }
             | Self::ControlFragmented { .. }
             | Self::ControlTooLong { .. }
@@ -134,6 +152,9 @@ mod tests {
             WsError::MessageInterrupted { opcode: OpCode::Binary },
             WsError::FrameTooBig { bytes: u64::MAX >> 1, limit: 1 << 30 },
             WsError::MessageTooBig { bytes: u64::MAX >> 1, limit: 1 << 30 },
+            WsError::InflatesTooBig { bytes: u64::MAX >> 1, limit: 1 << 31 },
+            WsError::CompressedOutOfPlace { opcode: OpCode::Continuation },
+            WsError::NotDeflate,
             WsError::InvalidUtf8,
             WsError::CloseCodeCut,
             WsError::CloseCodeInvalid { code: 65_535 },

@@ -78,8 +78,8 @@ impl fmt::Display for OpCode {
 pub struct FrameHeader {
     /// Whether it is the last fragment of its message.
     pub fin: bool,
-    /// The reserved bits, RSV1 as 4; always 0 while no extension is negotiated.
-    pub rsv: u8,
+    /// RSV1: the message that the frame begins is compressed. Never, where permessage-deflate was not agreed to.
+    pub compressed: bool,
     /// What the frame is.
     pub opcode: OpCode,
     /// The mask of a client's frame.
@@ -103,14 +103,28 @@ impl FrameHeader {
     /// As soon as the byte that breaks RFC 6455 section 5.2 or 5.5 is there. That a client must mask is for the decoder to check.
     #[inline]
     pub fn parse(bytes: &[u8]) -> Result<Option<(Self, usize)>, WsError> {
+        Self::parse_agreed(bytes, false)
+    }
+
+    /// The same where permessage-deflate was agreed to, if `deflate`.
+    ///
+    /// # Errors
+    /// The same; and RSV1 where no message begins (RFC 7692 section 6).
+    #[inline]
+    pub fn parse_agreed(bytes: &[u8], deflate: bool) -> Result<Option<(Self, usize)>, WsError> {
         let Some(&first) = bytes.first() else { return Ok(None) };
         let fin = first & 0x80 != 0;
         // RFC 6455 section 5.2: RSV must be 0 unless an extension defines it.
-        let rsv = first >> 4 & 0x7;
-        if rsv != 0 {
-            return Err(WsError::ReservedBits { bits: rsv });
+        let bits = first >> 4 & 0x7;
+        if bits & !(u8::from(deflate) << 2) != 0 {
+            return Err(WsError::ReservedBits { bits });
         }
+        let compressed = bits != 0;
         let opcode = OpCode::from_bits(first & 0xF)?;
+        // RFC 7692 section 6: RSV1 is of the first frame of a message; control frames and continuations have none.
+        if compressed && !matches!(opcode, OpCode::Text | OpCode::Binary) {
+            return Err(WsError::CompressedOutOfPlace { opcode });
+        }
         // RFC 6455 section 5.5: control frames must not be fragmented.
         if opcode.is_control() && !fin {
             return Err(WsError::ControlFragmented { opcode });
@@ -141,10 +155,10 @@ impl FrameHeader {
             return Err(WsError::LengthNotMinimal { bytes: payload_len });
         }
         if second & 0x80 == 0 {
-            return Ok(Some((Self { fin, rsv, opcode, masked: None, payload_len }, mask_at)));
+            return Ok(Some((Self { fin, compressed, opcode, masked: None, payload_len }, mask_at)));
         }
         let Some(mask) = bytes.get(mask_at..).and_then(|rest| rest.first_chunk()) else { return Ok(None) };
-        Ok(Some((Self { fin, rsv, opcode, masked: Some(*mask), payload_len }, mask_at + 4)))
+        Ok(Some((Self { fin, compressed, opcode, masked: Some(*mask), payload_len }, mask_at + 4)))
     }
 }
 
@@ -181,6 +195,16 @@ pub const fn server_header(opcode: OpCode, payload_len: usize) -> ([u8; 10], usi
             10
         }
     };
+    (header, len)
+}
+
+/// RSV1 in the first byte of a frame (RFC 7692 section 6).
+pub const RSV1: u8 = 0x40;
+
+/// The same for a message that is compressed.
+pub const fn compressed_header(opcode: OpCode, payload_len: usize) -> ([u8; 10], usize) {
+    let (mut header, len) = server_header(opcode, payload_len);
+    header[0] |= RSV1;
     (header, len)
 }
 
@@ -226,7 +250,7 @@ mod tests {
     }
 
     fn header(fin: bool, opcode: OpCode, masked: Option<[u8; 4]>, payload_len: u64) -> FrameHeader {
-        FrameHeader { fin, rsv: 0, opcode, masked, payload_len }
+        FrameHeader { fin, compressed: false, opcode, masked, payload_len }
     }
 
     /// RFC 6455 section 5.7.
@@ -262,6 +286,24 @@ mod tests {
         for bits in 1..8 {
             check(&[0x80 | bits << 4 | 1], Err(WsError::ReservedBits { bits }));
         }
+    }
+
+    #[test]
+    fn rsv1_begins_a_compressed_message_where_that_was_agreed_to_and_closes_1002_elsewhere() {
+        let agreed = |first: u8| FrameHeader::parse_agreed(&[first, 0x05], true);
+        for (first, opcode, fin) in [(0xc1, OpCode::Text, true), (0x41, OpCode::Text, false), (0xc2, OpCode::Binary, true)] {
+            let header = FrameHeader { compressed: true, ..header(fin, opcode, None, 5) };
+            assert_eq!(agreed(first), Ok(Some((header, 2))));
+            check(&[first], Err(WsError::ReservedBits { bits: 4 }));
+        }
+        for (first, opcode) in [(0xc0, OpCode::Continuation), (0xc8, OpCode::Close), (0xc9, OpCode::Ping), (0xca, OpCode::Pong)] {
+            assert_eq!(agreed(first), Err(WsError::CompressedOutOfPlace { opcode }));
+        }
+        for bits in [1, 2, 3, 5, 6, 7] {
+            assert_eq!(agreed(0x81 | bits << 4), Err(WsError::ReservedBits { bits }));
+        }
+        assert_eq!(agreed(0x81), Ok(Some((header(true, OpCode::Text, None, 5), 2))), "a message need not be compressed");
+        assert_eq!(compressed_header(OpCode::Text, 126).0[..4], [0xc1, 126, 0, 126]);
     }
 
     #[test]

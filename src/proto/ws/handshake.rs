@@ -8,6 +8,7 @@ use sha1::{Digest, Sha1};
 use super::super::http::head::{Body, Head};
 use super::super::http::is_token;
 use super::super::http::response::Response;
+use super::extension::{Agreed, MalformedExtensions, negotiate};
 
 /// Bytes of a Sec-WebSocket-Accept value: 20 bytes of SHA-1 in base64.
 pub const ACCEPT_BYTES: usize = 28;
@@ -51,6 +52,14 @@ impl<'h> Upgrade<'h> {
     /// nothing, and must not reach an answer.
     pub fn protocols(&self) -> impl Iterator<Item = &'h str> + use<'h> {
         self.head.list("sec-websocket-protocol").filter(|protocol| is_token(protocol)).filter_map(|protocol| str::from_utf8(protocol).ok())
+    }
+
+    /// What is agreed to of the extensions that the client offers.
+    ///
+    /// # Errors
+    /// When it offers what is no list of extensions.
+    pub fn extension(&self) -> Result<Option<Agreed>, MalformedExtensions> {
+        negotiate(self.head.headers("sec-websocket-extensions"))
     }
 }
 
@@ -152,17 +161,22 @@ impl HandshakeError {
     }
 }
 
-/// Appends the answer that opens the WebSocket (RFC 6455 section 4.2.2 step 5). `protocol` is one that the client offered, or nothing.
+/// Appends the answer that opens the WebSocket (RFC 6455 section 4.2.2 step 5). `protocol` is one that the client offered, or nothing; so is what was
+/// agreed to of its extensions.
 ///
 /// # Panics
 /// When `protocol` is not a token: the ones that we speak are constants of ours.
-pub fn switching_protocols(accept: &[u8; ACCEPT_BYTES], protocol: Option<&str>, out: &mut Vec<u8>) {
+pub fn switching_protocols(accept: &[u8; ACCEPT_BYTES], protocol: Option<&str>, extension: Option<Agreed>, out: &mut Vec<u8>) {
     out.extend_from_slice(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: ");
     out.extend_from_slice(accept);
     if let Some(protocol) = protocol {
         assert!(is_token(protocol.as_bytes()), "subprotocol {protocol:?} is not a token");
         out.extend_from_slice(b"\r\nSec-WebSocket-Protocol: ");
         out.extend_from_slice(protocol.as_bytes());
+    }
+    if let Some(extension) = extension {
+        out.extend_from_slice(b"\r\nSec-WebSocket-Extensions: ");
+        extension.write(out);
     }
     out.extend_from_slice(b"\r\n\r\n");
 }
@@ -239,14 +253,14 @@ mod tests {
             assert_eq!(upgrade.origin, Some(&b"http://example.com"[..]));
             assert_eq!(upgrade.protocols().collect::<Vec<_>>(), ["chat", "superchat"]);
             let mut out = Vec::new();
-            switching_protocols(&upgrade.accept, Some("chat"), &mut out);
+            switching_protocols(&upgrade.accept, Some("chat"), None, &mut out);
             assert_eq!(
                 String::from_utf8_lossy(&out),
                 "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
                  Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\nSec-WebSocket-Protocol: chat\r\n\r\n"
             );
             out.clear();
-            switching_protocols(&upgrade.accept, None, &mut out);
+            switching_protocols(&upgrade.accept, None, None, &mut out);
             assert!(out.ends_with(b"+xOo=\r\n\r\n"));
         });
     }

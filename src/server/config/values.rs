@@ -38,6 +38,17 @@ impl Raw {
     }
 }
 
+/// Yes or no.
+pub(super) fn flag(raw: &Raw) -> Result<bool, String> {
+    match raw {
+        Raw::Text(text) if text == "true" => Ok(true),
+        Raw::Text(text) if text == "false" => Ok(false),
+        Raw::Other("true") => Ok(true),
+        Raw::Other("false") => Ok(false),
+        _ => Err(format!("is {}; write true or false", raw.describe())),
+    }
+}
+
 /// An address and a port.
 pub(super) fn address(raw: &Raw) -> Result<SocketAddr, String> {
     let Raw::Text(text) = raw else {

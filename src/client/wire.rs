@@ -1,0 +1,406 @@
+//! `shardcast.v1.json` from the client's side: what is asked, and what is heard (docs/protocol.md section 13).
+
+use std::borrow::Cow;
+use std::fmt::Write;
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use tokio_tungstenite::tungstenite::Utf8Bytes;
+
+use super::message::{Data, Gap, GapReason, History, Message, Position, PositionError, Start};
+
+/// The subprotocol.
+pub(super) const PROTOCOL: &str = "shardcast.v1.json";
+
+/// A text message that goes out. Cheap to keep and to send again.
+pub(super) type Frame = Utf8Bytes;
+
+/// What a publication has besides its topic and payload.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub(super) struct About {
+    pub(super) msg_id: String,
+    pub(super) event: Option<String>,
+    pub(super) no_echo: bool,
+}
+
+/// One object, member by member.
+struct Object(String);
+
+impl Object {
+    fn new(kind: &str, bytes: usize) -> Self {
+        let mut text = String::with_capacity(bytes + 96);
+        text.push_str("{\"type\":\"");
+        text.push_str(kind);
+        text.push('"');
+        Self(text)
+    }
+
+    fn number(mut self, name: &str, value: u64) -> Self {
+        write!(self.0, ",\"{name}\":{value}").expect("a string takes everything");
+        self
+    }
+
+    fn text(mut self, name: &str, value: &str) -> Self {
+        let value = serde_json::to_string(value).expect("every text has its JSON");
+        write!(self.0, ",\"{name}\":{value}").expect("a string takes everything");
+        self
+    }
+
+    fn start(self, start: &Start) -> Self {
+        match start {
+            Start::Latest => self,
+            Start::Earliest => self.text("after", "earliest"),
+            Start::After(position) => self.text("after", position.as_str()),
+            Start::Last(count) => self.number("last", u64::from(*count)),
+            Start::Ago(time) => self.text("after", &format!("-{}s", time.as_millis().div_ceil(1000))),
+        }
+    }
+
+    fn done(mut self) -> Frame {
+        self.0.push('}');
+        self.0.into()
+    }
+}
+
+pub(super) fn hello(token: &str) -> Frame {
+    Object::new("hello", token.len()).text("token", token).done()
+}
+
+pub(super) fn ping() -> Frame {
+    Object::new("ping", 0).done()
+}
+
+pub(super) fn subscribe(id: u64, topic: &str, start: &Start) -> Frame {
+    Object::new("subscribe", topic.len()).number("id", id).text("topic", topic).start(start).done()
+}
+
+pub(super) fn unsubscribe(topic: &str) -> Frame {
+    Object::new("unsubscribe", topic.len()).text("topic", topic).done()
+}
+
+pub(super) fn history(id: u64, topic: &str, start: &Start, limit: Option<u32>) -> Frame {
+    let object = Object::new("history", topic.len()).number("id", id).text("topic", topic).start(start);
+    match limit {
+        Some(limit) => object.number("limit", u64::from(limit)).done(),
+        None => object.done(),
+    }
+}
+
+pub(super) fn publish(id: u64, topic: &str, data: &Data, about: &About) -> Frame {
+    let bytes = data.as_bytes().len();
+    let mut object =
+        Object::new("publish", topic.len() + bytes + bytes / 2).number("id", id).text("topic", topic).text("msg_id", &about.msg_id);
+    if let Some(event) = &about.event {
+        object = object.text("event", event);
+    }
+    if about.no_echo {
+        object.0.push_str(",\"echo\":false");
+    }
+    match data {
+        Data::Text(text) => object.text("data", text).done(),
+        Data::Binary(bytes) => {
+            object.0.push_str(",\"data_b64\":\"");
+            STANDARD.encode_string(bytes, &mut object.0);
+            object.0.push('"');
+            object.done()
+        }
+    }
+}
+
+/// Something that the gateway has said.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Said {
+    Welcome {
+        conn: Box<str>,
+        ping: Duration,
+        window: Duration,
+        max_bytes: u64,
+    },
+    Subscribed {
+        id: u64,
+        pos: Position,
+        recovered: bool,
+    },
+    Message {
+        topic: Box<str>,
+        pos: Position,
+        data: Data,
+        event: Option<Box<str>>,
+    },
+    Gap {
+        topic: Box<str>,
+        from: Option<Position>,
+        to: Position,
+        reason: GapReason,
+    },
+    Published {
+        id: u64,
+        pos: Position,
+        subscribers: u64,
+        duplicate: bool,
+    },
+    History {
+        id: u64,
+        history: History,
+    },
+    Error {
+        id: u64,
+        code: Box<str>,
+        message: Box<str>,
+        retry: Option<Duration>,
+    },
+    Announcement {
+        text: Box<str>,
+    },
+    Bye {
+        code: u16,
+        reason: Box<str>,
+        retry: Option<Duration>,
+    },
+    /// What is not for this client, or newer than it.
+    Other,
+}
+
+/// What cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Unreadable {
+    #[error("{0}")]
+    Json(#[from] serde_json::Error),
+    #[error("{0}")]
+    Position(#[from] PositionError),
+    #[error("data_b64 is no base64")]
+    Base64,
+    #[error("{kind} has no {field}")]
+    Lacks { kind: Box<str>, field: &'static str },
+}
+
+#[derive(Deserialize)]
+struct Fields<'a> {
+    #[serde(rename = "type", borrow)]
+    kind: Cow<'a, str>,
+    id: Option<u64>,
+    topic: Option<Box<str>>,
+    pos: Option<Box<str>>,
+    #[serde(borrow)]
+    data: Option<&'a RawValue>,
+    data_b64: Option<Box<str>>,
+    event: Option<Box<str>>,
+    from: Option<Box<str>>,
+    to: Option<Box<str>>,
+    reason: Option<Box<str>>,
+    /// A number in a goodbye, a word in an error.
+    #[serde(borrow)]
+    code: Option<&'a RawValue>,
+    message: Option<Box<str>>,
+    #[serde(borrow)]
+    messages: Option<Vec<Item<'a>>>,
+    next: Option<Box<str>>,
+    retry_ms: Option<u64>,
+    ping_ms: Option<u64>,
+    max_bytes: Option<u64>,
+    conn: Option<Box<str>>,
+    text: Option<Box<str>>,
+    subscribers: Option<u64>,
+    #[serde(default)]
+    recovered: bool,
+    #[serde(default)]
+    duplicate: bool,
+}
+
+/// An entry of a history.
+#[derive(Deserialize)]
+struct Item<'a> {
+    topic: Box<str>,
+    pos: Option<Box<str>>,
+    #[serde(borrow)]
+    data: Option<&'a RawValue>,
+    data_b64: Option<Box<str>>,
+    event: Option<Box<str>>,
+    gap: Option<Missing>,
+}
+
+#[derive(Deserialize)]
+struct Missing {
+    from: Option<Box<str>>,
+    to: Box<str>,
+    reason: Box<str>,
+}
+
+fn position(text: Option<Box<str>>) -> Result<Option<Position>, PositionError> {
+    text.map(|text| text.parse()).transpose()
+}
+
+/// Objects and arrays are embedded as they were published; any other text is a string.
+fn payload(data: Option<&RawValue>, data_b64: Option<Box<str>>) -> Result<Option<Data>, Unreadable> {
+    if let Some(encoded) = data_b64 {
+        return STANDARD.decode(encoded.as_bytes()).map(|bytes| Some(Data::Binary(bytes))).map_err(|_| Unreadable::Base64);
+    }
+    let Some(data) = data.map(RawValue::get) else { return Ok(None) };
+    Ok(Some(Data::Text(if data.starts_with('"') { serde_json::from_str(data)? } else { data.to_owned() })))
+}
+
+impl Said {
+    /// Reads one message of the gateway.
+    pub(super) fn parse(text: &str) -> Result<Self, Unreadable> {
+        let fields: Fields<'_> = serde_json::from_str(text)?;
+        let kind = fields.kind;
+        let lacks = |field| Unreadable::Lacks { kind: kind.as_ref().into(), field };
+        let millis = Duration::from_millis;
+        let retry = fields.retry_ms.map(millis);
+        let no_id = u64::MAX;
+        Ok(match kind.as_ref() {
+            "welcome" => Self::Welcome {
+                conn: fields.conn.unwrap_or_default(),
+                ping: millis(fields.ping_ms.unwrap_or(45_000)),
+                window: retry.unwrap_or_default(),
+                max_bytes: fields.max_bytes.unwrap_or(u64::MAX),
+            },
+            "subscribed" => Self::Subscribed {
+                id: fields.id.ok_or_else(|| lacks("id"))?,
+                pos: position(fields.pos)?.ok_or_else(|| lacks("pos"))?,
+                recovered: fields.recovered,
+            },
+            "message" => Self::Message {
+                topic: fields.topic.ok_or_else(|| lacks("topic"))?,
+                pos: position(fields.pos)?.ok_or_else(|| lacks("pos"))?,
+                data: payload(fields.data, fields.data_b64)?.ok_or_else(|| lacks("data"))?,
+                event: fields.event,
+            },
+            "gap" => Self::Gap {
+                topic: fields.topic.ok_or_else(|| lacks("topic"))?,
+                from: position(fields.from)?,
+                to: position(fields.to)?.ok_or_else(|| lacks("to"))?,
+                reason: GapReason::parse(&fields.reason.unwrap_or_default()),
+            },
+            "ok" => match (fields.id, position(fields.pos)?) {
+                (Some(id), Some(pos)) => {
+                    Self::Published { id, pos, subscribers: fields.subscribers.unwrap_or(0), duplicate: fields.duplicate }
+                }
+                _ => Self::Other,
+            },
+            "history" => {
+                let id = fields.id.ok_or_else(|| lacks("id"))?;
+                let mut history = History { messages: Vec::new(), gap: None, next: position(fields.next)? };
+                for item in fields.messages.unwrap_or_default() {
+                    let topic: Arc<str> = item.topic.into();
+                    if let Some(gap) = item.gap {
+                        let (from, to) = (position(gap.from)?, gap.to.parse()?);
+                        history.gap = Some(Gap { topic, from, to, reason: GapReason::parse(&gap.reason) });
+                    } else {
+                        let pos = position(item.pos)?.ok_or_else(|| lacks("pos"))?;
+                        let data = payload(item.data, item.data_b64)?.ok_or_else(|| lacks("data"))?;
+                        history.messages.push(Message { topic, pos, data, event: item.event });
+                    }
+                }
+                Self::History { id, history }
+            }
+            "error" => Self::Error {
+                id: fields.id.unwrap_or(no_id),
+                code: fields.code.map(|code| serde_json::from_str(code.get())).transpose()?.ok_or_else(|| lacks("code"))?,
+                message: fields.message.unwrap_or_default(),
+                retry,
+            },
+            "announcement" => Self::Announcement { text: fields.text.unwrap_or_default() },
+            "bye" => Self::Bye {
+                code: fields.code.map(|code| serde_json::from_str(code.get())).transpose()?.ok_or_else(|| lacks("code"))?,
+                reason: fields.reason.unwrap_or_default(),
+                retry,
+            },
+            _ => Self::Other,
+        })
+    }
+}
+
+/// The hint in a close reason: `retry=8200 draining` (docs/protocol.md section 7).
+pub(super) fn hint(reason: &str) -> Option<Duration> {
+    let digits = reason.strip_prefix("retry=")?;
+    let digits = &digits[..digits.bytes().take_while(u8::is_ascii_digit).count()];
+    digits.parse().ok().map(Duration::from_millis)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn said(frame: Frame) -> Value {
+        serde_json::from_str(&frame).expect("JSON")
+    }
+
+    #[test]
+    fn requests_are_as_the_protocol_has_them() {
+        let at = |text: &str| text.parse().expect("a position");
+        assert_eq!(said(hello("t\"")), json!({"type": "hello", "token": "t\""}));
+        assert_eq!(said(ping()), json!({"type": "ping"}));
+        for (start, field, value) in [
+            (Start::Earliest, "after", json!("earliest")),
+            (Start::After(at("k3f9.7")), "after", json!("k3f9.7")),
+            (Start::Last(5), "last", json!(5)),
+            (Start::Ago(Duration::from_millis(29_001)), "after", json!("-30s")),
+        ] {
+            let mut expected = json!({"type": "subscribe", "id": 1, "topic": "größe"});
+            expected[field] = value.clone();
+            assert_eq!(said(subscribe(1, "größe", &start)), expected);
+            expected = json!({"type": "history", "id": 2, "topic": "a", "limit": 9});
+            expected[field] = value;
+            assert_eq!(said(history(2, "a", &start, Some(9))), expected);
+        }
+        assert_eq!(said(subscribe(1, "a", &Start::Latest)), json!({"type": "subscribe", "id": 1, "topic": "a"}));
+        assert_eq!(said(unsubscribe("a")), json!({"type": "unsubscribe", "topic": "a"}));
+        let about = About { msg_id: "m".into(), event: Some("e".into()), no_echo: true };
+        let expected = json!({"type": "publish", "id": 3, "topic": "a", "msg_id": "m", "event": "e", "echo": false, "data": "{}\n"});
+        assert_eq!(said(publish(3, "a", &Data::from("{}\n"), &about)), expected);
+        let about = About { msg_id: "m".into(), ..About::default() };
+        let expected = json!({"type": "publish", "id": 3, "topic": "a", "msg_id": "m", "data_b64": "AP8="});
+        assert_eq!(said(publish(3, "a", &Data::from(&[0, 255][..]), &about)), expected);
+    }
+
+    #[test]
+    fn a_payload_is_what_was_published() {
+        for (fields, expected) in [
+            (r#""data":"two\nlines""#, Data::from("two\nlines")),
+            (r#""data":{"n": 1}"#, Data::from(r#"{"n": 1}"#)),
+            (r#""data":[1,"a"]"#, Data::from(r#"[1,"a"]"#)),
+            (r#""data_b64":"AP8=""#, Data::from(vec![0, 255])),
+        ] {
+            let text = format!(r#"{{"type":"message","topic":"a","pos":"k.1",{fields},"event":null,"newer":[{{}}]}}"#);
+            let Said::Message { topic, pos, data, event } = Said::parse(&text).expect("a message") else { panic!("{text}") };
+            assert_eq!((&*topic, pos.as_str(), data, event), ("a", "k.1", expected, None));
+        }
+    }
+
+    #[test]
+    fn what_lacks_something_is_unreadable_and_what_is_newer_is_left_alone() {
+        for text in [
+            "",
+            "[]",
+            "{}",
+            r#"{"type":"message"}"#,
+            r#"{"type":"message","topic":"a","pos":"k.1"}"#,
+            r#"{"type":"message","topic":"a","pos":"nowhere","data":""}"#,
+            r#"{"type":"message","topic":"a","pos":"k.1","data_b64":"?"}"#,
+            r#"{"type":"bye","code":"4503"}"#,
+            r#"{"type":"bye","code":70000}"#,
+            r#"{"type":"error","code":7}"#,
+        ] {
+            assert!(Said::parse(text).is_err(), "{text}");
+        }
+        for text in [r#"{"type":"pong"}"#, r#"{"type":"presence","members":[]}"#, r#"{"type":"ok","id":5}"#] {
+            assert_eq!(Said::parse(text).expect(text), Said::Other);
+        }
+    }
+
+    #[test]
+    fn a_hint_is_read_from_a_close_reason() {
+        for (reason, ms) in
+            [("retry=8200", Some(8200)), ("retry=5 draining", Some(5)), ("draining retry=5", None), ("retry=", None), ("", None)]
+        {
+            assert_eq!(hint(reason), ms.map(Duration::from_millis), "{reason}");
+        }
+    }
+}
