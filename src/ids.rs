@@ -53,7 +53,7 @@ impl fmt::Display for ConnId {
 }
 
 /// A topic within one shard's table. Shards tell each other these keys, never names, once a topic is joined.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct TopicKey {
     /// Index into the shard's topic table.
     pub slot: u32,

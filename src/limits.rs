@@ -98,7 +98,7 @@ limits! {
     backlog: Count = 4096, 1 => 65_535;
     /// How long the kernel keeps a client that has not sent anything from being accepted (TCP_DEFER_ACCEPT, whole seconds). Who speaks at once is served with fewer wake-ups, and who never speaks takes no descriptor until then. 0 accepts at once.
     accept_defer_ms: Millis = 1_000, 0 => 60_000;
-    /// Messages of clients that a shard takes in one turn before it sends them on and looks at everything else.
+    /// Messages of clients that a shard takes in one turn before it sends them on and looks at everything else. With `compression` each 4 KiB that are compressed count as one more.
     messages_per_turn: Count = 1024, 1 => 1_000_000;
     /// Request heads that a shard answers in one turn: those who are there are served before more of a crowd that comes at once.
     requests_per_turn: Count = 32, 1 => 65_536;
@@ -148,6 +148,10 @@ limits! {
     presence_members_max: Count = 200, 1 => 100_000;
     /// How long changes of who is in a topic gather until watchers are told; five times as long where only the number is told.
     presence_tick_ms: Millis = 200, 10 => 60_000;
+    /// Patterns (`subscribe` with `pattern`) of one connection of `shardcast.v1.json`.
+    wildcards_max: Count = 16, 1 => 1024;
+    /// Topics that its patterns bring to one connection, besides those it names; more are left out, and it is told so.
+    wildcard_topics_max: Count = 256, 1 => 16_384;
     /// Newest messages of a topic that are kept for those who come back, an eighth more at times; 0 keeps none.
     history_messages: Count = 100, 0 => 1_000_000;
     /// How long they are kept, a second more at times.

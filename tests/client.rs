@@ -355,7 +355,7 @@ async fn a_connection_that_is_silent_is_given_up() {
     soon("a place", client.subscribe("a", Start::Latest)).await.expect("subscribed");
     proxy.weather(|weather| weather.is_silent = true);
     let (_, why) = reconnecting(&mut events).await;
-    assert!(why.contains("nothing was heard for 6") || why.contains("nothing was heard for 7"), "{why}");
+    assert!(why.contains("nothing was heard for"), "{why}");
     proxy.weather(|weather| weather.is_silent = false);
     proxy.cut();
     soon("a receipt", client.publish("a", "there again")).await.expect("published");
@@ -377,8 +377,10 @@ async fn who_does_not_take_its_events_holds_a_bounded_number_and_misses_nothing_
             soon("a receipt", pending).await.expect("published");
         }
     }
-    // 20 MB were published, and the gateway has ended who took none of it, or holds what it may.
-    let mut waiting = 0;
+    // 20 MB were published: the gateway has ended who took none of it.
+    gateway.wait_for_closes("slow_consumer", 1);
+    let waiting = events.queued();
+    assert!(waiting > 0 && waiting <= (64 << 10) / BYTES, "{waiting} events of over {BYTES} bytes wait in 64 KiB");
     let mut next_number = 0;
     let mut check = |event: Event| match event {
         Event::Message(message) => {
@@ -396,15 +398,6 @@ async fn who_does_not_take_its_events_holds_a_bounded_number_and_misses_nothing_
         Event::Closed(closed) => panic!("{closed}"),
         _ => false,
     };
-    while let Some(event) = events.try_recv() {
-        waiting += 1;
-        check(event);
-        if waiting > 1000 {
-            break;
-        }
-    }
-    // Taking one makes room for the next while we count: twice as many at most, and what a read in between has brought.
-    assert!(waiting <= 2 * (64 << 10) / BYTES, "{waiting} events of over {BYTES} bytes waited in 64 KiB");
     loop {
         if check(next(&mut events).await) {
             break;

@@ -126,7 +126,9 @@ fn check_waits(name: &str, seen: &[(Instant, Seen)], waits: &[(Instant, Duration
         assert!(came >= ended + *wait, "{name} came back after {:?} and not after {wait:?} ({why}): {seen:?}", came - ended);
         // A goodbye that the cut did not overtake has reached it.
         if let [(told, Seen::Told(hint))] = &seen[from + 1..to] {
-            assert!(wait == hint && came >= *told + *hint, "{name} was told {hint:?} and waited {wait:?} ({why})");
+            // Who is told 0 again and again is given a moment.
+            let is_hint = wait == hint || hint.is_zero() && *wait == Duration::from_millis(100);
+            assert!(is_hint && came >= *told + *hint, "{name} was told {hint:?} and waited {wait:?} ({why})");
             obeyed += 1;
         }
     }

@@ -40,12 +40,21 @@ impl Write for Wire {
 /// Everything our decoder makes of a client's bytes, up to a close frame, and whether it is idle at the end. The bytes come in pieces of `cuts`
 /// bytes, again and again; 255 stands for all that is left.
 pub fn decode(input: &[u8], cuts: [u8; 4]) -> (Vec<Message>, Result<bool, WsError>) {
+    decode_limited(input, cuts, &DecoderLimits { message_bytes_max: MESSAGE_BYTES_MAX as u64, deflate: false })
+}
+
+/// The same where permessage-deflate was agreed to; compressed messages are binary ones of what is in the frames.
+pub fn decode_agreed(input: &[u8], cuts: [u8; 4]) -> (Vec<Message>, Result<bool, WsError>) {
+    decode_limited(input, cuts, &DecoderLimits { message_bytes_max: MESSAGE_BYTES_MAX as u64, deflate: true })
+}
+
+fn decode_limited(input: &[u8], cuts: [u8; 4], limits: &DecoderLimits) -> (Vec<Message>, Result<bool, WsError>) {
     let (mut decoder, mut messages) = (Decoder::new(), Vec::new());
     let (mut input, mut came) = (input.to_vec(), 0);
     for cut in cuts.into_iter().cycle() {
         let piece = if cut == 255 { input.len() } else { input.len().min(came + usize::from(cut) + 1) };
         while came < piece {
-            match decoder.decode(&mut input[came..piece], &DecoderLimits { message_bytes_max: MESSAGE_BYTES_MAX as u64, deflate: false }) {
+            match decoder.decode(&mut input[came..piece], limits) {
                 Ok(decoded) => {
                     came += decoded.consumed;
                     let Some(incoming) = decoded.incoming else { break };
@@ -72,6 +81,7 @@ fn message(incoming: Incoming<'_>) -> Message {
     match incoming {
         Incoming::Message { kind: MessageKind::Text, payload } => Message::text(str::from_utf8(payload).expect("text was validated")),
         Incoming::Message { kind: MessageKind::Binary, payload } => Message::binary(payload.to_vec()),
+        Incoming::Compressed { payload, .. } => Message::binary(payload.to_vec()),
         Incoming::Ping(payload) => Message::Ping(payload.to_vec().into()),
         Incoming::Pong(payload) => Message::Pong(payload.to_vec().into()),
         Incoming::Close(close) => Message::Close(close.map(|(code, reason)| CloseFrame { code: code.0.into(), reason: reason.into() })),

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use nats::HeaderMap;
 
-use super::link::{Incoming, Outgoing};
+use super::link::{Incoming, Numbered, Outgoing};
 use crate::ids::{ConnId, ConnKey, ShardId, TopicKey};
 use crate::proto::publish::Key;
 use crate::proto::sse::EventName;
@@ -53,7 +53,7 @@ pub(super) fn origin(headers: Option<&HeaderMap>) -> Option<(u64, u64)> {
 }
 
 /// The connection of its node that has said it.
-pub(super) fn sender(headers: Option<&HeaderMap>) -> Option<ConnId> {
+fn sender(headers: Option<&HeaderMap>) -> Option<ConnId> {
     let mut parts = header(headers, SENDER)?.split('-');
     let shard = ShardId(parts.next()?.parse().ok()?);
     let (slot, generation) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
@@ -61,8 +61,15 @@ pub(super) fn sender(headers: Option<&HeaderMap>) -> Option<ConnId> {
 }
 
 /// Whether who has said it does not want it back.
-pub(super) fn is_not_echoed(headers: Option<&HeaderMap>) -> bool {
+fn is_not_echoed(headers: Option<&HeaderMap>) -> bool {
     header(headers, ECHO) == Some(NO)
+}
+
+/// The place that a stream has given a message, with who has said it if that was said to this node.
+pub(super) fn numbered(headers: Option<&HeaderMap>, node: u64, offset: u64) -> Numbered {
+    let is_own = origin(headers).is_some_and(|(other, _)| other == node);
+    let sender = if is_own { sender(headers) } else { None };
+    Numbered { offset, sender, no_echo: sender.is_some() && is_not_echoed(headers) }
 }
 
 /// A message of a topic, as it is meant.
@@ -85,6 +92,10 @@ mod tests {
         headers.insert(SENDER, "2-70000-9");
         assert_eq!(origin(Some(&headers)), Some((255, 12)));
         assert_eq!(sender(Some(&headers)), Some(ConnId { shard: ShardId(2), key: ConnKey { slot: 70_000, generation: 9 } }));
+        headers.insert(ECHO, NO);
+        let who = sender(Some(&headers));
+        assert_eq!(numbered(Some(&headers), 255, 7), Numbered { offset: 7, sender: who, no_echo: true });
+        assert_eq!(numbered(Some(&headers), 254, 7), Numbered { offset: 7, sender: None, no_echo: false }, "of another node");
         for strange in ["", "1", "1-2", "x-2-3", "1-2-y", "99999999-2-3"] {
             headers.insert(SENDER, strange);
             assert_eq!(sender(Some(&headers)), None, "{strange}");

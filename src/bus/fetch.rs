@@ -7,7 +7,7 @@ use nats::jetstream;
 use nats::jetstream::stream::LastRawMessageErrorKind;
 
 use super::envelope;
-use super::link::{Fetched, Incoming, Numbered};
+use super::link::{Fetched, Incoming};
 use super::reader::epoch_of;
 use crate::ids::TopicKey;
 use crate::proto::position::Position;
@@ -20,8 +20,16 @@ const BYTES_MAX: usize = 64 * 1024;
 /// Messages of the past belong to whoever asked, who knows the topic.
 const ASKED: TopicKey = TopicKey { slot: u32::MAX, generation: std::num::NonZeroU32::MIN };
 
-/// What the stream has of a subject after a position, up to an offset.
-pub(super) async fn fetch(client: Client, name: &str, subject: &str, after: Position, upto: u64, message_bytes_max: u64) -> Fetched {
+/// What the stream has of a subject after a position, up to an offset. `node` is who asks.
+pub(super) async fn fetch(
+    client: Client,
+    node: u64,
+    name: &str,
+    subject: &str,
+    after: Position,
+    upto: u64,
+    message_bytes_max: u64,
+) -> Fetched {
     let failed = || Fetched { failed: true, ..Fetched::default() };
     let context = jetstream::ContextBuilder::new().timeout(ANSWER_WITHIN).build(client);
     let Ok(stream) = context.get_stream_no_info(name).await else { return failed() };
@@ -37,7 +45,8 @@ pub(super) async fn fetch(client: Client, name: &str, subject: &str, after: Posi
         last = message.sequence;
         if message.payload.len() as u64 <= message_bytes_max {
             bytes += message.payload.len();
-            let numbered = Some(Numbered { offset: last, sender: None, no_echo: false });
+            // Who has said it may be here still, and not want it back.
+            let numbered = Some(envelope::numbered(Some(&message.headers), node, last));
             fetched.messages.push(Incoming { numbered, ..envelope::open(ASKED, Some(&message.headers), message.payload) });
         }
         if fetched.messages.len() >= MESSAGES_MAX || bytes >= BYTES_MAX {

@@ -10,7 +10,7 @@
 //! the last look finds the flag down and rings. Who answers may read an old flag that is down and leave it: a flag that is up was put up before a call that has not
 //! been heard yet, and who hears that call sees it.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -300,7 +300,7 @@ pub struct Port {
     overflow: VecDeque<Request>,
     /// Topics that are to be asked for, and no longer. What is taken back before it was said is not said at all, so that comings and goings do not add up
     /// while nobody takes them.
-    to_subscribe: HashMap<TopicKey, (Arc<str>, Option<Position>)>,
+    to_subscribe: BTreeMap<TopicKey, (Arc<str>, Option<Position>)>,
     to_unsubscribe: Vec<TopicKey>,
     /// Whether the ring got something since the last flush.
     fresh: bool,
@@ -337,7 +337,7 @@ pub fn link(shards: u16, limits: &Limits, node: u64, rouse: impl Fn() + Send + S
                 shard,
                 requests,
                 overflow: VecDeque::new(),
-                to_subscribe: HashMap::new(),
+                to_subscribe: BTreeMap::new(),
                 to_unsubscribe: Vec::new(),
                 fresh: false,
                 incoming,
@@ -433,8 +433,7 @@ impl Port {
         // A topic that is asked for again has said before that it is not wanted, and that goes first.
         while !self.requests.is_full()
             && self.to_unsubscribe.is_empty()
-            && let Some(topic) = self.to_subscribe.keys().next().copied()
-            && let Some((subject, after)) = self.to_subscribe.remove(&topic)
+            && let Some((topic, (subject, after))) = self.to_subscribe.pop_first()
         {
             let taken = self.push(Request::Subscribe { topic, subject, after });
             assert!(taken.is_ok(), "as above");

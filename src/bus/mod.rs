@@ -18,10 +18,12 @@ pub mod link;
 pub mod nats;
 #[cfg(feature = "gateway")]
 pub mod options;
-#[cfg(all(feature = "nats", feature = "gateway"))]
-mod outstanding;
+#[cfg(all(feature = "gateway", any(feature = "nats", feature = "sim")))]
+pub(crate) mod outstanding;
 #[cfg(all(feature = "nats", feature = "gateway"))]
 mod reader;
+#[cfg(all(feature = "gateway", any(feature = "nats", feature = "sim")))]
+pub(crate) mod reading;
 #[cfg(feature = "gateway")]
 pub mod status;
 #[cfg(feature = "nats")]

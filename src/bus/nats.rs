@@ -314,10 +314,11 @@ impl Kept {
             Request::Unsubscribe { topic } => drop(self.asks.send(Ask::Unsubscribe { shard, topic })),
             Request::Fetch { token, subject, after, upto } => {
                 let (client, ends) = (pump.client.clone(), Rc::clone(&pump.ends));
-                let (stream, fetches, bytes_max) = (Rc::clone(&self.stream), Rc::clone(&self.fetches), pump.message_bytes_max);
+                let (stream, fetches) = (Rc::clone(&self.stream), Rc::clone(&self.fetches));
+                let (node, bytes_max) = (pump.node, pump.message_bytes_max);
                 spawn_local(async move {
                     let Ok(_turn) = fetches.acquire().await else { return };
-                    let fetched = fetch(client, &stream, &subject, after, upto, bytes_max).await;
+                    let fetched = fetch(client, node, &stream, &subject, after, upto, bytes_max).await;
                     let count = fetched.messages.len() as u64;
                     ends.lane(shard).shared().status.fetched.add(count);
                     ends.tell(shard, Notice::Fetched { token, fetched: Box::new(fetched) }).await;

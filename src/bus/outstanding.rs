@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 
-use super::link::Outgoing;
+use super::link::{Answer, Notice, Outgoing};
 use crate::ids::ShardId;
 
 /// How long an acknowledgement may take before everything is sent again.
@@ -16,11 +16,11 @@ const HOLD_MS: u64 = 100;
 
 /// A message that waits for its acknowledgement.
 #[derive(Debug)]
-pub(super) struct Waiting {
+pub(crate) struct Waiting {
     /// Whose home it comes from.
-    pub(super) shard: ShardId,
+    pub(crate) shard: ShardId,
     /// The message.
-    pub(super) message: Outgoing,
+    pub(crate) message: Outgoing,
     since_ms: u64,
     sent_ms: Option<u64>,
     overtaken: bool,
@@ -28,36 +28,45 @@ pub(super) struct Waiting {
 
 /// All messages of a node that wait for theirs.
 #[derive(Debug, Default)]
-pub(super) struct Outstanding {
+pub(crate) struct Outstanding {
     /// The number of the first in the list.
     first: u64,
     list: VecDeque<Option<Waiting>>,
     /// How many of the list were sent since the last time that everything was sent again.
     sent: usize,
+    /// How many of these were not answered.
+    under_way: usize,
+    /// One was put off: everything is sent again, once what was sent behind it was answered.
+    again: bool,
     hold_until_ms: u64,
 }
 
 impl Outstanding {
     /// Whether nothing waits.
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.list.is_empty()
     }
 
     /// Takes one up, behind all others.
-    pub(super) fn push(&mut self, shard: ShardId, message: Outgoing, now_ms: u64) {
+    pub(crate) fn push(&mut self, shard: ShardId, message: Outgoing, now_ms: u64) {
         self.list.push_back(Some(Waiting { shard, message, since_ms: now_ms, sent_ms: None, overtaken: false }));
     }
 
     /// The next to be sent, with its number.
-    pub(super) fn next(&mut self, now_ms: u64) -> Option<(u64, Outgoing)> {
-        if now_ms < self.hold_until_ms {
+    pub(crate) fn next(&mut self, now_ms: u64) -> Option<(u64, Outgoing)> {
+        if now_ms < self.hold_until_ms || (self.again && self.under_way > 0) {
             return None;
+        }
+        if self.again {
+            self.send_again();
         }
         while let Some(slot) = self.list.get_mut(self.sent) {
             let number = self.first + self.sent as u64;
             self.sent += 1;
-            if let Some(waiting) = slot {
+            // One that was overtaken would come behind its successor: it is given up.
+            if let Some(waiting) = slot.as_mut().filter(|waiting| !waiting.overtaken) {
                 waiting.sent_ms = Some(now_ms);
+                self.under_way += 1;
                 return Some((number, waiting.message.clone()));
             }
         }
@@ -65,8 +74,8 @@ impl Outstanding {
     }
 
     /// One of them is done with, as stored; none when it was before.
-    pub(super) fn acknowledged(&mut self, number: u64) -> Option<Waiting> {
-        let index = usize::try_from(number.checked_sub(self.first)?).ok()?;
+    pub(crate) fn acknowledged(&mut self, number: u64) -> Option<Waiting> {
+        let index = self.answered(number)?;
         let done = self.list.get_mut(index)?.take()?;
         for earlier in self.list.range_mut(..index).flatten() {
             earlier.overtaken |= earlier.is_of_the_same(&done);
@@ -76,31 +85,47 @@ impl Outstanding {
     }
 
     /// One of them is done with, and not stored.
-    pub(super) fn refused(&mut self, number: u64) -> Option<Waiting> {
-        let index = usize::try_from(number.checked_sub(self.first)?).ok()?;
+    pub(crate) fn refused(&mut self, number: u64) -> Option<Waiting> {
+        let index = self.answered(number)?;
         let done = self.list.get_mut(index)?.take()?;
         self.compact();
         Some(done)
     }
 
-    /// The stream takes nothing at the moment: everything is sent again, a little later.
-    pub(super) fn hold(&mut self, now_ms: u64) {
-        if now_ms >= self.hold_until_ms {
-            self.hold_until_ms = now_ms + HOLD_MS;
-            self.send_again();
+    /// One has its answer, and so is not under way any more. Where it is in the list.
+    fn answered(&mut self, number: u64) -> Option<usize> {
+        let index = usize::try_from(number.checked_sub(self.first)?).ok()?;
+        let waiting = self.list.get_mut(index)?.as_mut()?;
+        self.under_way -= usize::from(waiting.sent_ms.take().is_some());
+        Some(index)
+    }
+
+    /// The stream does not take one at the moment. Everything is sent again, a little later, and not before what was sent behind it was answered: that may have been
+    /// taken, and of the same client this one would come behind it.
+    pub(crate) fn put_off(&mut self, number: u64, now_ms: u64) {
+        if self.answered(number).is_some() {
+            self.again = true;
+            self.hold_until_ms = self.hold_until_ms.max(now_ms + HOLD_MS);
         }
     }
 
+    /// The connection is another one: everything is sent again, a little later. What went out on it already, behind others that are lost, may be taken, and its
+    /// acknowledgement has that time to say so.
+    pub(crate) fn hold(&mut self, now_ms: u64) {
+        self.hold_until_ms = now_ms + HOLD_MS;
+        self.send_again();
+    }
+
     /// Everything is sent again: what was sent may be lost.
-    pub(super) fn send_again(&mut self) {
-        self.sent = 0;
+    pub(crate) fn send_again(&mut self) {
+        (self.sent, self.under_way, self.again) = (0, 0, false);
         self.list.iter_mut().flatten().for_each(|waiting| waiting.sent_ms = None);
     }
 
     /// Has everything sent again if the oldest has waited too long for its acknowledgement. Who is given up: has waited for longer than `patience_ms`, or was overtaken.
-    pub(super) fn look(&mut self, now_ms: u64, patience_ms: u64) -> Vec<Waiting> {
+    pub(crate) fn look(&mut self, now_ms: u64, patience_ms: u64) -> Vec<Waiting> {
         let late = |waiting: &Waiting| waiting.sent_ms.is_some_and(|sent_ms| now_ms.saturating_sub(sent_ms) >= ACK_WITHIN_MS);
-        if self.list.front().and_then(Option::as_ref).is_some_and(late) {
+        if self.list.iter().flatten().find(|waiting| waiting.sent_ms.is_some()).is_some_and(late) {
             self.send_again();
         }
         let mut given_up = Vec::new();
@@ -109,6 +134,7 @@ impl Outstanding {
                 now_ms.saturating_sub(waiting.since_ms) >= patience_ms || (waiting.overtaken && waiting.sent_ms.is_none())
             }));
         }
+        self.under_way -= given_up.iter().filter(|waiting| waiting.sent_ms.is_some()).count();
         self.compact();
         given_up
     }
@@ -123,6 +149,16 @@ impl Outstanding {
 }
 
 impl Waiting {
+    /// What is said of it, and to which shard, now that it is known what became of it.
+    pub(crate) fn notice(self, answer: Answer) -> Option<(ShardId, Notice)> {
+        let tracked = self.message.tracked?;
+        match (tracked.token, &answer) {
+            (Some(token), _) => Some((self.shard, Notice::Answer { token, answer })),
+            (None, Answer::Stored { .. }) => None,
+            (None, _) => Some((tracked.sender.shard, Notice::Untaken { conn: tracked.sender.key })),
+        }
+    }
+
     /// Whether the other comes from the same client and goes to the same subject: those two may not change places.
     fn is_of_the_same(&self, other: &Self) -> bool {
         let sender = |waiting: &Self| waiting.message.tracked.as_ref().map(|tracked| tracked.sender);
@@ -177,10 +213,33 @@ mod tests {
     fn a_stream_that_takes_nothing_is_left_alone_for_a_moment() {
         let mut all = list(&[("a", 1), ("a", 1)]);
         assert_eq!(numbers(&mut all, 0), [0, 1]);
-        all.hold(5);
-        all.hold(6);
-        assert!(numbers(&mut all, HOLD_MS).is_empty());
-        assert_eq!(numbers(&mut all, 5 + HOLD_MS), [0, 1]);
+        all.put_off(0, 5);
+        all.put_off(1, 6);
+        all.put_off(1, 50);
+        assert!(numbers(&mut all, 5 + HOLD_MS).is_empty());
+        assert_eq!(numbers(&mut all, 6 + HOLD_MS), [0, 1]);
+        all.hold(300);
+        assert!(numbers(&mut all, 299 + HOLD_MS).is_empty());
+        assert_eq!(numbers(&mut all, 300 + HOLD_MS), [0, 1]);
+    }
+
+    /// A stream that is slow may have taken what came behind, and not have said so yet.
+    #[test]
+    fn who_was_put_off_waits_for_the_answers_to_what_was_sent_behind() {
+        let mut all = list(&[("a", 1), ("b", 1), ("a", 1)]);
+        assert_eq!(numbers(&mut all, 0), [0, 1, 2]);
+        all.put_off(0, 5);
+        assert!(numbers(&mut all, 1_000).is_empty());
+        assert!(all.acknowledged(2).is_some() && numbers(&mut all, 1_000).is_empty());
+        all.put_off(1, 1_000);
+        assert_eq!(numbers(&mut all, 1_000 + HOLD_MS), [1], "the first was overtaken");
+        assert_eq!(all.look(1_100, 60_000).len(), 1);
+        assert!(all.acknowledged(1).is_some() && all.is_empty());
+        let mut silent = list(&[("a", 1), ("a", 1)]);
+        assert_eq!(numbers(&mut silent, 0), [0, 1]);
+        silent.put_off(0, 5);
+        assert!(silent.look(ACK_WITHIN_MS, 60_000).is_empty());
+        assert_eq!(numbers(&mut silent, ACK_WITHIN_MS), [0, 1], "no answer comes any more");
     }
 
     #[test]

@@ -4,10 +4,8 @@
 //! Whatever breaks it (a lost connection, a consumer that was deleted, silence beyond the heartbeat, a sequence of the consumer that was skipped), the next one begins
 //! behind the last message handed on. When the stream does not have that any more, or is another one, every topic is told that messages may be missing.
 //!
-//! Topics are asked for here too, so that for each it is certain from which message on they come: what was read lately is kept for those who ask while
-//! the reading goes on.
+//! Topics are asked for here too, so that for each it is certain from which message on they come. What is known of all that is in `reading`.
 
-use std::collections::{HashMap, VecDeque};
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::rc::Rc;
@@ -27,7 +25,8 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 use super::StreamState;
 use super::ends::Ends;
 use super::envelope;
-use super::link::{Incoming, LinkShared, Notice, Numbered};
+use super::link::{Incoming, LinkShared};
+use super::reading::{NOBODY, Reading};
 use crate::ids::{ShardId, TopicKey};
 use crate::proto::position::{Epoch, Position};
 
@@ -42,9 +41,6 @@ const BATCH_MESSAGES: usize = 2048;
 const BATCH_BYTES: usize = 4 << 20;
 /// The server drops a consumer that nobody has asked for so long.
 const INACTIVE: Duration = Duration::from_secs(10);
-/// What was read lately, in messages and in bytes.
-const RECENT_MESSAGES: usize = 16_384;
-const RECENT_BYTES: usize = 2 << 20;
 /// Messages of another stream in the place of the one before that are handed on at most.
 const ANEW_MESSAGES: u64 = 10_000;
 /// How often it is looked whether the connection is another one, and how long to wait before the next try.
@@ -57,42 +53,6 @@ pub(super) enum Ask {
     Subscribe { shard: ShardId, topic: TopicKey, subject: Arc<str>, after: Option<Position> },
     /// See `Request::Unsubscribe`.
     Unsubscribe { shard: ShardId, topic: TopicKey },
-}
-
-/// A message that was read.
-struct Read {
-    offset: u64,
-    subject: Box<str>,
-    incoming: Incoming,
-}
-
-/// What was read lately: everything after `from`, in order.
-#[derive(Default)]
-struct Recent {
-    from: u64,
-    list: VecDeque<Read>,
-    bytes: usize,
-}
-
-impl Recent {
-    fn begin(&mut self, from: u64) {
-        *self = Self { from, ..Self::default() };
-    }
-
-    fn push(&mut self, read: Read) {
-        self.bytes += read.incoming.payload.len();
-        self.list.push_back(read);
-        while self.list.len() > RECENT_MESSAGES || self.bytes > RECENT_BYTES {
-            let Some(oldest) = self.list.pop_front() else { break };
-            self.bytes -= oldest.incoming.payload.len();
-            self.from = oldest.offset;
-        }
-    }
-
-    /// What was read of a subject after an offset; none if that is not known any more.
-    fn after<'r>(&'r self, offset: u64, subject: &'r str) -> Option<impl Iterator<Item = &'r Read>> {
-        (offset >= self.from).then(|| self.list.iter().filter(move |read| read.offset > offset && *read.subject == *subject))
-    }
 }
 
 /// A stream that was opened to be read.
@@ -114,10 +74,7 @@ pub(super) struct Reader {
     pub(super) stream: String,
     pub(super) node: u64,
     pub(super) message_bytes_max: u64,
-    by_subject: HashMap<Box<str>, (ShardId, TopicKey)>,
-    by_topic: HashMap<(ShardId, TopicKey), Arc<str>>,
-    recent: Recent,
-    at: Option<Position>,
+    reading: Reading,
 }
 
 /// When a stream was made, as an epoch.
@@ -135,8 +92,7 @@ impl Reader {
         node: u64,
         message_bytes_max: u64,
     ) -> Self {
-        let (by_subject, by_topic, recent, at) = (HashMap::new(), HashMap::new(), Recent::default(), None);
-        Self { client, ends, shared, asks, stream, node, message_bytes_max, by_subject, by_topic, recent, at }
+        Self { client, ends, shared, asks, stream, node, message_bytes_max, reading: Reading::default() }
     }
 
     /// Reads until the process ends.
@@ -144,7 +100,7 @@ impl Reader {
         let mut said = String::new();
         loop {
             let connects = self.shared.status.connects.value();
-            let open = open(self.client.clone(), self.stream.clone(), self.at, Arc::clone(&self.shared));
+            let open = open(self.client.clone(), self.stream.clone(), self.reading.at(), Arc::clone(&self.shared));
             match self.while_asked(open).await {
                 Ok(opened) => {
                     said.clear();
@@ -153,7 +109,7 @@ impl Reader {
                     if self.shared.status.is_connected() {
                         tracing::warn!(
                             stream = self.stream,
-                            at = self.at.map(tracing::field::display),
+                            at = self.reading.at().map(tracing::field::display),
                             "the stream is opened again: {why}"
                         );
                     }
@@ -185,16 +141,11 @@ impl Reader {
         let Opened { stream, mut messages, at, hole } = opened;
         if hole {
             self.shared.status.holes.add(1);
-            tracing::warn!(stream = self.stream, after = self.at.map(tracing::field::display), upto = %at, "messages of the stream were not read and are gone: every topic is told of a gap");
-            let topics: Vec<(ShardId, TopicKey)> = self.by_topic.keys().copied().collect();
-            for (shard, topic) in topics {
-                self.ends.tell(shard, Notice::Lost { topic, to: at }).await;
-            }
+            tracing::warn!(stream = self.stream, after = self.reading.at().map(tracing::field::display), upto = %at, "messages of the stream were not read and are gone: every topic is told of a gap");
         }
-        if hole || self.at.is_none() {
-            self.recent.begin(at.offset);
+        for (shard, notice) in self.reading.open(at, hole) {
+            self.ends.tell(shard, notice).await;
         }
-        self.at = Some(at);
         self.shared.status.read.set(at);
         self.shared.status.opens.add(1);
         self.shared.status.reading.set(1);
@@ -221,7 +172,7 @@ impl Reader {
                     }
                     expected += 1;
                     // It reads all subjects, so a sequence that is skipped was deleted, or the server has forgotten it for the moment.
-                    let next = self.at.map_or(offset, |at| at.offset + 1);
+                    let next = self.reading.at().map_or(offset, |at| at.offset + 1);
                     if offset > next
                         && let Err(why) = is_deleted(&stream, next).await
                     {
@@ -241,57 +192,31 @@ impl Reader {
     async fn take(&mut self, message: Message, at: Position) {
         let message = message.message;
         let headers = message.headers.as_ref();
-        let owner = self.by_subject.get(message.subject.as_str()).copied();
-        let is_own = envelope::origin(headers).is_some_and(|(node, _)| node == self.node);
-        let sender = if is_own { envelope::sender(headers) } else { None };
         let oversized = message.payload.len() as u64 > self.message_bytes_max;
-        if oversized {
+        let incoming = if oversized {
             self.shared.status.oversized.add(1);
+            None
         } else {
             // Its own copy: what is kept must not keep what was read around it.
             let payload = Bytes::copy_from_slice(&message.payload);
-            let topic = owner.map_or(NOBODY, |(_, topic)| topic);
-            let no_echo = sender.is_some() && envelope::is_not_echoed(headers);
-            let numbered = Some(Numbered { offset: at.offset, sender, no_echo });
-            let incoming = Incoming { numbered, ..envelope::open(topic, headers, payload) };
-            if let Some((shard, _)) = owner {
-                self.shared.status.received.add(1);
-                self.ends.tell(shard, Notice::Message(incoming.clone())).await;
-            }
-            self.recent.push(Read { offset: at.offset, subject: message.subject.as_str().into(), incoming });
+            let numbered = Some(envelope::numbered(headers, self.node, at.offset));
+            Some(Incoming { numbered, ..envelope::open(NOBODY, headers, payload) })
+        };
+        if let Some((shard, notice)) = self.reading.take(message.subject.as_str(), at, incoming) {
+            self.shared.status.received.add(1);
+            self.ends.tell(shard, notice).await;
         }
-        self.at = Some(at);
         self.shared.status.read.set(at);
     }
 
     async fn see_to(&mut self, ask: Ask) {
         match ask {
             Ask::Subscribe { shard, topic, subject, after } => {
-                let now = self.at.unwrap_or(Position { epoch: Epoch(0), offset: 0 });
-                let known = after.filter(|after| after.epoch == now.epoch);
-                let missed: Option<Vec<Incoming>> = known.and_then(|after| {
-                    let reads = self.recent.after(after.offset, &subject)?;
-                    Some(reads.map(|read| Incoming { topic, ..read.incoming.clone() }).collect())
-                });
-                match missed {
-                    Some(missed) => {
-                        for incoming in missed {
-                            self.ends.tell(shard, Notice::Message(incoming)).await;
-                        }
-                    }
-                    None => self.ends.tell(shard, Notice::Lost { topic, to: now }).await,
-                }
-                self.ends.tell(shard, Notice::Begun { topic }).await;
-                self.by_subject.insert(Box::from(&*subject), (shard, topic));
-                self.by_topic.insert((shard, topic), subject);
-            }
-            Ask::Unsubscribe { shard, topic } => {
-                if let Some(subject) = self.by_topic.remove(&(shard, topic))
-                    && self.by_subject.get(&*subject) == Some(&(shard, topic))
-                {
-                    self.by_subject.remove(&*subject);
+                for notice in self.reading.subscribe(shard, topic, subject, after) {
+                    self.ends.tell(shard, notice).await;
                 }
             }
+            Ask::Unsubscribe { shard, topic } => self.reading.unsubscribe(shard, topic),
         }
     }
 }
@@ -304,9 +229,6 @@ async fn is_deleted(stream: &Stream, sequence: u64) -> Result<(), String> {
         Err(error) => Err(error.to_string()),
     }
 }
-
-/// The topic of a message that nobody here has asked for.
-const NOBODY: TopicKey = TopicKey { slot: u32::MAX, generation: std::num::NonZeroU32::MIN };
 
 /// Opens the stream behind what was read of it.
 async fn open(client: Client, name: String, at: Option<Position>, shared: Arc<LinkShared>) -> Result<Opened, String> {
@@ -348,39 +270,4 @@ async fn open(client: Client, name: String, at: Option<Position>, shared: Arc<Li
     let messages = consumer.stream().heartbeat(HEARTBEAT).expires(EXPIRES).max_messages_per_batch(BATCH_MESSAGES);
     let messages = messages.max_bytes_per_batch(BATCH_BYTES).messages().await.map_err(|error| error.to_string())?;
     Ok(Opened { stream, messages, at: Position { epoch, offset: after }, hole })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::proto::ws::MessageKind;
-
-    fn read(offset: u64, subject: &str, bytes: usize) -> Read {
-        let numbered = Some(Numbered { offset, sender: None, no_echo: false });
-        let payload = Bytes::from(vec![0; bytes]);
-        Read {
-            offset,
-            subject: subject.into(),
-            incoming: Incoming { topic: NOBODY, payload, kind: MessageKind::Text, event: None, key: None, numbered },
-        }
-    }
-
-    fn offsets(recent: &Recent, after: u64, subject: &str) -> Option<Vec<u64>> {
-        recent.after(after, subject).map(|reads| reads.map(|read| read.offset).collect())
-    }
-
-    #[test]
-    fn what_was_read_lately_is_known_by_its_subject_and_what_was_before_is_not() {
-        let mut recent = Recent::default();
-        recent.begin(10);
-        (11..20).for_each(|offset| recent.push(read(offset, if offset % 2 == 0 { "even" } else { "odd" }, 1)));
-        assert_eq!(offsets(&recent, 9, "even"), None);
-        assert_eq!(offsets(&recent, 10, "even"), Some(vec![12, 14, 16, 18]));
-        assert_eq!(offsets(&recent, 16, "even"), Some(vec![18]));
-        assert_eq!(offsets(&recent, 19, "odd"), Some(vec![]));
-        recent.push(read(20, "large", RECENT_BYTES));
-        assert_eq!((recent.from, recent.list.len()), (19, 1));
-        (0..2 * RECENT_MESSAGES as u64).for_each(|number| recent.push(read(21 + number, "many", 0)));
-        assert!(recent.list.len() <= RECENT_MESSAGES && recent.bytes <= RECENT_BYTES);
-    }
 }

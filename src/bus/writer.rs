@@ -21,7 +21,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
 use super::ends::Ends;
 use super::envelope::{self, NODE, SENDER};
-use super::link::{Answer, LinkShared, Notice, Outgoing};
+use super::link::{Answer, LinkShared, Outgoing};
 use super::outstanding::{Outstanding, Waiting};
 use super::status::Status;
 use crate::ids::ShardId;
@@ -75,9 +75,10 @@ impl Writer {
     /// The task that sends.
     pub(super) async fn send(self: Rc<Self>, status: Arc<LinkShared>) {
         loop {
-            let next = self.outstanding.borrow_mut().next(self.now_ms());
+            // What the client is given while there is no connection would go out on the next one, before what was lost with the last.
+            let next = if status.status.is_connected() { self.outstanding.borrow_mut().next(self.now_ms()) } else { None };
             let Some((number, message)) = next else {
-                // While the stream is left alone nobody says when that is over.
+                // While there is no connection, or the stream is left alone, nobody says when that is over.
                 let _ = timeout(LOOK, self.more.notified()).await;
                 continue;
             };
@@ -132,8 +133,7 @@ impl Writer {
                 _ = looks.tick() => {
                     if status.connects.value() != connects {
                         connects = status.connects.value();
-                        self.outstanding.borrow_mut().send_again();
-                        self.more.notify_one();
+                        self.outstanding.borrow_mut().hold(self.now_ms());
                     }
                     let patience_ms = if status.down_ms.value() < LOST_MS { self.patience_ms } else { 0 };
                     let given_up = self.outstanding.borrow_mut().look(self.now_ms(), patience_ms);
@@ -166,7 +166,7 @@ impl Writer {
                 };
                 self.finish(waiting, answer).await;
             }
-            Judgement::NotNow => self.outstanding.borrow_mut().hold(self.now_ms()),
+            Judgement::NotNow => self.outstanding.borrow_mut().put_off(number, self.now_ms()),
             Judgement::Never(why) => {
                 let done = self.outstanding.borrow_mut().refused(number);
                 let Some(waiting) = done else { return };
@@ -180,11 +180,8 @@ impl Writer {
     /// Tells the shard of a message what became of it.
     async fn finish(&self, waiting: Waiting, answer: Answer) {
         self.ends.settle(waiting.shard, &waiting.message);
-        let Some(tracked) = waiting.message.tracked else { return };
-        match (tracked.token, &answer) {
-            (Some(token), _) => self.ends.tell(waiting.shard, Notice::Answer { token, answer }).await,
-            (None, Answer::Stored { .. }) => {}
-            (None, _) => self.ends.tell(tracked.sender.shard, Notice::Untaken { conn: tracked.sender.key }).await,
+        if let Some((shard, notice)) = waiting.notice(answer) {
+            self.ends.tell(shard, notice).await;
         }
     }
 }

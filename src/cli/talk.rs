@@ -25,24 +25,27 @@ const LINE_BYTES_MAX: u64 = 16 << 20;
 
 pub(super) const SUB_EXAMPLES: &str = "\
 Examples:
-  shardcast sub lobby                                    what is published to lobby on ws://127.0.0.1:8080 from now on
-  shardcast sub wss://example.com/live a b --json        two topics of another gateway (TLS: feature client-tls)
-  shardcast sub lobby --last 10 --count 10               the newest ten, and then the end
-  shardcast sub lobby --after k3f9.1042 --json | jq .    everything behind a position, which each message has
+  shardcast sub lobby                                from ws://127.0.0.1:8080, from now on
+  shardcast sub ws://10.0.0.7:8080 a b --json        two topics of another gateway
+  shardcast sub lobby --last 10 --count 10           the newest ten, and then the end
+  shardcast sub lobby --after k3f9.1042 --json       all behind a position; each message has one
 
-Each message is a line: its data, behind the topic and a tab where there are several topics; line breaks as \\n, binary data as base64. With --json it is
-one object with topic, pos, data or data_b64, and event, or with gap where messages are missing. All else is said on stderr. A connection that is lost
-comes back, and what was missed is printed then.
+Each message is a line: its data, behind its topic and a tab where there are several topics,
+line breaks as \\n, binary data as base64. With --json it is one object with topic, pos,
+data or data_b64, and event; or with gap, where messages are missing. All else is said on
+stderr. A connection that is lost comes back, and what was missed is printed then.
 Exit codes: 0 done, or Ctrl-C; 1 the gateway has refused; 2 usage.";
 
 pub(super) const PUB_EXAMPLES: &str = "\
 Examples:
-  shardcast pub lobby 'hello from a terminal'            one message, to ws://127.0.0.1:8080
+  shardcast pub lobby 'hello from a terminal'        one message, to ws://127.0.0.1:8080
   tail -F access.log | shardcast pub ws://10.0.0.7:8080 log
-  seq 100000 | shardcast pub numbers --receipts          each line is a message; where each is, is printed
+  seq 100000 | shardcast pub numbers --receipts      each line a message; where each is, is printed
 
-Lines are sent without waiting for the receipts of those before, in order, --in-flight at most. Each is published once, whatever becomes of connections.
-Exit codes: 0 all were published; 1 some were not, and why is said; 2 usage. Ctrl-C ends reading, and waits for what was read; twice ends it.";
+Lines are sent in order, without waiting for the receipts of those before (--in-flight at
+most). Each is published once, whatever becomes of connections. Ctrl-C ends reading, and waits
+for the receipts of what was read; a second one does not.
+Exit codes: 0 all were published; 1 some were not, and why is said; 2 usage.";
 
 /// What both have.
 #[derive(Args, Debug)]

@@ -397,6 +397,11 @@ impl Events {
         self.queued.try_recv().ok().map(|queued| queued.event)
     }
 
+    /// How many events wait.
+    pub fn queued(&self) -> usize {
+        self.queued.len()
+    }
+
     /// The next event, for who polls.
     pub fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Option<Event>> {
         self.queued.poll_recv(cx).map(|queued| match queued {

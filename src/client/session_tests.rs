@@ -438,6 +438,12 @@ fn a_topic_that_is_behind_holds_what_is_said_to_it_and_nothing_else() {
     assert_eq!(texts(table.said()), ["other"]);
     assert_eq!(table.wait(), Duration::from_millis(400));
     assert_eq!(texts(table.said()), ["one", "two", "three"]);
+    // Another connection may be to another gateway.
+    table.hear(json!({"type": "error", "id": ids[0], "code": "topic_behind", "message": "behind", "retry_ms": 4000}));
+    table.lose(Some(4503), "retry=100");
+    table.events();
+    table.connect();
+    assert_eq!(texts(table.said()), ["one", "two", "three", "other"]);
     table.hear(json!({"type": "error", "id": ids[0], "code": "read_only", "message": "no"}));
     assert_eq!(table.answers(), [(ids[0], Err(Error::Refused { code: "read_only".into(), message: "no".into() }))]);
 }

@@ -150,6 +150,17 @@ impl Bridge {
         Self { port, rules, listened, held_back: VecDeque::new(), waiters, held, was_connected: false, next_look: now, sequencing }
     }
 
+    /// Whether something has come that the shard does not look at by itself.
+    pub(super) fn hears(&self) -> bool {
+        self.held_back.is_empty() && self.port.has_incoming()
+    }
+
+    /// How much there is that is somebody's.
+    pub(super) fn holdings(&self) -> usize {
+        let waits = self.held_back.len() + self.waiters.len() + self.held.len();
+        self.listened.len() + waits + self.sequencing.as_ref().map_or(0, Sequencing::holdings)
+    }
+
     /// What keeps a message of so many bytes for a topic that goes out from being taken, but for want of room.
     fn obstacle(&self, bytes: usize, headers: usize) -> Option<Obstacle> {
         let max = (self.port.status().max_payload.value() as usize).saturating_sub(headers);
@@ -387,7 +398,7 @@ impl<D: Driver> Gateway<D> {
     /// Gives a message from NATS its place; back when its topic takes none now.
     fn take_from_nats(&mut self, incoming: Incoming) -> Option<Incoming> {
         // In a process that is about to give out its topics they get no more.
-        let listens = !self.shared.is_drained() && self.bridge.as_ref().is_some_and(|bridge| bridge.listened.contains_key(&incoming.topic));
+        let listens = !self.gives_out_topics() && self.bridge.as_ref().is_some_and(|bridge| bridge.listened.contains_key(&incoming.topic));
         let topic = self.topics.get(incoming.topic).filter(|_| listens)?;
         if !topic.takes_messages(&self.limits) || self.shared.is_over_memory() {
             return Some(incoming);
@@ -428,11 +439,13 @@ impl<D: Driver> Gateway<D> {
             }
             let keeps = now.since(*listened.idle_since.get_or_insert(now)) < patience;
             if !keeps {
-                port.unsubscribe(key);
                 dropped.push(key);
             }
             keeps
         });
+        // A map's order is another one each time.
+        dropped.sort_unstable();
+        dropped.iter().for_each(|&key| port.unsubscribe(key));
         for key in dropped {
             self.forget_sequenced(key);
         }
@@ -458,7 +471,8 @@ impl<D: Driver> Gateway<D> {
         let early = bridge.sequencing.as_ref().is_some_and(|sequencing| !sequencing.past.early.is_empty());
         let held_back = (!bridge.held_back.is_empty() || early).then_some(super::POLL);
         let incoming = (bridge.held_back.is_empty() && bridge.port.has_incoming()).then_some(Duration::ZERO);
-        let interest = (!bridge.listened.is_empty()).then(|| bridge.next_look.since(self.now).max(super::POLL));
+        let keeps = bridge.sequencing.as_ref().is_some_and(|sequencing| sequencing.past.keeps());
+        let interest = (keeps || !bridge.listened.is_empty()).then(|| bridge.next_look.since(self.now).max(super::POLL));
         [room, held_back, incoming, interest].into_iter().flatten().min()
     }
 }

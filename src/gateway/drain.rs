@@ -242,6 +242,11 @@ impl<D: Driver> Gateway<D> {
         self.shared.all_settled()
     }
 
+    /// Whether topics are about to be given out: nobody is left, and the drain ends the process. One that may be called off goes on with them.
+    pub(super) fn gives_out_topics(&self) -> bool {
+        self.drain.as_ref().is_some_and(|drain| drain.exits) && self.shared.is_drained()
+    }
+
     /// Whether everybody here was told goodbye: nobody is left to hear a message.
     pub(super) fn has_said_goodbye(&self) -> bool {
         self.drain.as_ref().is_some_and(|drain| drain.farewells.as_ref().is_some_and(Farewells::is_over))

@@ -30,6 +30,9 @@ pub(super) struct Source<'a> {
 /// A larger scratch than this is given back when the shard looks for what it can.
 const OUT_BYTES_KEPT: usize = 256 * 1024;
 
+/// To compress so many bytes takes about as long as to take a message from a client and send it on.
+const BYTES_A_MESSAGE: u64 = 4096;
+
 /// What a shard makes them with.
 pub(super) struct Maker {
     /// Compresses, once something was to be.
@@ -37,12 +40,14 @@ pub(super) struct Maker {
     deflate_bytes_min: usize,
     counters: Arc<Counters>,
     out: Vec<u8>,
+    /// Bytes that it was given to compress, and that no turn has been charged for.
+    uncharged: u64,
 }
 
 impl Maker {
     pub(super) fn new(limits: &Limits, counters: &Arc<Counters>) -> Self {
         let deflate_bytes_min = usize::try_from(limits.deflate_bytes_min).unwrap_or(usize::MAX);
-        Self { deflater: None, deflate_bytes_min, counters: Arc::clone(counters), out: Vec::new() }
+        Self { deflater: None, deflate_bytes_min, counters: Arc::clone(counters), out: Vec::new(), uncharged: 0 }
     }
 
     /// Makes the messages from `fresh` on into a form.
@@ -87,10 +92,18 @@ impl Maker {
         if payload.len() < self.deflate_bytes_min {
             return None;
         }
+        self.uncharged += payload.len() as u64;
         let deflated = self.deflater.get_or_insert_default().deflate(payload)?;
         self.counters.deflated.add(1);
         self.counters.deflated_bytes_saved.add((payload.len() - deflated.len()) as u64);
         Some(deflated)
+    }
+
+    /// For how many messages of a turn what was compressed since the last call counts.
+    pub(super) fn take_charge(&mut self) -> u64 {
+        let charge = self.uncharged / BYTES_A_MESSAGE;
+        self.uncharged %= BYTES_A_MESSAGE;
+        charge
     }
 
     /// Gives back memory that only large messages need.
@@ -109,4 +122,23 @@ pub(super) fn push_event(out: &mut Vec<u8>, id: Option<Position>, frame: &Frame,
     let (kind, payload) = message(bytes);
     let name = frame.event().and_then(|event| EventName::parse(event).ok());
     encode_event(out, id, name.as_ref(), payload, kind);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_compressed_counts_as_messages_of_the_turn() {
+        let limits = Limits { deflate_bytes_min: 100, ..Limits::default() };
+        let counters = Arc::new(Counters::default());
+        let mut maker = Maker::new(&limits, &counters);
+        assert!(maker.deflate(&[0; 99]).is_none(), "below the bound nothing is compressed");
+        assert_eq!(maker.take_charge(), 0);
+        for (bytes, charge) in [(1000, 0), (3000, 0), (100, 1), (65_536, 16), (3991, 0), (101, 1)] {
+            assert!(maker.deflate(&vec![0; bytes]).is_some_and(|deflated| deflated.len() < bytes));
+            assert_eq!(maker.take_charge(), charge, "{bytes} bytes");
+        }
+        assert_eq!(counters.deflated.value(), 6);
+    }
 }

@@ -106,7 +106,8 @@ impl<D: Driver> Gateway<D> {
             || !self.parked.is_empty()
             || !self.dispatches.is_empty()
             || !self.recounts.is_empty()
-            || self.presence.is_busy();
+            || self.presence.is_busy()
+            || self.wildcards.is_busy();
         let requests = !self.callers.is_empty() || !self.asked.is_empty() || !self.ready_polls.is_empty() || !self.leavers.is_empty();
         let receipts = self.awaited.len() > 0 || !self.counts.is_empty();
         if mail || topics || requests || receipts || !self.woken.is_empty() || self.staged.is_some() || !self.events.is_empty() {
@@ -231,9 +232,10 @@ impl<D: Driver> Gateway<D> {
                 let stream = Stream::inherited(Kind::Events, topics, retry_ms, window_ms);
                 self.begin_stream(key, stream);
             }
-            Doing::Json { topics } => {
+            Doing::Json { topics, patterns } => {
                 self.inherit_transport(key, Transport::Ws);
-                let stream = Stream::inherited(Kind::Json, topics, 0, 0);
+                let mut stream = Stream::inherited(Kind::Json, topics, 0, 0);
+                stream.talk.patterns = patterns;
                 self.begin_stream(key, stream);
             }
             Doing::Ending => {

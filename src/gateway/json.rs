@@ -23,6 +23,7 @@ use crate::limits::Limits;
 use crate::proto::gap::Gap;
 use crate::proto::json::reply::{Reply, write_history};
 use crate::proto::json::request::{Publish, Request, Said};
+use crate::proto::pattern::Pattern;
 use crate::proto::poll::{Answer, Message};
 use crate::proto::position::{Position, Start, TOPICS_MAX};
 use crate::proto::topic::TopicName;
@@ -49,10 +50,25 @@ pub(super) struct Talk {
     pub(super) questions: u16,
     /// The number of the next ticket.
     next: u32,
+    /// What the names of topics begin with that it wants, all of them.
+    pub(super) patterns: Vec<Pattern>,
+    /// The newest of these, while not everything that matches is subscribed to.
+    pub(super) pending: Option<Pending>,
+    /// It was told that topics are left out because there are too many.
+    pub(super) left_topics_out: bool,
     /// It has published something that it does not want back.
     pub(super) no_echo: bool,
     /// It is sent messages compressed.
     pub(super) deflates: bool,
+}
+
+/// A request for a pattern that is not answered.
+pub(super) struct Pending {
+    pub(super) id: Option<Box<str>>,
+    /// Shards that have not told all of their topics.
+    pub(super) shards: u16,
+    /// Somebody waits for the answer.
+    pub(super) says: bool,
 }
 
 /// A request that waits for a topic's home.
@@ -89,23 +105,25 @@ impl Stream {
 
     /// Whether nothing that its client has asked for is under way.
     pub(super) fn owes_no_answer(&self) -> bool {
-        self.unanswered == 0 && self.talk.publishing.is_empty() && self.talk.questions == 0
+        self.unanswered == 0 && self.talk.publishing.is_empty() && self.talk.questions == 0 && self.talk.pending.is_none()
     }
 
     /// The part that is subscribed to a topic.
-    fn part_of(&self, topic: &TopicName) -> Option<usize> {
-        self.parts.iter().position(|part| part.topic.is_some() && part.name == *topic)
+    pub(super) fn part_of(&self, topic: &TopicName) -> Option<usize> {
+        let is_it =
+            |(number, part): (usize, &Part)| part.topic.is_some() && part.name == *topic && !self.talk.asks_for_history(number as u16);
+        self.parts.iter().enumerate().position(is_it)
     }
 
     /// Puts a part into a free place. None when there is none.
-    fn add_part(&mut self, part: Part) -> Option<u16> {
+    pub(super) fn add_part(&mut self, part: Part, max: usize) -> Option<u16> {
         let free = self.parts.iter().position(|part| part.topic.is_none());
         match free {
             Some(number) => {
                 self.parts[number] = part;
                 Some(number as u16)
             }
-            None if self.parts.len() < TOPICS_MAX => {
+            None if self.parts.len() < max => {
                 self.parts.push(part);
                 Some(self.parts.len() as u16 - 1)
             }
@@ -156,6 +174,7 @@ impl<D: Driver> Gateway<D> {
             self.watch_topic(topic, key);
         }
         self.opened(key, State::Json);
+        self.inherit_patterns(key);
     }
 
     /// Queues something to tell a client.
@@ -173,6 +192,7 @@ impl<D: Driver> Gateway<D> {
         let Some(stream) = self.sessions.get(key).and_then(|session| session.stream()) else { return false };
         stream.unanswered > 0
             || stream.talk.questions > 0
+            || stream.talk.pending.is_some()
             || stream.talk.publishing.len() as u64 >= self.limits.json_publishes_max
             || self.direct_bytes(key) as u64 >= self.limits.echo_bytes_max
     }
@@ -211,6 +231,8 @@ impl<D: Driver> Gateway<D> {
                 self.ask_for(key, id, topic, start.unwrap_or(Start::Earliest), Wants::History(limit));
             }
             Ok(Request::Unsubscribe { topic }) => self.unsubscribe_from(key, id, &topic),
+            Ok(Request::SubscribePattern { pattern }) => self.subscribe_to_pattern(key, id, pattern),
+            Ok(Request::UnsubscribePattern { pattern }) => self.unsubscribe_from_pattern(key, id, &pattern),
             Ok(Request::Publish(publish)) => self.publish_json(key, id, publish),
             Ok(Request::Presence { topic }) if self.presence.is_for(&topic) => {
                 self.ask_who_is_in(key, Question { topic, by: By::Json(id.map(Box::from)) });
@@ -232,7 +254,9 @@ impl<D: Driver> Gateway<D> {
             let message = "it is subscribed to already; unsubscribe first to begin elsewhere";
             return self.say(key, &Reply::Error { id, code: "already_subscribed", message, retry_ms: None });
         }
-        let Some(number) = stream.add_part(Part::new(topic, start, turn)) else {
+        let own = stream.parts.iter().filter(|part| !part.by_pattern && part.topic.is_some()).count();
+        let number = (own < TOPICS_MAX).then(|| stream.add_part(Part::new(topic, start, turn), usize::from(u16::MAX))).flatten();
+        let Some(number) = number else {
             let message = format!("a connection has at most {TOPICS_MAX} topics; open another one for more");
             return self.say(key, &Reply::Error { id, code: "too_many_topics", message: &message, retry_ms: None });
         };
@@ -241,14 +265,20 @@ impl<D: Driver> Gateway<D> {
         let resumes = matches!(start, Start::After(_));
         stream.talk.asked = Some(Asked { number, id: id.map(Box::from), resumes, wants });
         if let Err((cause, reason)) = self.begin_part(key, number) {
-            self.refuse_part(key, cause, &reason);
+            self.refuse_part(key, number, cause, &reason);
         }
     }
 
     /// Tells a client that it is subscribed; messages come behind that.
-    pub(super) fn tell_subscribed(&mut self, key: ConnKey, replay: &Replay) {
+    pub(super) fn tell_subscribed(&mut self, key: ConnKey, number: u16, replay: &Replay) {
         let Some(stream) = self.sessions.get_mut(key).and_then(|session| session.stream_mut()) else { return };
-        let Some(Asked { number, id, resumes, wants }) = stream.talk.asked.take() else { return };
+        let part = &stream.parts[usize::from(number)];
+        if part.by_pattern {
+            let (topic, position) = (part.name.clone(), Position { epoch: part.epoch, offset: replay.at });
+            let recovered = matches!(part.start, Start::After(_)) && replay.gap.is_none();
+            return self.say(key, &Reply::Subscribed { id: None, topic: topic.as_str(), position, recovered, replayed: replay.count });
+        }
+        let Some(Asked { id, resumes, wants, .. }) = stream.talk.asked.take() else { return };
         let part = &mut stream.parts[usize::from(number)];
         part.watches = wants == Wants::Messages { presence: true };
         let watches = part.topic.filter(|_| part.watches);
@@ -265,14 +295,23 @@ impl<D: Driver> Gateway<D> {
     }
 
     /// A topic that a client has asked for cannot be had.
-    pub(super) fn refuse_part(&mut self, key: ConnKey, cause: CloseCause, reason: &str) {
+    pub(super) fn refuse_part(&mut self, key: ConnKey, number: u16, cause: CloseCause, reason: &str) {
         let retry_ms = Some(self.retry_ms_after(cause));
         let Some(stream) = self.sessions.get_mut(key).and_then(|session| session.stream_mut()) else { return };
-        let Some(Asked { number, id, .. }) = stream.talk.asked.take() else { return };
         stream.unanswered -= 1;
-        stream.parts[usize::from(number)].topic = None;
+        let part = &mut stream.parts[usize::from(number)];
+        part.topic = None;
         let code = cause.label();
-        self.say(key, &Reply::Error { id: id.as_deref(), code, message: reason, retry_ms });
+        if part.by_pattern {
+            // Nobody has asked for it by its name, so the sentence has it.
+            let message = format!("{}: {reason}", part.name.as_str());
+            self.say(key, &Reply::Error { id: None, code, message: &message, retry_ms });
+        } else {
+            let asked = stream.talk.asked.take();
+            let id = asked.and_then(|asked| asked.id);
+            self.say(key, &Reply::Error { id: id.as_deref(), code, message: reason, retry_ms });
+        }
+        self.answer_pattern(key);
         self.pump(key);
         self.talk_on(key);
     }
@@ -321,6 +360,13 @@ impl<D: Driver> Gateway<D> {
             let message = "it is not subscribed to";
             return self.say(key, &Reply::Error { id, code: "not_subscribed", message, retry_ms: None });
         };
+        self.vacate_part(key, number);
+        self.say(key, &Reply::Done { id });
+    }
+
+    /// Takes a client out of one of its topics.
+    pub(super) fn vacate_part(&mut self, key: ConnKey, number: usize) {
+        let Some(stream) = self.sessions.get_mut(key).and_then(|session| session.stream_mut()) else { return };
         stream.pending.retain(|&pending| usize::from(pending) != number);
         let watches = stream.parts[number].watches;
         let (topic, seat) = stream.parts[number].vacate();
@@ -330,7 +376,6 @@ impl<D: Driver> Gateway<D> {
             }
             self.leave_part(topic, seat);
         }
-        self.say(key, &Reply::Done { id });
     }
 
     fn publish_json(&mut self, key: ConnKey, id: Option<&str>, publish: Publish<'_>) {

@@ -10,7 +10,7 @@
 //! | `intake` | bytes as they come, pauses, the peer's end |
 //! | `frames` | WebSocket input: messages, control frames, pauses |
 //! | `rooms`, `topic`, `places` | joining, leaving, publishing; who still finds room |
-//! | `json`, `presence` | WebSockets that speak `shardcast.v1.json`; who is in a topic |
+//! | `json`, `presence`, `wildcards` | WebSockets that speak `shardcast.v1.json`; who is in a topic; topics by what they begin with |
 //! | `fanout`, `thinning`, `conflation` | laps over a topic's members; what is left out for those that are slow |
 //! | `peers`, `bridge` | messages between shards; to NATS and from there |
 //! | `egress` | what a connection is sent next, and the close sequence |
@@ -66,6 +66,7 @@ mod streams;
 mod thinning;
 mod timeouts;
 mod topic;
+mod wildcards;
 
 use std::collections::VecDeque;
 use std::io;
@@ -102,6 +103,7 @@ use crate::gateway::replay::Asked;
 use crate::gateway::seats::Seats;
 use crate::gateway::session::Session;
 use crate::gateway::topic::{Role, Topic};
+use crate::gateway::wildcards::Wildcards;
 use crate::hub::{Directory, Placement};
 use crate::ids::{ConnId, ConnKey, ShardId, TopicKey};
 use crate::limits::Limits;
@@ -220,6 +222,8 @@ pub struct Parts {
     pub slow: Arc<SlowRules>,
     /// Topics of which it is told who is in them.
     pub presence: Arc<[Pattern]>,
+    /// Whether clients may subscribe to all topics whose names begin with something.
+    pub wildcards: bool,
     /// What the gateway serves from its binary.
     pub pages: Arc<[Page]>,
     /// Where topics live.
@@ -269,6 +273,8 @@ pub struct Holdings {
     pub unread: usize,
     /// Messages to other shards that wait for room.
     pub unsent: usize,
+    /// What concerns NATS: topics that it is asked for, messages and publishers that wait for it, requests for the past.
+    pub of_nats: usize,
 }
 
 /// Messages from other shards that one step handles.
@@ -298,6 +304,7 @@ pub struct Gateway<D> {
     slow_rules: Arc<SlowRules>,
     pages: Arc<[Page]>,
     presence: PresenceDesk,
+    wildcards: Wildcards,
     placement: Placement,
     mailbox: Mailbox<ShardMessage>,
     bridge: Option<Box<Bridge>>,
@@ -417,6 +424,7 @@ impl<D: Driver> Gateway<D> {
             slow_rules: parts.slow,
             pages: parts.pages,
             presence: PresenceDesk::new(parts.presence),
+            wildcards: Wildcards::new(parts.wildcards),
             placement: parts.placement,
             mailbox: parts.mailbox,
             bridge: parts.bridge.map(|(port, rules)| Box::new(Bridge::new(port, rules, now))),
@@ -549,19 +557,25 @@ impl<D: Driver> Gateway<D> {
             seats: self.seats.len(),
             guests,
             receipts: self.awaited.len() + self.counts.len(),
-            queued: self.leavers.len() + self.callers.len() + self.asked.len() + self.presence.len(),
+            queued: self.leavers.len() + self.callers.len() + self.asked.len() + self.presence.len() + self.wildcards.len(),
             ready_polls: self.ready_polls.len(),
             histories: self.histories.len(),
             keys: self.keys.len(),
             waiting_publishers: self.woken.len() + self.memory_waiters.len(),
             unread: self.unread(),
             unsent: self.mailbox.overflow(),
+            of_nats: self.bridge.as_ref().map_or(0, |bridge| bridge.holdings()),
         }
     }
 
     /// Messages of other shards that wait to be received.
     pub fn unread(&self) -> usize {
         self.mailbox.depth()
+    }
+
+    /// Whether something of NATS has come that this shard must be woken for.
+    pub fn hears_of_nats(&self) -> bool {
+        self.bridge.as_ref().is_some_and(|bridge| bridge.hears())
     }
 
     /// Messages to other shards so far.
@@ -599,6 +613,7 @@ impl<D: Driver> Gateway<D> {
         self.answer_callers();
         self.answer_polls();
         self.look_after_receipts();
+        self.attend_to_wildcards();
         self.tell_members();
         self.tell_news();
         self.tell_watchers();
@@ -641,7 +656,7 @@ impl<D: Driver> Gateway<D> {
     fn next_wait(&self) -> Wait {
         let is_at_work = !self.laps.is_empty() || !self.dispatches.is_empty() || !self.woken.is_empty();
         let is_asked = !self.callers.is_empty() || !self.asked.is_empty() || (self.is_inquired() && !self.frozen);
-        if is_at_work || is_asked || self.presence.is_busy() || !self.leavers.is_empty() {
+        if is_at_work || is_asked || self.presence.is_busy() || self.wildcards.is_busy() || !self.leavers.is_empty() {
             return Wait::No;
         }
         if self.frozen {
@@ -681,6 +696,7 @@ impl<D: Driver> Gateway<D> {
             && let Some(event) = events.get_mut(self.handled)
         {
             self.handled += 1;
+            self.messages_left = self.messages_left.saturating_sub(self.maker.take_charge());
             match std::mem::replace(event, Event::Woken) {
                 Event::Accepted(socket) => self.accepted(socket),
                 Event::AcceptPaused(error) => self.accept_paused(&error),

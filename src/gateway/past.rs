@@ -4,7 +4,7 @@
 //! A crowd that comes back asks for much the same. Who asks for what a request under way will bring waits for that one, and pieces that have come stay a moment
 //! for those behind. They are given out in turn (`replay`), behind what is live.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,7 +27,7 @@ const PIECES_MAX: usize = 32;
 const KEPT: Duration = Duration::from_secs(2);
 /// Who is so far behind the beginning of a request under way at most waits for it: it brings more, unless messages are long.
 const NEAR: u64 = 64;
-/// Who has said what was fetched: nobody who is here.
+/// Who has said what was fetched, where that is nobody who is here.
 const NOBODY: ConnId = ConnId { shard: ShardId(u16::MAX), key: ConnKey { slot: u32::MAX, generation: 0 } };
 
 /// A piece that was asked for, and who waits for it.
@@ -56,8 +56,20 @@ struct Piece {
 pub(super) struct Past {
     /// Guests with positions above what was read here, and until when they wait.
     pub(super) early: Vec<(Time, Asked)>,
-    fetches: HashMap<u64, Fetch>,
+    fetches: BTreeMap<u64, Fetch>,
     pieces: VecDeque<Piece>,
+}
+
+impl Past {
+    /// Whether a piece is here, which is to go when nobody has come for it.
+    pub(super) fn keeps(&self) -> bool {
+        !self.pieces.is_empty()
+    }
+
+    /// Guests that wait for the stream, and pieces that are kept for others.
+    pub(super) fn holdings(&self) -> usize {
+        self.early.len() + self.fetches.len() + self.pieces.len()
+    }
 }
 
 impl Piece {
@@ -155,9 +167,10 @@ impl<D: Driver> Gateway<D> {
         let mut offsets = Vec::with_capacity(fetched.messages.len());
         for Incoming { payload, kind, event, key, numbered, .. } in &fetched.messages {
             let Some(numbered) = numbered else { continue };
-            let attributes = Attributes { event: event.clone(), key: key.clone(), no_echo: false, offset: Some(numbered.offset) };
+            let attributes =
+                Attributes { event: event.clone(), key: key.clone(), no_echo: numbered.no_echo, offset: Some(numbered.offset) };
             let (header, len) = server_header(kind.opcode(), payload.len());
-            log.append_with(NOBODY, Some(Arc::new(attributes)), &header[..len], payload);
+            log.append_with(numbered.sender.unwrap_or(NOBODY), Some(Arc::new(attributes)), &header[..len], payload);
             offsets.push(numbered.offset);
         }
         if sequencing.past.pieces.len() >= PIECES_MAX {

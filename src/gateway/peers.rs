@@ -35,6 +35,7 @@ use crate::engine::sys::Socket;
 use crate::ids::{ConnId, ConnKey, ShardId, TopicKey};
 use crate::proto::client_address::Prefix;
 use crate::proto::listing::ListCursor;
+use crate::proto::pattern::Pattern;
 use crate::proto::position::{Position, Start};
 use crate::proto::topic::TopicName;
 use crate::time::Time;
@@ -142,6 +143,34 @@ pub enum ShardMessage {
         home: TopicKey,
         /// How many.
         members: u64,
+    },
+    /// One of the sender's clients wants all topics that match, those that there are and those that come to be.
+    Wildcard {
+        /// The sender's client.
+        conn: ConnKey,
+        /// What names begin with.
+        pattern: Pattern,
+        /// Where it begins in those that there are.
+        start: Start,
+    },
+    /// None of the sender's clients wants these any more.
+    NoWildcard {
+        /// What names begin with.
+        pattern: Pattern,
+    },
+    /// There is a topic, whose home the sender is, that a pattern of yours matches.
+    TopicIs {
+        /// Its name.
+        name: TopicName,
+        /// Where to begin in it.
+        start: Start,
+        /// For this client of yours alone.
+        conn: Option<ConnKey>,
+    },
+    /// Your client has been told all topics of the sender's that match.
+    WildcardKnown {
+        /// Your client.
+        conn: ConnKey,
     },
     /// Who has come to a topic and gone from it where the sender is.
     Presence {
@@ -274,6 +303,10 @@ impl<D: Driver> Gateway<D> {
             ShardMessage::Deliver { key, after, upto, parcel } => self.deliver(key, after, upto, parcel),
             ShardMessage::Delivered { home, upto } => self.delivered(from, home, upto),
             ShardMessage::Members { home, members } => self.count_members(from, home, members),
+            ShardMessage::Wildcard { conn, pattern, start } => self.hear_of_pattern(from, conn, pattern, start),
+            ShardMessage::NoWildcard { pattern } => self.hear_no_more_of(from, &pattern),
+            ShardMessage::TopicIs { name, start, conn } => self.topic_is(name, start, conn),
+            ShardMessage::WildcardKnown { conn } => self.pattern_is_known(conn),
             ShardMessage::Presence { home, key, news, watches } => self.hear_news(from, home, key, news, watches),
             ShardMessage::PresenceChanged { key, change } => self.begin_telling(key, &change),
             ShardMessage::PresenceTold { home } => self.shard_has_told(from, home),
@@ -345,7 +378,11 @@ impl<D: Driver> Gateway<D> {
         let Some(topic) = self.topics.remove(key) else { return };
         if let Role::Away(mut side) = topic.role {
             for guest in side.joining.take() {
-                self.refuse_waiting(guest.conn, CloseCause::OverCapacity, why);
+                if self.sessions.get(guest.conn).is_some_and(|session| session.stream().is_some()) {
+                    self.refuse_stream(guest.conn, guest.number, CloseCause::OverCapacity, why);
+                } else {
+                    self.refuse_waiting(guest.conn, CloseCause::OverCapacity, why);
+                }
             }
         }
     }

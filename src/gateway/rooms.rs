@@ -154,8 +154,8 @@ impl<D: Driver> Gateway<D> {
     /// The same for one that waited for its room's home.
     pub(super) fn refuse_waiting(&mut self, key: ConnKey, cause: CloseCause, reason: &str) {
         let Some(session) = self.sessions.get_mut(key) else { return };
-        if matches!(session.state, State::Joining | State::Json) && session.stream().is_some() {
-            return self.refuse_stream(key, cause, reason);
+        if session.state == State::Joining && session.stream().is_some() {
+            return self.refuse_stream(key, 0, cause, reason);
         }
         if session.state == State::Joining {
             let upgrade = session.take_upgrade();
@@ -205,6 +205,7 @@ impl<D: Driver> Gateway<D> {
         }
         let key = self.topics.insert(name, topic);
         self.counters.topics.add(1);
+        self.tell_of_topic(key);
         Some(key)
     }
 

@@ -60,6 +60,11 @@ impl Sequencing {
         self.next_token += 1;
         self.next_token
     }
+
+    /// Publishers and guests that wait for the stream.
+    pub(super) fn holdings(&self) -> usize {
+        self.awaiting.len() + self.past.holdings()
+    }
 }
 
 impl<D: Driver> Gateway<D> {
@@ -204,7 +209,7 @@ impl<D: Driver> Gateway<D> {
                 self.end_with(conn, CloseCause::ContinuityLost, None, "messages of the stream are missing")
             }
             (Kind::Poll, State::Polling) => self.poll_timed_out(conn),
-            (_, State::Joining) => self.refuse_stream(conn, CloseCause::NatsUnavailable, NO_STREAM),
+            (_, State::Joining) => self.refuse_stream(conn, number, CloseCause::NatsUnavailable, NO_STREAM),
             _ => {}
         }
     }

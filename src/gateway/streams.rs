@@ -74,7 +74,7 @@ pub(super) struct Stream {
 /// One topic of a stream.
 pub(super) struct Part {
     pub(super) name: TopicName,
-    start: Start,
+    pub(super) start: Start,
     /// Which of the connection's requests it is for.
     turn: u16,
     /// None before it has begun, and in a place that is free.
@@ -82,6 +82,8 @@ pub(super) struct Part {
     pub(super) seat: Option<u32>,
     /// It is told who comes and goes.
     pub(super) watches: bool,
+    /// A pattern of its client's has brought it.
+    pub(super) by_pattern: bool,
     answered: bool,
     /// The offset up to which the client was given everything, and whose it is.
     pub(super) at: u64,
@@ -103,6 +105,7 @@ impl Part {
             topic: None,
             seat: None,
             watches: false,
+            by_pattern: false,
             answered: false,
             at: 0,
             epoch: Epoch(0),
@@ -143,11 +146,11 @@ impl Stream {
 
     /// One that another process has opened.
     pub(super) fn inherited(kind: Kind, topics: Vec<Following>, retry_ms: u64, window_ms: u64) -> Self {
-        let watches: Vec<bool> = topics.iter().map(|following| following.watches).collect();
+        let flags: Vec<(bool, bool)> = topics.iter().map(|following| (following.watches, following.by_pattern)).collect();
         let start = |following: Following| (following.topic, if following.behind { Start::After(following.at) } else { Start::Latest });
         let topics = topics.into_iter().map(start).collect();
         let mut stream = Self { window_ms, inherited: true, ..Self::new(kind, topics, Vec::new(), retry_ms) };
-        stream.parts.iter_mut().zip(watches).for_each(|(part, watches)| part.watches = watches);
+        stream.parts.iter_mut().zip(flags).for_each(|(part, flags)| (part.watches, part.by_pattern) = flags);
         stream
     }
 
@@ -157,11 +160,17 @@ impl Stream {
             // What comes to another process may be further on in a stream than what has come to this one.
             let is_behind = part.seat.is_none() || part.epoch != own;
             let (at, behind) = part.more_after.map_or((part.at, is_behind), |after| (after, true));
-            Following { topic: part.name.clone(), at: Position { epoch: part.epoch, offset: at }, behind, watches: part.watches }
+            Following {
+                topic: part.name.clone(),
+                at: Position { epoch: part.epoch, offset: at },
+                behind,
+                watches: part.watches,
+                by_pattern: part.by_pattern,
+            }
         };
         let topics = self.parts.iter().filter(|part| part.topic.is_some()).map(following).collect();
         match self.kind {
-            Kind::Json => Doing::Json { topics },
+            Kind::Json => Doing::Json { topics, patterns: self.talk.patterns.clone() },
             _ => Doing::Stream { retry_ms: self.retry_ms, window_ms: self.window_ms, topics },
         }
     }
@@ -217,7 +226,7 @@ impl<D: Driver> Gateway<D> {
         }
         for number in 0..count {
             if let Err((cause, reason)) = self.begin_part(key, number) {
-                return self.refuse_stream(key, cause, &reason);
+                return self.refuse_stream(key, number, cause, &reason);
             }
         }
     }
@@ -261,7 +270,7 @@ impl<D: Driver> Gateway<D> {
             return self.begin_replay(topic_key, guest, start);
         }
         part.topic = None;
-        self.refuse_stream(guest.conn, CloseCause::TopicFull, &full(&self.limits));
+        self.refuse_stream(guest.conn, guest.number, CloseCause::TopicFull, &full(&self.limits));
     }
 
     /// A piece of what was before came for one of a stream's topics.
@@ -324,7 +333,7 @@ impl<D: Driver> Gateway<D> {
             }
         } else {
             if answers && kind == Kind::Json {
-                self.tell_subscribed(guest.conn, &replay);
+                self.tell_subscribed(guest.conn, guest.number, &replay);
             }
             if let Some(gap) = replay.gap {
                 self.tell_gap(guest.conn, guest.number, replay.at, gap);
@@ -332,6 +341,7 @@ impl<D: Driver> Gateway<D> {
             self.tell_messages(guest.conn, guest.number, &replay.parcel);
             self.pump(guest.conn);
             if answers {
+                self.answer_pattern(guest.conn);
                 self.talk_on(guest.conn);
             }
         }
@@ -346,9 +356,9 @@ impl<D: Driver> Gateway<D> {
             if let Some(topic) = part.topic.take() {
                 self.leave_part(topic, None);
             }
-            self.refuse_part(guest.conn, CloseCause::NatsUnavailable, NO_PAST);
+            self.refuse_part(guest.conn, guest.number, CloseCause::NatsUnavailable, NO_PAST);
         } else if opens {
-            self.refuse_stream(guest.conn, CloseCause::NatsUnavailable, NO_PAST);
+            self.refuse_stream(guest.conn, guest.number, CloseCause::NatsUnavailable, NO_PAST);
         } else {
             self.end_with(guest.conn, CloseCause::NatsUnavailable, None, NO_PAST);
         }
@@ -625,6 +635,7 @@ impl<D: Driver> Gateway<D> {
     pub(super) fn leave_stream(&mut self, key: ConnKey) {
         let Some(session) = self.sessions.get_mut(key) else { return };
         let Some(stream) = session.cold.as_mut().and_then(|cold| cold.stream.take()) else { return };
+        self.forget_patterns(key, &stream.talk.patterns);
         for part in stream.parts {
             if let Some(topic_key) = part.topic {
                 if part.watches {
@@ -684,8 +695,8 @@ impl<D: Driver> Gateway<D> {
         })
     }
 
-    /// A stream that cannot be had: an EventSource must be told so with 200 or it never comes back, so it is told in the stream.
-    pub(super) fn refuse_stream(&mut self, key: ConnKey, cause: CloseCause, reason: &str) {
+    /// A stream that cannot be had, or one of its topics, where only that one is refused: an EventSource must be told so with 200 or it never comes back, so it is told in the stream.
+    pub(super) fn refuse_stream(&mut self, key: ConnKey, number: u16, cause: CloseCause, reason: &str) {
         let Some(session) = self.sessions.get_mut(key) else { return };
         let opens = session.state == State::Joining;
         let Some(stream) = session.stream_mut() else { return };
@@ -698,7 +709,7 @@ impl<D: Driver> Gateway<D> {
             }
             Kind::Poll => self.refuse_poll(key, cause, reason),
             Kind::Json if opens => self.end_with(key, cause, None, reason),
-            Kind::Json => self.refuse_part(key, cause, reason),
+            Kind::Json => self.refuse_part(key, number, cause, reason),
         }
     }
 }

@@ -40,6 +40,8 @@ pub struct Config {
     pub compression: bool,
     /// Topics of which it is told who is in them.
     pub presence: Vec<Pattern>,
+    /// Whether clients may subscribe to all topics whose names begin with something.
+    pub wildcards: bool,
     /// How clients' addresses are found.
     pub addressing: Addressing,
     /// What a planned restart goes on from; `None` when it begins anew.
@@ -67,6 +69,7 @@ impl Default for Config {
             origins: Vec::new(),
             compression: false,
             presence: Vec::new(),
+            wildcards: false,
             addressing: Addressing::default(),
             state: None,
             restart: RestartChoice::HandOver,
@@ -428,6 +431,16 @@ const SETTINGS: &[Setting] = &[
         unit: "topics",
         apply: |config, raw| values::patterns(raw).map(|value| config.presence = value),
         show: |config| config.presence.iter().map(|pattern| pattern.to_string()).collect::<Vec<_>>().into(),
+    },
+    Setting {
+        key: "wildcards",
+        flag: "",
+        environment: "SHARDCAST_WILDCARDS",
+        about: "Whether clients may subscribe to all topics whose names begin with something (docs/protocol.md, section 13). \
+                Whoever may needs to know no name to hear everything.",
+        unit: "true or false",
+        apply: |config, raw| values::flag(raw).map(|value| config.wildcards = value),
+        show: |config| config.wildcards.into(),
     },
     Setting {
         key: "state",

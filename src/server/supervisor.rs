@@ -464,6 +464,7 @@ impl Plan<'_> {
                 origins: Arc::clone(&origins),
                 compression: self.config.compression,
                 presence: Arc::clone(&presence),
+                wildcards: self.config.wildcards,
                 addressing: Arc::clone(&addressing),
                 slow: Arc::clone(&slow),
                 pages: Arc::clone(&pages),

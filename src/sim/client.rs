@@ -25,6 +25,8 @@ const KEY: &str = "c2ltdWxhdGVkIGNsaWVudA==";
 
 /// The close code for messages that are missing.
 pub(super) const LOST: u16 = 4510;
+/// The close code for NATS that is not there, among others.
+pub(super) const CUT_OFF: u16 = 4503;
 
 enum Wire {
     Waiting,
@@ -63,6 +65,8 @@ pub(super) struct Client {
     echoed: usize,
     /// It neither reads nor writes any more, whatever comes.
     silent: bool,
+    /// It was told that NATS is not there when it was.
+    pub(super) cut_off: bool,
 }
 
 impl Client {
@@ -82,6 +86,7 @@ impl Client {
             left: false,
             echoed: 0,
             silent: false,
+            cut_off: false,
         }
     }
 
@@ -176,7 +181,11 @@ impl Client {
         match self.plan.begin {
             Begin::Live => String::new(),
             Begin::Last(count) => format!("&last={count}"),
-            Begin::Earliest => "&after=earliest".to_owned(),
+            Begin::Earliest => {
+                // A stream has everything from the first message on.
+                ledger.accounts[self.id].after = ledger.record.is_some().then_some(0);
+                "&after=earliest".to_owned()
+            }
             Begin::After { newest } => {
                 let offset = ledger.known_offset(room, newest, &mut world.borrow_mut().choices);
                 ledger.accounts[self.id].after = Some(offset);
@@ -330,6 +339,9 @@ impl Client {
                     if frame.as_ref().is_some_and(|frame| u16::from(frame.code) == LOST) {
                         self.lose(world.borrow().now, ledger);
                     }
+                    if frame.as_ref().is_some_and(|frame| u16::from(frame.code) == CUT_OFF) {
+                        self.cut_off = !ledger.excuses(world.borrow().now);
+                    }
                     self.ended = Some(Ended::Closed(frame.map(|frame| frame.code.into())));
                 }
                 Ok(_) => {}
@@ -368,6 +380,7 @@ impl Client {
             // There is nothing after such a position.
             Begin::Stray { .. } => {}
             Begin::After { .. } | Begin::Last(_) | Begin::Earliest => {
+                assert!(ledger.record.is_none(), "client {id} ({:?}) is told that messages are missing", self.plan.begin);
                 // It was given all that lies before what is missing; its own messages, which it may have left out, lie behind the lowest place for that.
                 let missing = ledger.next_offset(id);
                 let what = format!("client {id} ({:?}) is told that messages from {missing} on are missing", self.plan.begin);

@@ -7,7 +7,6 @@ use super::plan::{Begin, ClientPlan, Epilogue, Leaving, PollerPlan, PosterPlan, 
 use super::{Client, GONE_WITHIN, LET_IN_WITHIN, Poller, Poster, Reader, Simulation};
 use crate::engine::sim::LinkOptions;
 use crate::ids::ShardId;
-use crate::proto::position::Epoch;
 
 /// Until what those who have gone have sent last is in its topics, and every home knows who is there.
 const QUIET: Duration = Duration::from_secs(1);
@@ -88,11 +87,11 @@ impl Simulation {
         let rooms: [usize; READER_ROOMS_MAX] = std::array::from_fn(|room| room);
         let (rooms_len, link) = (self.plan.rooms.min(READER_ROOMS_MAX), LinkOptions::default());
         let plan = ReaderPlan { rooms, rooms_len, begin, reading: Reading::Greedy, link, lives: 1, cut_after: 0, begins: Duration::ZERO };
-        self.readers.push(Reader::new(self.readers.len(), plan, Epoch(self.plan.shards.seed), self.plan.shards.shards));
+        self.readers.push(Reader::new(self.readers.len(), plan, self.plan.epoch(), self.plan.shards.shards));
     }
 
     fn newcomers(&mut self) {
-        let epoch = Epoch(self.plan.shards.seed);
+        let epoch = self.plan.epoch();
         let begin = Begin::After { newest: true };
         for room in 0..self.plan.rooms {
             let plan = ClientPlan {
@@ -125,7 +124,7 @@ impl Simulation {
         let (shard, link) = (self.any_shard(), LinkOptions::default());
         let (keys, repeats, begins) = (false, false, Duration::ZERO);
         let plan = PosterPlan { room, shard, messages: 1, bytes_max: 200, ack: "sent", keys, repeats, values: false, link, begins };
-        Poster::new(plan, Epoch(self.plan.shards.seed), &mut self.ledger)
+        Poster::new(plan, self.plan.epoch(), &mut self.ledger)
     }
 
     fn any_shard(&mut self) -> ShardId {

@@ -15,6 +15,13 @@ pub(super) struct Answer {
     pub(super) body: Vec<u8>,
 }
 
+impl Answer {
+    /// Whether it is a refusal with this code.
+    pub(super) fn says(&self, code: &str) -> bool {
+        memchr::memmem::find(&self.body, code.as_bytes()).is_some()
+    }
+}
+
 /// What a request has come to.
 pub(super) enum Progress {
     /// Nothing yet.

@@ -14,6 +14,9 @@
 //! 7. Who is told that messages were left out because he is slow: the room's rule says so, and more waited for him than his soft bound. With `conflate` each of
 //!    them has a key, and a newer message has the same.
 //! 8. Nobody is said to have been sent a message but those who have come to its room.
+//!
+//! Where a stream gives messages their places everybody is compared with what it has (`record`): offsets grow and have holes, nobody is told of a gap, and
+//! only what was not acknowledged may be missing.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::RangeInclusive;
@@ -22,6 +25,7 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
+use super::record::Record;
 use crate::engine::log::Frame;
 use crate::engine::sim::Choices;
 use crate::proto::slow::{SlowPolicy, SlowRules};
@@ -55,6 +59,9 @@ pub(super) struct Account {
     pub(super) after: Option<u64>,
     /// What it has heard, in order.
     pub(super) heard: Vec<MessageId>,
+    /// Where a stream gives messages their places: that of the last of them, and how far the stream was when it was let in.
+    pub(super) heard_to: Option<u64>,
+    pub(super) let_in_at: u64,
     /// How much everybody had said when it was let in; none while it was not.
     pub(super) let_in: Option<Vec<usize>>,
     /// Everything that it has said has left its codec, and its connection is whole.
@@ -90,6 +97,8 @@ pub(super) struct Ledger {
     left_out: Vec<LeftOut>,
     /// What messages replace each other by.
     keys: HashMap<MessageId, u16>,
+    /// What the stream has, where one gives messages their places.
+    pub(super) record: Option<Record>,
     /// Connections that have asked for each room.
     visits: HashMap<usize, u64>,
     /// Gaps told, and connections closed for one.
@@ -156,8 +165,13 @@ pub(super) const NAME_BYTES: usize = 8;
 
 impl Ledger {
     /// Nobody has said anything yet.
-    pub(super) fn new(kept: Kept) -> Self {
-        Self { kept, ..Self::default() }
+    pub(super) fn new(kept: Kept, sequenced: bool) -> Self {
+        Self { kept, record: sequenced.then(Record::default), ..Self::default() }
+    }
+
+    /// Whether NATS is, or was just now, such that somebody may be turned away or told that his message was not kept.
+    pub(super) fn excuses(&self, now: Time) -> bool {
+        self.record.as_ref().is_some_and(|record| record.excuses(now))
     }
 
     /// Makes the next message of a speaker: `bytes` long, and at least its name.
@@ -188,7 +202,8 @@ impl Ledger {
         let room = self.accounts[who].room;
         let is_first = self.accounts.iter().all(|account| account.room != room || account.said.is_empty());
         let account = &mut self.accounts[who];
-        account.from_the_first = is_first && !account.no_echo;
+        account.from_the_first = is_first && !account.no_echo && self.record.is_none();
+        account.let_in_at = self.record.as_ref().map_or(0, |record| record.last);
         account.let_in = Some(said);
     }
 
@@ -206,6 +221,11 @@ impl Ledger {
         let account = &mut self.accounts[who];
         assert!(room == account.room, "client {who} hears message {id:?} of another room");
         assert!(!account.no_echo || usize::from(id.speaker) != who, "client {who} wants no echo and hears {id:?}");
+        if let Some(record) = &self.record {
+            account.heard_to = Some(record.hear(who, account, id));
+            account.heard.push(id);
+            return;
+        }
         let next = account.next.entry(id.speaker).or_insert(id.number);
         assert!(*next == id.number, "client {who} hears {id:?} when number {next} of that speaker is next");
         *next += 1;
@@ -260,14 +280,28 @@ impl Ledger {
     /// # Panics
     /// If another message had it, or the message another one (rule 5).
     pub(super) fn place(&mut self, room: usize, offset: u64, id: MessageId) {
+        if let Some(record) = &self.record {
+            record.check_place(room, offset, id);
+        }
         let there = *self.order.entry(room).or_default().entry(offset).or_insert(id);
         assert!(there == id, "in room {room} both {there:?} and {id:?} have the offset {offset}");
         let had = *self.offsets.entry(id).or_insert(offset);
         assert!(had == offset, "in room {room} message {id:?} has the offsets {had} and {offset}");
     }
 
+    /// Whether somebody who is at an offset may be given one that lies behind it next.
+    pub(super) fn is_next(&self, room: usize, at: u64, offset: u64) -> bool {
+        match &self.record {
+            Some(record) => at < offset && record.between(room, at, offset, None).is_none(),
+            None => at + 1 == offset,
+        }
+    }
+
     /// The newest offset of a room that anybody knows of.
     pub(super) fn newest(&self, room: usize) -> Option<u64> {
+        if let Some(record) = &self.record {
+            return record.newest(room);
+        }
         self.order.get(&room)?.keys().next_back().copied()
     }
 
@@ -288,6 +322,9 @@ impl Ledger {
 
     /// Messages up to some offset were not given to somebody who has asked for them.
     pub(super) fn lose(&mut self, mut loss: Loss) {
+        if self.record.is_some() {
+            return;
+        }
         let frame_bytes = (HEADER_MAX + size_of::<Frame>()) as u64;
         let said = |account: &Account| account.said.iter().map(|said| said.payload.len() as u64 + frame_bytes).sum::<u64>();
         loss.said = self.accounts.iter().filter(|account| account.room == Some(loss.room)).map(|account| account.said.len() as u64).sum();
@@ -378,6 +415,9 @@ impl Ledger {
 
     /// Something that somebody who listens has not heard, of somebody who stays.
     pub(super) fn unheard(&self) -> Option<String> {
+        if let Some(record) = &self.record {
+            return record.unheard(&self.accounts);
+        }
         for (who, listener) in self.accounts.iter().enumerate().filter(|(_, account)| account.listens) {
             let (Some(room), Some(let_in)) = (listener.room, &listener.let_in) else { continue };
             if let (Some(after), Some(newest)) = (listener.after, self.newest(room))
@@ -415,6 +455,12 @@ impl Ledger {
     /// # Panics
     /// If one is broken.
     pub(super) fn check(&self, rooms: usize) {
+        if let Some(record) = &self.record {
+            // What was heard was compared when it was.
+            let missing = record.unheard(&self.accounts);
+            assert!(missing.is_none(), "{missing:?}");
+            return;
+        }
         self.losses.iter().for_each(|loss| self.check_loss(loss));
         self.left_out.iter().for_each(|left_out| self.check_left_out(left_out));
         for room in 0..rooms {
@@ -510,7 +556,7 @@ impl Ledger {
 }
 
 /// The name at the front of a payload.
-fn name_of(payload: &[u8]) -> Option<MessageId> {
+pub(super) fn name_of(payload: &[u8]) -> Option<MessageId> {
     let number = |digits: &[u8]| u16::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok();
     let name = payload.get(..NAME_BYTES).filter(|name| name.iter().all(u8::is_ascii_hexdigit))?;
     Some(MessageId { speaker: number(&name[..4])?, number: number(&name[4..])? })

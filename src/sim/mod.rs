@@ -11,6 +11,7 @@
 //! | `epilogue` | those who come back when everything has been said |
 //! | `ears` | where a reader with a cursor is in each topic |
 //! | `ledger` | who said and heard what: the oracle |
+//! | `nats`, `record` | a link to NATS in one of five, where a stream gives messages their places; what it has, for the oracle |
 //! | `storm` | very many streams that are lost at once and come back |
 //! | `crowd`, `border` | very many clients, and a kernel that can be left out: for measurements |
 #![forbid(unsafe_code)]
@@ -22,10 +23,12 @@ mod ears;
 mod epilogue;
 mod exchange;
 mod ledger;
+mod nats;
 mod plan;
 mod poller;
 mod poster;
 mod reader;
+mod record;
 mod shards;
 mod storm;
 mod stranger;
@@ -38,12 +41,14 @@ use std::time::Duration;
 
 pub use border::{Border, Bordered};
 pub use crowd::Crowd;
+pub use nats::{Fault, NatsPlan, OtherPlan};
 pub use plan::{Begin, ClientPlan, End, Epilogue, Interlude, Leaving, Plan, PollerPlan, PosterPlan, ReaderPlan, Reading, Wish};
 pub use shards::{Shards, ShardsPlan};
 pub use storm::{Obeys, Storm, StormPlan};
 
-use self::client::{Client, Ended, LOST};
+use self::client::{CUT_OFF, Client, Ended, LOST};
 use self::ledger::{Kept, Ledger};
+use self::nats::Nats;
 use self::poller::Poller;
 use self::poster::Poster;
 use self::reader::{Cut, Reader};
@@ -52,11 +57,12 @@ use crate::engine::sim::{Choices, World};
 use crate::gateway::Holdings;
 use crate::gateway::close_cause::CloseCause;
 use crate::ids::ShardId;
-use crate::proto::position::Epoch;
 use crate::time::Time;
 
 /// How long, in the simulation's time, until everybody who reads has heard everything, besides a microsecond for each byte to be delivered: buffers may be tiny.
 const SERVED_WITHIN: Duration = Duration::from_secs(3);
+/// How long until nothing is wrong with the link to NATS any more: longer than any fault.
+const CALM_WITHIN: Duration = Duration::from_secs(60);
 /// The same for everybody to be let in: accepting pauses half a second whenever descriptors seem to have run out.
 const LET_IN_WITHIN: Duration = Duration::from_secs(60);
 /// How long a client may take to say what it has to say.
@@ -148,6 +154,8 @@ struct Simulation {
     posters: Vec<Poster>,
     strangers: Vec<Stranger>,
     ledger: Ledger,
+    /// The link to NATS, if there is one.
+    nats: Option<Nats>,
     draining: bool,
     /// Shards were frozen while clients talked: some are not served, or not in time.
     disturbed: bool,
@@ -174,6 +182,7 @@ enum Actor {
     Poller(usize),
     Poster(usize),
     Stranger(usize),
+    Nats,
 }
 
 impl Simulation {
@@ -181,13 +190,16 @@ impl Simulation {
         let mut world = World::new(choices, plan.chaos);
         world.fds_max = plan.fds_max;
         let world = Rc::new(RefCell::new(world));
-        let shards = Shards::start(&plan.shards, &world);
         let limits = &plan.shards.limits;
         let age = Duration::from_millis(limits.history_age_ms);
         let kept = Kept { messages: limits.history_messages, age, bytes: limits.history_bytes_max };
-        let mut ledger = Ledger::new(kept);
+        let mut ledger = Ledger::new(kept, plan.nats.is_some());
         ledger.slow = (plan.shards.slow.clone(), limits.queue_soft_bytes);
-        let epoch = Epoch(plan.shards.seed);
+        let now = world.borrow().now;
+        let linked = plan.nats.as_ref().map(|nats| Nats::new(nats, &plan.shards, plan.harsh, now, &mut ledger));
+        let (nats, bridges) = linked.unzip();
+        let shards = Shards::start_linked(&plan.shards, &world, bridges.unwrap_or_default());
+        let epoch = plan.epoch();
         let (mut clients, mut strangers) = (Vec::new(), Vec::new());
         for client in &plan.clients {
             match client.wish {
@@ -208,6 +220,7 @@ impl Simulation {
             posters,
             strangers,
             ledger,
+            nats,
             draining: false,
             disturbed: false,
             calm_from: Time::ZERO,
@@ -271,9 +284,11 @@ impl Simulation {
         for stranger in &mut self.strangers {
             stranger.next_at = now;
         }
+        self.nats.iter_mut().for_each(|nats| nats.begin(now));
         let jumps = self.plan.harsh && self.world.borrow_mut().choices.chance(300);
         let done = |me: &Self| {
-            me.clients.iter().all(|client| client.is_done(&me.ledger))
+            me.nats.as_ref().is_none_or(|nats| nats.is_over(me.now()))
+                && me.clients.iter().all(|client| client.is_done(&me.ledger))
                 && me.posters.iter().all(|poster| poster.is_done(&me.ledger))
                 && me.strangers.iter().all(Stranger::is_over)
         };
@@ -360,6 +375,11 @@ impl Simulation {
     }
 
     fn settle(&mut self) {
+        if let Some(nats) = &mut self.nats {
+            nats.calm_down();
+            let calm = |me: &Self| me.nats.as_ref().is_none_or(|nats| nats.is_over(me.now()));
+            self.run_until(CALM_WITHIN, calm, |_| "the link does not come to rest".into());
+        }
         let opened = |reader: &Reader| reader.is_over() || reader.is_open() || reader.plan.reading != Reading::Greedy;
         if !self.plan.harsh {
             self.run_until(LET_IN_WITHIN, |me| me.readers.iter().all(opened), |me| me.open_reader("a reader is not opened"));
@@ -374,6 +394,7 @@ impl Simulation {
                 && !me.readers.iter().any(|reader| reader.is_behind(&me.ledger))
                 && !me.pollers.iter().any(|poller| poller.is_behind(&me.ledger, false))
                 && me.clients.iter().all(|client| client.is_answered(&me.ledger))
+                && me.nats.as_ref().is_none_or(Nats::is_idle)
         };
         let within = SERVED_WITHIN + Duration::from_micros(self.ledger.bytes_to_deliver());
         self.run_until(within, settled, |me| {
@@ -499,6 +520,10 @@ impl Simulation {
         for (index, stranger) in self.strangers.iter().enumerate() {
             consider((!stranger.is_over()).then_some(stranger.next_at), Actor::Stranger(index), &mut next);
         }
+        // Nobody looks after the link of shards that have finished.
+        if let Some(nats) = self.nats.as_ref().filter(|_| !self.shards.have_finished()) {
+            consider(nats.due(), Actor::Nats, &mut next);
+        }
         if able.is_empty() {
             if inside.is_none_or(|next| next.since(now) > POLL)
                 && let Some(shard) = self.shards.sleeping_over_mail()
@@ -526,15 +551,21 @@ impl Simulation {
             Actor::Poller(index) => {
                 let poller = &self.pollers[index];
                 let served = self.serves() && !self.draining && poller.asked_at.is_none_or(|at| at >= self.calm_from);
+                let served = served && !self.ledger.excuses(now);
                 self.pollers[index].act(&self.world, &mut self.ledger, served);
             }
             Actor::Poster(index) => {
-                let served = self.serves() && !self.draining;
+                let served = self.serves() && !self.draining && !self.ledger.excuses(now);
                 self.posters[index].act(&self.world, &mut self.ledger, served);
             }
             Actor::Stranger(index) => {
                 let served = self.serves() && !self.shards.have_finished();
                 self.strangers[index].act(&self.world, served);
+            }
+            Actor::Nats => {
+                if let Some(nats) = &mut self.nats {
+                    nats.act(&self.world, &mut self.ledger);
+                }
             }
         }
     }
@@ -575,6 +606,7 @@ impl Simulation {
         if memory != self.shards.memory_at_rest {
             found += &format!("{memory} bytes of messages instead of {}; ", self.shards.memory_at_rest);
         }
+        found += &self.nats.as_ref().map_or(String::new(), Nats::leftovers);
         found
     }
 
@@ -591,6 +623,8 @@ impl Simulation {
                     Some(1012) => tells,
                     // Whether that is so was looked at when it was told.
                     Some(LOST) => client.plan.begin != Begin::Live,
+                    // The same.
+                    Some(CUT_OFF) => self.nats.is_some() && !client.cut_off,
                     _ => false,
                 },
                 Some(Ended::Refused(503) | Ended::Broken(_)) => drains && !client.plan.witness,
@@ -605,8 +639,10 @@ impl Simulation {
         for reader in &self.readers {
             let fine = match reader.cut {
                 None | Some(Cut::Left) => true,
-                Some(Cut::Bye(code)) => code == 1012 && tells,
-                Some(Cut::Refused(_)) => false,
+                Some(Cut::Bye(1012)) => tells,
+                // Whether NATS was the reason was looked at when it was told.
+                Some(Cut::Bye(CUT_OFF) | Cut::Refused(503)) => self.nats.is_some() && !reader.cut_off,
+                Some(Cut::Bye(_) | Cut::Refused(_)) => false,
                 Some(Cut::Broken) => reader.is_excused() || drains || reader.has_shut,
             };
             assert!(fine || self.plan.harsh, "{}", reader.describe());

@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
+use super::nats::NatsPlan;
 use super::shards::ShardsPlan;
 use crate::engine::sim::{Chaos, Choices, LinkOptions, SimRingSize};
 use crate::ids::ShardId;
 use crate::limits::Limits;
+use crate::proto::position::Epoch;
 use crate::proto::slow::SlowRules;
 
 /// A simulation before it begins.
@@ -29,6 +31,8 @@ pub struct Plan {
     pub pollers: Vec<PollerPlan>,
     /// The publishers over HTTP.
     pub posters: Vec<PosterPlan>,
+    /// The link to NATS, if there is one.
+    pub nats: Option<NatsPlan>,
     /// Whether others come back to where everybody was.
     pub epilogue: Epilogue,
     /// What happens while everybody talks.
@@ -281,8 +285,15 @@ impl Plan {
         let late = if end == End::Close { Epilogue::Late } else { Epilogue::Soon };
         let epilogue = if harsh { Epilogue::None } else { choices.of(&[Epilogue::None, Epilogue::None, Epilogue::Soon, late]) };
         let seed = choices.below(1 << 32) as u64;
+        // One of five has a link to NATS. The others are drawn as if there was none in any.
+        let nats = (seed / 7_200_000).is_multiple_of(5).then(|| {
+            NatsPlan::draw_limits(choices, &mut limits, harsh);
+            NatsPlan::draw(choices, rooms, message_bytes_max, seed)
+        });
         // Not drawn, as the interlude is not: plans are what they were before there was this.
         let slow = match seed / 70_000 % 6 {
+            // What a stream keeps is judged by what it has.
+            _ if nats.is_some() => "",
             0 => "* drop_oldest",
             1 => "* conflate",
             2 => "room-0 conflate",
@@ -295,10 +306,15 @@ impl Plan {
         let interlude = match seed % 10 {
             0 => Interlude::Rebalance,
             1 => Interlude::CalledOff,
-            2 | 3 => Interlude::HandOver,
+            2 | 3 if nats.is_none() => Interlude::HandOver,
             _ => Interlude::None,
         };
-        Self { shards, chaos, fds_max, harsh, rooms, clients, readers, pollers, posters, epilogue, interlude, end }
+        Self { shards, chaos, fds_max, harsh, rooms, clients, readers, pollers, posters, nats, epilogue, interlude, end }
+    }
+
+    /// The epoch of all positions.
+    pub(super) fn epoch(&self) -> Epoch {
+        self.nats.as_ref().map_or(Epoch(self.shards.seed), |nats| nats.epoch)
     }
 }
 

@@ -132,7 +132,7 @@ impl Poller {
                 // Full, or with nothing new: it has patience, and not without end.
                 if !self.served {
                     self.next_at = now + Duration::from_millis(50);
-                    self.refusals_left = self.refusals_left.saturating_sub(1);
+                    self.refusals_left = self.refusals_left.saturating_sub(usize::from(!ledger.excuses(now)));
                 } else if !self.take(&answer, now, served.then_some(waited), ledger) {
                     self.next_at = now + Duration::from_millis(20);
                 }
@@ -208,7 +208,7 @@ impl Poller {
                     let (index, position) = (self.ears.index_of(room), self.ears.read_position(pos));
                     assert!(position == self.ears.position(position.offset), "poller {id}: another epoch: {text}");
                     if self.next.is_empty() {
-                        self.ears.begins(index, position.offset - 1, now, ledger);
+                        self.ears.begins_before(index, position.offset, now, ledger);
                     }
                     let (is_text, payload) = match (data, data_b64) {
                         (Some(data), None) => (true, data.clone().into_bytes()),
@@ -228,7 +228,7 @@ impl Poller {
                 self.ears.begins(index, offset, now, ledger);
             }
         }
-        self.ears.expect_at(&offsets, "an answer");
+        self.ears.expect_at(&offsets, "an answer", ledger);
         self.next = answered.next;
         !answered.messages.is_empty()
     }

@@ -53,6 +53,8 @@ pub(super) struct Poster {
     asked_at: Option<Time>,
     /// Its connection has been answered before.
     let_in: bool,
+    /// A message was not kept, or may not have been, and it goes on with the next.
+    gave_up: bool,
     current: Option<Current>,
     pub(super) next_at: Time,
     over: bool,
@@ -74,6 +76,7 @@ impl Poster {
             exchange: None,
             asked_at: None,
             let_in: false,
+            gave_up: false,
             current: None,
             next_at: Time::ZERO,
             over: false,
@@ -108,7 +111,7 @@ impl Poster {
             self.await_answer(world, ledger, served);
         }
         // What it was not answered for may never have come to its topic.
-        ledger.accounts[self.account].stays = self.current.is_none();
+        ledger.accounts[self.account].stays = self.current.is_none() && !self.gave_up;
     }
 
     fn ask(&mut self, world: &Rc<RefCell<World>>, ledger: &mut Ledger) {
@@ -162,11 +165,15 @@ impl Poster {
                     200 => self.take(&answer, ledger, &mut world.borrow_mut()),
                     // Not published: it says it again.
                     429 => self.next_at = now + Duration::from_millis(20),
+                    // The stream may have it: without a key it cannot be said again.
+                    503 if !served && !self.plan.keys && answer.says("nats_unanswered") => self.give_one_up(),
                     503 | 408 if !served => {
                         self.next_at = now + Duration::from_millis(20);
-                        self.refusals_left = self.refusals_left.saturating_sub(1);
+                        self.refusals_left = self.refusals_left.saturating_sub(usize::from(!ledger.excuses(now)));
                         self.over |= self.refusals_left == 0;
                     }
+                    // The stream does not take it, and never will.
+                    502 if ledger.excuses(now) => self.give_one_up(),
                     status => panic!("{} is answered {status}: {}", self.describe(), String::from_utf8_lossy(&answer.body)),
                 }
                 if answer.closes {
@@ -188,7 +195,9 @@ impl Poster {
         ledger.check_subscribers(self.plan.room, receipt.subscribers, &who);
         let expected = self.expects.as_ref().is_none_or(|expects| expects.contains(&receipt.subscribers));
         assert!(expected, "{who} is told of {} subscribers instead of {:?}", receipt.subscribers, self.expects);
-        assert!(!receipt.duplicate || current.sent > 1, "{who}: said once and called a duplicate: {text}");
+        // The gateway itself may have had to say it again.
+        let again = current.sent > 1 || ledger.excuses(world.now);
+        assert!(!receipt.duplicate || again, "{who}: said once and called a duplicate: {text}");
         let repeated = current.offset.replace(position.offset);
         assert!(repeated.is_none() || receipt.duplicate, "{who}: was published before at {repeated:?}, and is again: {text}");
         self.repeats += u64::from(repeated.is_some());
@@ -203,6 +212,10 @@ impl Poster {
         if let Some(exchange) = self.exchange.take() {
             exchange.close(world, false);
         }
+    }
+
+    fn give_one_up(&mut self) {
+        (self.gave_up, self.current) = (true, None);
     }
 
     /// Goes for good.

@@ -66,6 +66,8 @@ pub(super) struct Reader {
     pub(super) heard: usize,
     /// It does not come back any more.
     last_life: bool,
+    /// It was told that NATS is not there when it was.
+    pub(super) cut_off: bool,
 }
 
 /// What a reader takes from a stream before anything is made of it.
@@ -92,6 +94,7 @@ impl Reader {
             cut: None,
             heard: 0,
             last_life: false,
+            cut_off: false,
         }
     }
 
@@ -235,6 +238,7 @@ impl Reader {
             world.borrow_mut().client_close(life.link);
         }
         self.cut = Some(cut);
+        self.cut_off = !ledger.excuses(world.borrow().now);
         self.over = self.last_life || self.lives >= self.plan.lives || cut == Cut::Bye(1012);
         let pause = world.borrow_mut().choices.of(&[0, 1_000, 50_000]);
         self.next_at = world.borrow().now + Duration::from_micros(pause);
@@ -298,7 +302,7 @@ impl Reader {
             other => panic!("reader {id}: an event {other}"),
         }
         // One topic has moved, and no other.
-        self.ears.expect_at(&offsets, &event.name);
+        self.ears.expect_at(&offsets, &event.name, ledger);
     }
 
     /// Takes what comes before the first id when something is missing: the opening event, and the gaps, of which the last has the id. Until then nothing
@@ -332,7 +336,7 @@ impl Reader {
         for gap in &gaps {
             self.ears.gap(gap, now, ledger);
         }
-        self.ears.expect_at(&offsets, "the last gap of the opening");
+        self.ears.expect_at(&offsets, "the last gap of the opening", ledger);
     }
 
     fn read_gap<'d>(&self, data: &'d str) -> ToldGap<'d> {

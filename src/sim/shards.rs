@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{Sender, bounded};
 
+use crate::bus::link::Port;
 use crate::engine::kernel::Kernel;
 use crate::engine::mailbox::mesh;
 use crate::engine::recv_pool::RecvPool;
@@ -20,6 +21,7 @@ use crate::ids::ShardId;
 use crate::limits::Limits;
 use crate::proto::position::Epoch;
 use crate::proto::slow::SlowRules;
+use crate::proto::subject::Rules;
 use crate::time::Time;
 
 /// How the shards of a simulation are made.
@@ -76,6 +78,14 @@ impl Shards {
     pub fn start(plan: &ShardsPlan, world: &Rc<RefCell<World>>) -> Self {
         Self::start_on(plan, world, |kernel| kernel)
     }
+
+    /// The same with a link to NATS, if there are ends of one.
+    pub(super) fn start_linked(plan: &ShardsPlan, world: &Rc<RefCell<World>>, bridges: Vec<(Port, Arc<Rules>)>) -> Self {
+        Self::make(plan, world, false, bridges, |_, pool| {
+            let shard = world.borrow_mut().add_ring(plan.ring, pool);
+            UringDriver::new(SimKernel::new(world, shard))
+        })
+    }
 }
 
 impl<K: Kernel> Shards<K> {
@@ -84,7 +94,7 @@ impl<K: Kernel> Shards<K> {
     /// # Panics
     /// If a shard cannot begin, which it always can here.
     pub fn start_on(plan: &ShardsPlan, world: &Rc<RefCell<World>>, around: impl Fn(SimKernel) -> K) -> Self {
-        Self::make(plan, world, false, |_, pool| {
+        Self::make(plan, world, false, Vec::new(), |_, pool| {
             let shard = world.borrow_mut().add_ring(plan.ring, pool);
             UringDriver::new(around(SimKernel::new(world, shard)))
         })
@@ -95,6 +105,7 @@ impl<K: Kernel> Shards<K> {
         plan: &ShardsPlan,
         world: &Rc<RefCell<World>>,
         frozen: bool,
+        bridges: Vec<(Port, Arc<Rules>)>,
         mut driver: impl FnMut(ShardId, Rc<RecvPool>) -> UringDriver<K>,
     ) -> Self {
         let limits = Arc::new(plan.limits.clone());
@@ -105,6 +116,7 @@ impl<K: Kernel> Shards<K> {
         let counters: Vec<Arc<Counters>> = (0..plan.shards).map(|_| Arc::default()).collect();
         let now = world.borrow().now;
         let mut seats = Vec::new();
+        let mut bridges = bridges.into_iter();
         for (index, mailbox) in mesh(plan.shards.into(), limits.mailbox_messages as usize).into_iter().enumerate() {
             let pool = RecvPool::new(limits.recv_buffers as usize, limits.recv_buffer_bytes as usize);
             let shard = ShardId(index as u16);
@@ -118,12 +130,13 @@ impl<K: Kernel> Shards<K> {
                 origins: Arc::new([]),
                 compression: false,
                 presence: Arc::new([]),
+                wildcards: false,
                 addressing: Arc::default(),
                 slow: Arc::new(plan.slow.clone()),
                 pages: Arc::new([Page { path: "/", media_type: "text/html", body: "a page".into(), shared: false }]),
                 placement,
                 mailbox,
-                bridge: None,
+                bridge: bridges.next(),
                 commands: receiver,
                 seed: plan.seed.wrapping_add(index as u64),
                 frozen,
@@ -178,7 +191,7 @@ impl<K: Kernel> Shards<K> {
         if self.seats.iter().any(|seat| seat.state == State::Finished) {
             return None;
         }
-        let sleeps = |seat: &Seat<K>| seat.state == State::Waiting && seat.gateway.unread() > 0;
+        let sleeps = |seat: &Seat<K>| seat.state == State::Waiting && (seat.gateway.unread() > 0 || seat.gateway.hears_of_nats());
         self.seats.iter().position(sleeps).map(|shard| ShardId(shard as u16))
     }
 

@@ -89,7 +89,7 @@ impl Shards {
 
     /// As many shards of another process, which are frozen and have nothing yet.
     fn successors(&self, world: &Rc<RefCell<World>>) -> Self {
-        Self::make(&self.plan, world, true, |shard, pool| {
+        Self::make(&self.plan, world, true, Vec::new(), |shard, pool| {
             world.borrow_mut().renew_ring(shard, self.plan.ring, pool);
             UringDriver::frozen(SimKernel::new(world, shard))
         })

@@ -35,6 +35,16 @@ def limits(**values):
     return mark
 
 
+def arguments(*words):
+    """Words of the command line of the gateway that a case is run against."""
+
+    def mark(case):
+        case.arguments = words
+        return case
+
+    return mark
+
+
 def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -12,13 +12,14 @@ import bus
 import chat
 import common
 import curl
+import deflate
 import events
 import gateway as harness
 import polls
 import talk
 
 CASE_SECONDS_MAX = 60
-CASES = [*chat.CASES, *events.CASES, *curl.CASES, *polls.CASES, *bus.CASES, *talk.CASES]
+CASES = [*chat.CASES, *events.CASES, *curl.CASES, *polls.CASES, *bus.CASES, *talk.CASES, *deflate.CASES]
 
 
 def main(words):
@@ -30,7 +31,7 @@ def main(words):
             continue
         started = time.monotonic()
         try:
-            with harness.Gateway(limits=getattr(case, "limits", None)) as gateway:
+            with harness.Gateway(*getattr(case, "arguments", ()), limits=getattr(case, "limits", None)) as gateway:
                 try:
                     asyncio.run(asyncio.wait_for(case(gateway), CASE_SECONDS_MAX))
                 except Exception:

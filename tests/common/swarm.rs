@@ -43,6 +43,7 @@ pub enum Event<'a> {
     /// The upgrade is done.
     Opened,
     Text(&'a [u8]),
+    /// Also what came compressed, to who has offered that, as it came.
     Binary(&'a [u8]),
     /// A close frame came.
     Close(Option<u16>, String),
@@ -66,6 +67,8 @@ pub struct Client {
     pub pings: u32,
     /// Data messages that came in.
     pub messages: u64,
+    /// It has offered permessage-deflate.
+    deflates: bool,
     /// The answer that refused the upgrade.
     pub refusal: Option<String>,
 }
@@ -158,6 +161,7 @@ impl Swarm {
             watched: 0,
             pings: 0,
             messages: 0,
+            deflates: headers.contains("permessage-deflate"),
             refusal: None,
         });
         self.watch(id);
@@ -386,8 +390,12 @@ impl Swarm {
             let client = &mut self.clients[id];
             match found.first & 0x0f {
                 TEXT | BINARY | CONTINUATION => {
-                    assert_eq!(found.first & 0xf0, FIN, "a message came in fragments or with reserved bits");
                     client.messages += 1;
+                    if client.deflates && found.first & 0xf0 == FIN | 0x40 {
+                        on(id, Event::Binary(payload));
+                        continue;
+                    }
+                    assert_eq!(found.first & 0xf0, FIN, "a message came in fragments or with reserved bits");
                     on(id, if found.first & 0x0f == TEXT { Event::Text(payload) } else { Event::Binary(payload) });
                 }
                 PING => {

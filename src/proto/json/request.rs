@@ -8,6 +8,7 @@ use std::borrow::Cow;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
+use crate::proto::pattern::{Pattern, PatternError};
 use crate::proto::position::{Start, StartError, StartWords, Starts};
 use crate::proto::publish::body::{event_of, key_of, payload_of, present, string, type_of};
 use crate::proto::publish::{ItemFault, Key};
@@ -56,6 +57,16 @@ pub enum Request<'a> {
         start: Option<Start>,
         /// Whether it wants to be told who is there, comes and goes.
         presence: bool,
+    },
+    /// It wants the messages of all topics that match.
+    SubscribePattern {
+        /// What their names begin with.
+        pattern: Pattern,
+    },
+    /// It has had enough of these.
+    UnsubscribePattern {
+        /// What their names begin with.
+        pattern: Pattern,
     },
     /// It has had enough of a topic.
     Unsubscribe {
@@ -149,6 +160,15 @@ pub enum Fault {
     /// A field is wrong.
     #[error("{0}")]
     Field(#[from] ItemFault),
+    /// `pattern` is wrong.
+    #[error("pattern: {0}")]
+    Pattern(#[from] PatternError),
+    /// A pattern and a field that does not go with it.
+    #[error("there are both pattern and {field}; with a pattern begins what is published from now on")]
+    Both {
+        /// The field.
+        field: &'static str,
+    },
     /// `after` or `last` is wrong.
     #[error("{0}")]
     Start(#[from] StartError),
@@ -190,6 +210,8 @@ struct Fields<'a> {
     id: Option<&'a RawValue>,
     #[serde(borrow, alias = "room")]
     topic: Option<&'a RawValue>,
+    #[serde(borrow)]
+    pattern: Option<&'a RawValue>,
     #[serde(borrow)]
     after: Option<&'a RawValue>,
     #[serde(borrow)]
@@ -242,6 +264,8 @@ impl<'a> Fields<'a> {
             "hello" => Request::Hello,
             "ping" => Request::Ping,
             "auth" => Request::Auth,
+            "subscribe" if self.pattern.is_some() => Request::SubscribePattern { pattern: self.pattern()? },
+            "unsubscribe" if self.pattern.is_some() => Request::UnsubscribePattern { pattern: self.pattern()? },
             "subscribe" => {
                 Request::Subscribe { topic: self.topic()?, start: self.start()?, presence: flag("presence", self.presence, false)? }
             }
@@ -265,6 +289,14 @@ impl<'a> Fields<'a> {
     fn topic(&self) -> Result<TopicName, Fault> {
         let topic = string("topic", self.topic.ok_or(Fault::Missing { field: "topic" })?)?;
         Ok(TopicName::parse(&topic).map_err(ItemFault::from)?)
+    }
+
+    fn pattern(&self) -> Result<Pattern, Fault> {
+        let others = [("topic", self.topic), ("after", self.after), ("last", self.last), ("presence", self.presence)];
+        if let Some((field, _)) = others.into_iter().find(|(_, value)| value.is_some()) {
+            return Err(Fault::Both { field });
+        }
+        Ok(string("pattern", self.pattern.ok_or(Fault::Missing { field: "pattern" })?)?.parse()?)
     }
 
     /// Where it wants to begin: `after` is a position or a word for one, `last` a number of messages.
@@ -320,6 +352,8 @@ mod tests {
                 Request::Subscribe { topic: topic("a"), start: Some(Start::Last(3)), presence: false },
             ),
             (r#"{"type":"unsubscribe","topic":"a"}"#, Request::Unsubscribe { topic: topic("a") }),
+            (r#"{"type":"subscribe","pattern":"a.*"}"#, Request::SubscribePattern { pattern: "a.*".parse().expect("one") }),
+            (r#"{"type":"unsubscribe","pattern":"*"}"#, Request::UnsubscribePattern { pattern: "*".parse().expect("one") }),
             (r#"{"type":"presence","topic":"a"}"#, Request::Presence { topic: topic("a") }),
             (r#"{"type":"history","topic":"a","limit":2}"#, Request::History { topic: topic("a"), start: None, limit: Some(2) }),
         ] {
@@ -348,6 +382,9 @@ mod tests {
             (r#"{"type":"subscribe","topic":"a","after":"k.1","last":2}"#, "bad_request: request has both"),
             (r#"{"type":"subscribe","topic":"a","presence":"yes"}"#, "bad_request: presence is a string; send true or false"),
             (r#"{"type":"subscribe","topic":"a","last":-1}"#, "bad_request: last is a number; send a whole number"),
+            (r#"{"type":"subscribe","pattern":"a*b"}"#, "bad_request: pattern: \"a*b\" has a * that is not at its end"),
+            (r#"{"type":"subscribe","pattern":"a*","topic":"a"}"#, "bad_request: there are both pattern and topic"),
+            (r#"{"type":"subscribe","pattern":"a*","after":"earliest"}"#, "bad_request: there are both pattern and after"),
             (r#"{"type":"history","topic":"a","limit":"2"}"#, "bad_request: limit is a string"),
             (r#"{"type":"publish","topic":"a"}"#, "bad_request: there is neither data nor data_b64"),
             (r#"{"type":"publish","topic":"a","data":"12345678901234567"}"#, "too_large: payload is 17 bytes, limit 16"),

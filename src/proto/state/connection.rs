@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use super::{Body, StateError, name, numbers, short};
 use crate::proto::json::presence::User;
+use crate::proto::pattern::Pattern;
 use crate::proto::position::{Epoch, Position};
 use crate::proto::topic::TopicName;
 use crate::proto::ws::extension::Window;
@@ -63,6 +64,8 @@ pub enum Doing {
     Json {
         /// What it is subscribed to.
         topics: Vec<Following>,
+        /// What the names of topics begin with that it wants, all of them.
+        patterns: Vec<Pattern>,
     },
     /// It ends: it is given what it is owed, and nothing that comes from it matters.
     Ending,
@@ -79,6 +82,8 @@ pub struct Following {
     pub behind: bool,
     /// It is told who comes and goes.
     pub watches: bool,
+    /// A pattern has brought it.
+    pub by_pattern: bool,
 }
 
 impl Connection {
@@ -111,9 +116,11 @@ impl Connection {
                 encode_topics(out, topics);
             }
             Doing::Ending => out.push(4),
-            Doing::Json { topics } => {
+            Doing::Json { topics, patterns } => {
                 out.push(5);
                 encode_topics(out, topics);
+                numbers(out, &[patterns.len() as u64]);
+                patterns.iter().for_each(|pattern| short(out, &pattern.to_string()));
             }
         }
         out.extend_from_slice(&self.input);
@@ -149,7 +156,11 @@ impl Connection {
                 Doing::Stream { retry_ms, window_ms, topics: decode_topics(body)? }
             }
             4 => Doing::Ending,
-            5 => Doing::Json { topics: decode_topics(body)? },
+            5 => {
+                let topics = decode_topics(body)?;
+                let pattern = |body: &mut Body<'_>| body.short()?.parse().map_err(|_| StateError::Senseless("a pattern is none"));
+                Doing::Json { topics, patterns: (0..body.number()?).map(|_| pattern(body)).collect::<Result<_, _>>()? }
+            }
             _ => return Err(StateError::Senseless("a connection does nothing known")),
         };
         let input = body.take(usize::try_from(input).unwrap_or(usize::MAX))?.to_vec();
@@ -168,8 +179,8 @@ fn decode_position(body: &mut Body<'_>) -> Result<Position, StateError> {
 
 fn encode_topics(out: &mut Vec<u8>, topics: &[Following]) {
     numbers(out, &[topics.len() as u64]);
-    for Following { topic, at, behind, watches } in topics {
-        out.extend_from_slice(&[u8::from(*behind), u8::from(*watches)]);
+    for Following { topic, at, behind, watches, by_pattern } in topics {
+        out.extend_from_slice(&[u8::from(*behind), u8::from(*watches), u8::from(*by_pattern)]);
         short(out, topic.as_str());
         encode_position(out, *at);
     }
@@ -177,8 +188,8 @@ fn encode_topics(out: &mut Vec<u8>, topics: &[Following]) {
 
 fn decode_topics(body: &mut Body<'_>) -> Result<Vec<Following>, StateError> {
     let following = |body: &mut Body<'_>| {
-        let (behind, watches) = (body.flag()?, body.flag()?);
-        Ok(Following { topic: name(body.short()?)?, at: decode_position(body)?, behind, watches })
+        let (behind, watches, by_pattern) = (body.flag()?, body.flag()?, body.flag()?);
+        Ok(Following { topic: name(body.short()?)?, at: decode_position(body)?, behind, watches, by_pattern })
     };
     (0..body.number()?).map(|_| following(body)).collect()
 }
@@ -192,8 +203,8 @@ pub(super) mod tests {
         let topic = |name| TopicName::parse(name).expect("a name");
         let at = |epoch, offset| Position { epoch: Epoch(epoch), offset };
         let topics = vec![
-            Following { topic: topic("a"), at: at(1, 7), behind: false, watches: true },
-            Following { topic: topic("news.sport"), at: at(2, 0), behind: true, watches: false },
+            Following { topic: topic("a"), at: at(1, 7), behind: false, watches: true, by_pattern: false },
+            Following { topic: topic("news.sport"), at: at(2, 0), behind: true, watches: false, by_pattern: true },
         ];
         let doings = [
             Doing::Request { served: true, preface: false },
@@ -202,8 +213,8 @@ pub(super) mod tests {
             Doing::Room { topic: topic("lobby"), no_echo: true, thins: true, after: Some(at(3, 17)) },
             Doing::Echo,
             Doing::Stream { retry_ms: 3000, window_ms: 60_000, topics: topics.clone() },
-            Doing::Json { topics },
-            Doing::Json { topics: Vec::new() },
+            Doing::Json { topics, patterns: vec!["news.*".parse().expect("a pattern"), "*".parse().expect("a pattern")] },
+            Doing::Json { topics: Vec::new(), patterns: Vec::new() },
             Doing::Ending,
         ];
         let clients = [None, Some(IpAddr::from([192, 0, 2, 1])), Some(IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, 1]))];
