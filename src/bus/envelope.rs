@@ -5,6 +5,7 @@ use nats::HeaderMap;
 
 use super::link::{Incoming, Numbered, Outgoing};
 use crate::ids::{ConnId, ConnKey, ShardId, TopicKey};
+use crate::proto::publish::Key;
 use crate::proto::sse::EventName;
 use crate::proto::ws::MessageKind;
 
@@ -20,6 +21,8 @@ const KIND: &str = "Shardcast-Kind";
 const BINARY: &str = "binary";
 /// The name of the event.
 const EVENT: &str = "Shardcast-Event";
+/// What it replaces older messages by.
+const KEY: &str = "Shardcast-Key";
 
 /// The headers that say what a payload cannot.
 pub(super) fn headers(message: &Outgoing) -> HeaderMap {
@@ -29,6 +32,9 @@ pub(super) fn headers(message: &Outgoing) -> HeaderMap {
     }
     if let Some(event) = &message.event {
         headers.insert(EVENT, &**event);
+    }
+    if let Some(key) = &message.key {
+        headers.insert(KEY, &**key);
     }
     if message.tracked.as_ref().is_some_and(|tracked| tracked.no_echo) {
         headers.insert(ECHO, NO);
@@ -71,7 +77,8 @@ pub(super) fn open(topic: TopicKey, headers: Option<&HeaderMap>, payload: Bytes)
     let is_text = header(headers, KIND) != Some(BINARY) && simdutf8::basic::from_utf8(&payload).is_ok();
     let kind = if is_text { MessageKind::Text } else { MessageKind::Binary };
     let event = header(headers, EVENT).and_then(|name| EventName::parse(name).ok()).map(|name| name.as_str().into());
-    Incoming { topic, payload, kind, event, numbered: None }
+    let key = header(headers, KEY).and_then(|key| Key::parse(key).ok()).map(|key| key.as_str().into());
+    Incoming { topic, payload, kind, event, key, numbered: None }
 }
 
 #[cfg(test)]

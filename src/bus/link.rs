@@ -35,6 +35,8 @@ pub struct Outgoing {
     pub kind: MessageKind,
     /// The name of the event, if its publisher gave one.
     pub event: Option<Box<str>>,
+    /// What it replaces older messages by.
+    pub key: Option<Box<str>>,
     /// Where a stream is to give it its place: what that needs to know. It counts against the outbox until the stream has answered.
     pub tracked: Option<Box<Tracked>>,
 }
@@ -63,6 +65,8 @@ pub struct Incoming {
     pub kind: MessageKind,
     /// The name of the event.
     pub event: Option<Box<str>>,
+    /// What it replaces older messages by.
+    pub key: Option<Box<str>>,
     /// Its place, where a stream has given it one.
     pub numbered: Option<Numbered>,
 }
@@ -565,12 +569,13 @@ mod tests {
             payload: Bytes::copy_from_slice(payload),
             kind: MessageKind::Text,
             event: None,
+            key: None,
             tracked: None,
         }
     }
 
     fn incoming(bytes: usize) -> Incoming {
-        Incoming { topic: KEY, payload: Bytes::from(vec![b'x'; bytes]), kind: MessageKind::Binary, event: None, numbered: None }
+        Incoming { topic: KEY, payload: Bytes::from(vec![b'x'; bytes]), kind: MessageKind::Binary, event: None, key: None, numbered: None }
     }
 
     #[test]

@@ -180,7 +180,7 @@ mod tests {
     fn message(subject: &str, slot: u32) -> Outgoing {
         let sender = ConnId { shard: ShardId(0), key: ConnKey { slot, generation: 0 } };
         let tracked = Some(Box::new(Tracked { sender, token: None, id: None, no_echo: false }));
-        Outgoing { subject: subject.into(), payload: Bytes::new(), kind: MessageKind::Text, event: None, tracked }
+        Outgoing { subject: subject.into(), payload: Bytes::new(), kind: MessageKind::Text, event: None, key: None, tracked }
     }
 
     fn list(messages: &[(&str, u32)]) -> Outstanding {

@@ -128,7 +128,7 @@ mod tests {
         Read {
             offset,
             subject: subject.into(),
-            incoming: Incoming { topic: NOBODY, payload, kind: MessageKind::Text, event: None, numbered },
+            incoming: Incoming { topic: NOBODY, payload, kind: MessageKind::Text, event: None, key: None, numbered },
         }
     }
 

@@ -23,6 +23,8 @@ use crate::ids::ConnId;
 pub struct Attributes {
     /// The name of the event, for who gets it as one.
     pub event: Option<Box<str>>,
+    /// What it replaces older messages by, where its topic has that.
+    pub key: Option<Box<str>>,
     /// The publisher does not want it back.
     pub no_echo: bool,
     /// The offset that a sequencer outside has given it; where there is none, the log's order does.
@@ -30,9 +32,9 @@ pub struct Attributes {
 }
 
 impl Attributes {
-    /// Those of a message that has a name as an event, or nothing.
-    pub fn of_event(event: Option<Box<str>>) -> Option<Arc<Self>> {
-        event.map(|event| Arc::new(Self { event: Some(event), no_echo: false, offset: None }))
+    /// Those of a message that has a name as an event, or a key; else nothing.
+    pub fn of(event: Option<Box<str>>, key: Option<Box<str>>) -> Option<Arc<Self>> {
+        (event.is_some() || key.is_some()).then(|| Arc::new(Self { event, key, no_echo: false, offset: None }))
     }
 }
 
@@ -51,6 +53,11 @@ impl Frame {
     /// Its name as an event.
     pub fn event(&self) -> Option<&str> {
         self.attributes.as_ref().and_then(|attributes| attributes.event.as_deref())
+    }
+
+    /// What it replaces older messages by.
+    pub fn key(&self) -> Option<&str> {
+        self.attributes.as_ref().and_then(|attributes| attributes.key.as_deref())
     }
 
     /// Whether its publisher does not want it back.

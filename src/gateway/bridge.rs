@@ -55,6 +55,8 @@ const AWAY: Duration = Duration::from_millis(100);
 const INTEREST: Duration = Duration::from_secs(1);
 /// What headers of ours add to a payload at most: names, the node's id, an event's name.
 const HEADERS_BYTES_MAX: usize = 192;
+/// What a key adds besides its own bytes.
+const KEY_HEADER_BYTES: usize = 32;
 /// The same where a stream keeps them: the message id has the subject in it, and the idempotency key.
 const TRACKED_BYTES_MAX: usize = 2048;
 /// Who publishes what comes from NATS: no connection has this key.
@@ -233,7 +235,7 @@ impl<D: Driver> Gateway<D> {
     }
 
     /// What keeps a message of a WebSocket, or of a request, from being taken for a topic; `None` where nothing does.
-    pub(super) fn obstacle_of_nats(&self, key: TopicKey, bytes: usize) -> Option<Obstacle> {
+    pub(super) fn obstacle_of_nats(&self, key: TopicKey, bytes: usize, attributes: Option<&Attributes>) -> Option<Obstacle> {
         let bridge = self.bridge.as_ref()?;
         let is_sequenced = bridge.sequencing.is_some() && self.topics.name(key).is_some_and(|name| self.is_sequenced(name));
         if !self.goes_out(key) {
@@ -241,7 +243,9 @@ impl<D: Driver> Gateway<D> {
         }
         let status = bridge.port.status();
         let no_stream = is_sequenced && status.read.value().is_none();
-        bridge.obstacle(bytes, if is_sequenced { TRACKED_BYTES_MAX } else { HEADERS_BYTES_MAX }).or(no_stream.then_some(Obstacle::NoStream))
+        let message_key = attributes.and_then(|attributes| attributes.key.as_ref()).map_or(0, |key| KEY_HEADER_BYTES + key.len());
+        let headers = message_key + if is_sequenced { TRACKED_BYTES_MAX } else { HEADERS_BYTES_MAX };
+        bridge.obstacle(bytes, headers).or(no_stream.then_some(Obstacle::NoStream))
     }
 
     /// Whether the outbox has room for what is published to a topic at its home. Where the home is elsewhere that one asks.
@@ -286,10 +290,10 @@ impl<D: Driver> Gateway<D> {
         let Some(bridge) = &mut self.bridge else { return };
         let Some(name) = self.topics.name(key) else { return };
         let Some(subject) = bridge.subject_out(key, name) else { return };
-        let event = attributes.and_then(|attributes| attributes.event.clone());
+        let (event, message_key) = attributes.map_or((None, None), |attributes| (attributes.event.clone(), attributes.key.clone()));
         let no_echo = attributes.is_some_and(|attributes| attributes.no_echo);
         let tracked = is_sequenced.then(|| Box::new(Tracked { sender, token: None, id: None, no_echo }));
-        let message = Outgoing { subject, payload: Bytes::copy_from_slice(payload), kind, event, tracked };
+        let message = Outgoing { subject, payload: Bytes::copy_from_slice(payload), kind, event, key: message_key, tracked };
         bridge.port.publish(message);
     }
 
@@ -404,10 +408,10 @@ impl<D: Driver> Gateway<D> {
         {
             return None;
         }
-        let Incoming { topic, payload, kind, event, numbered } = incoming;
+        let Incoming { topic, payload, kind, event, key, numbered } = incoming;
         let attributes = match numbered {
-            Some(Numbered { offset, no_echo, .. }) => Some(Arc::new(Attributes { event, no_echo, offset: Some(offset) })),
-            None => Attributes::of_event(event),
+            Some(Numbered { offset, no_echo, .. }) => Some(Arc::new(Attributes { event, key, no_echo, offset: Some(offset) })),
+            None => Attributes::of(event, key),
         };
         let (header, len) = server_header(kind.opcode(), payload.len());
         let nobody = ConnId { shard: ShardId(u16::MAX), key: NATS };

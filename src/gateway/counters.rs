@@ -338,6 +338,8 @@ labels! {
 
     /// Why a queued frame will never be sent.
     DropReason {
+        /// Its reader was slow, and a newer one of its key replaces it, as the topic's rule says.
+        Conflate = "conflate",
         /// Its reader was slow, and the topic's rule leaves out the oldest messages for such readers.
         DropOldest = "drop_oldest",
         /// Its reader was ended for being slow.

@@ -243,18 +243,17 @@ impl<D: Driver> Gateway<D> {
     }
 
     /// Messages of its topics that wait for a connection, besides the send in flight.
-    pub(super) fn waiting_frames(&self, session: &Session) -> u64 {
-        let room = session.behind().zip(self.feed_of(session));
+    pub(super) fn waiting_frames(&self, session: &Session, key: ConnKey) -> u64 {
         match session.stream() {
-            Some(stream) => self.stream_frames(stream),
-            None => room.map_or(0, |(behind, feed)| feed.log.frames() - behind.frame()),
+            Some(stream) => self.stream_waiting(stream).1,
+            None => self.room_waiting(session, key).1,
         }
     }
 
     /// Counts what waits for a connection that ends, and will never be sent; how many.
     fn count_drops(&self, key: ConnKey, cause: CloseCause) -> u64 {
         let Some(session) = self.sessions.get(key) else { return 0 };
-        let frames = self.waiting_frames(session);
+        let frames = self.waiting_frames(session, key);
         let reason = match cause {
             CloseCause::SlowConsumer => DropReason::SlowConsumer,
             CloseCause::Shutdown | CloseCause::ShutdownDeadline => DropReason::Shutdown,
@@ -282,7 +281,7 @@ impl<D: Driver> Gateway<D> {
             .and_then(|topic| self.topics.name(topic))
             .map(ToString::to_string)
             .unwrap_or_default();
-        let queued = session.map_or(0, |session| self.queued_bytes(session)) + self.driver.unsent(key) as u64;
+        let queued = session.map_or(0, |session| self.queued_bytes(session, key)) + self.driver.unsent(key) as u64;
         tracing::info!(conn = %id, cause = cause.label(), code, reason, %peer, topic, queued, "connection ends");
     }
 

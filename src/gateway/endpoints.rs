@@ -17,7 +17,7 @@ use super::pages::Page;
 use super::polls::{Poll, for_origin};
 use super::presence::{By, NO_PRESENCE, PresenceDesk, Question};
 use super::publishing::{Ack, Framing, Receipts, Upload, What};
-use super::rooms::Habits;
+use super::session::Habits;
 use super::streams::{Kind, Stream};
 use crate::limits::Limits;
 use crate::proto::json::presence::User;
@@ -268,7 +268,7 @@ fn room(head: &Head<'_, '_>, deflate: Option<Window>, upgrade: Vec<u8>) -> Resul
     };
     let name = names.into_iter().next().unwrap_or_else(TopicName::default_room);
     let start = starts.and_then(|starts| starts.of(0)).filter(|&start| start != Start::Latest);
-    Ok(Answer::Room { name, habits: Habits { no_echo, thins }, start, user: user(head)?, deflate, upgrade })
+    Ok(Answer::Room { name, habits: Habits::new(no_echo, thins), start, user: user(head)?, deflate, upgrade })
 }
 
 fn talk(head: &Head<'_, '_>, deflate: Option<Window>, upgrade: Vec<u8>) -> Result<Answer, String> {
@@ -484,6 +484,10 @@ fn message_of(head: &Head<'_, '_>) -> Result<What, String> {
         Some(name) => Some(EventName::parse(name.as_str()).map_err(|error| format!("event: {error}"))?.as_str().into()),
         None => None,
     };
+    let key = match parameter(head, "key") {
+        Some(key) => Some(Key::parse(key.as_str()).map_err(|error| format!("key {error}"))?.as_str().into()),
+        None => None,
+    };
     let id = match head.header("idempotency-key") {
         Some(id) => {
             let id = str::from_utf8(id).map_err(|_| "Idempotency-Key is not UTF-8".to_owned())?;
@@ -492,7 +496,7 @@ fn message_of(head: &Head<'_, '_>) -> Result<What, String> {
         None => None,
     };
     let binary = head.header("content-type").is_some_and(is_binary);
-    Ok(What::Body { topics, binary, event, id })
+    Ok(What::Body { topics, binary, event, key, id })
 }
 
 /// Whether a media type says that a body is bytes and no text. Types are compared without regard to case (RFC 9110 section 8.3.1).

@@ -15,7 +15,7 @@ use super::Gateway;
 use super::close_cause::CloseCause;
 use super::feed::{Feed, FeedKey, LastSend};
 use super::seats::Seat;
-use super::session::{Session, Thinning, micros};
+use super::session::{Session, micros};
 use super::topic::Role;
 use crate::engine::driver::Driver;
 use crate::engine::log::Pin;
@@ -158,6 +158,9 @@ impl<D: Driver> Gateway<D> {
         if session.cursor == end {
             return;
         }
+        if session.is_conflated() {
+            return self.see_to_conflated(feed_key, slot, key);
+        }
         let unsent = self.driver.unsent(key);
         if unsent > 0 || session.direct.is_some() {
             let lap = feed.lap.get_mut().expect("on a lap");
@@ -165,7 +168,7 @@ impl<D: Driver> Gateway<D> {
             // Only a send that its peer does not take makes the reader slow, and not us.
             let waits = unsent > 0 && u64::from(micros(self.now).wrapping_sub(session.sent_us)) >= self.limits.reader_hold_ms * 1000;
             session.behind.get_or_insert_with(|| behind.clone().anchor());
-            if !waits && session.thinning != Thinning::Now && behind.offset() >= lap.floor.offset() {
+            if !waits && !session.habits.is_thinned() && behind.offset() >= lap.floor.offset() {
                 lap.hold(behind);
             } else {
                 self.see_to_slow(feed_key, slot, key, behind);
@@ -194,13 +197,18 @@ impl<D: Driver> Gateway<D> {
     pub(super) fn catch_up(&mut self, key: ConnKey) -> bool {
         let id = self.id(key);
         let Some(session) = self.sessions.get_mut(key) else { return false };
+        if let Some(topic) = session.topic.filter(|_| session.is_conflated()) {
+            let format = session.format();
+            return self.send_latest(FeedKey { topic, format }, key.slot, key);
+        }
         let Some(behind) = session.behind() else { return false };
         let topic_key = session.topic.expect("who is behind is a member");
         let format = session.format();
         let topic = self.topics.get_mut(topic_key).expect("a topic lives as long as its members");
         let feed = topic.feed_mut(format).expect("a feed lives as long as its members");
-        let Some(gathered) = behind.gather(self.limits.send_bytes_max as usize, session.no_echo.then_some(id)) else {
-            session.behind = None;
+        let Some(gathered) = behind.gather(self.limits.send_bytes_max as usize, session.habits.no_echo().then_some(id)) else {
+            let end = feed.log.end();
+            session.move_to(behind, end);
             return false;
         };
         let frames = gathered.next.frame() - behind.frame();
@@ -223,18 +231,18 @@ fn next_portion(feed: &mut Feed, session: &mut Session, bytes_max: usize, id: Co
     let end = feed.log.end();
     if let Some(last) = &lap.last
         && (last.from, last.end) == (session.cursor, end)
-        && !session.no_echo
+        && !session.habits.no_echo()
     {
         return Some(Portion { data: Rc::clone(&last.data), next: last.next.clone(), frames: last.frames });
     }
     let from = session.behind().unwrap_or_else(|| lap.floor.seek(session.cursor));
-    let gathered = from.gather(bytes_max, session.no_echo.then_some(id))?;
+    let gathered = from.gather(bytes_max, session.habits.no_echo().then_some(id))?;
     let frames = gathered.next.frame() - from.frame();
     let Some(data) = gathered.data else {
         session.move_to(gathered.next, end);
         return None;
     };
-    if !session.no_echo {
+    if !session.habits.no_echo() {
         lap.last = Some(LastSend { from: from.offset(), end, data: Rc::clone(&data), next: gathered.next.clone(), frames });
     }
     Some(Portion { data, next: gathered.next, frames })

@@ -2,6 +2,7 @@
 
 use std::rc::Rc;
 
+use super::conflation::Latest;
 use crate::engine::log::{Frame, Log, Pin};
 use crate::engine::segment::Gather;
 use crate::hub::Members;
@@ -60,6 +61,8 @@ pub(super) struct Feed {
     pub(super) newest: Option<u64>,
     pub(super) members: Members,
     pub(super) lap: LapSlot,
+    /// What waits for those who are slow, where messages replace each other and somebody is.
+    pub(super) latest: Option<Box<Latest>>,
     /// In the row of feeds on a lap.
     pub(super) queued: bool,
     /// In the list of feeds whose lap waits for somebody.
@@ -68,7 +71,7 @@ pub(super) struct Feed {
 
 impl Feed {
     pub(super) fn new(log: Log, base: u64) -> Self {
-        Self { log, base, newest: None, members: Members::default(), lap: LapSlot::default(), queued: false, parked: false }
+        Self { log, base, newest: None, members: Members::default(), lap: LapSlot::default(), latest: None, queued: false, parked: false }
     }
 
     /// The offset of the newest message.
@@ -101,6 +104,28 @@ impl Feed {
     pub(super) fn grown(&mut self) {
         if let (Some(newest), Some(last)) = (&mut self.newest, self.log.last_offset()) {
             *newest = last;
+        }
+    }
+
+    /// Messages were appended behind this position: they replace what waits for those who are slow.
+    pub(super) fn conflate(&mut self, fresh: &Pin) {
+        let base = self.base;
+        if let Some(latest) = &mut self.latest {
+            latest.append(fresh, |number, frame| frame.offset().unwrap_or(base + number + 1));
+        }
+    }
+
+    /// A member goes, or has caught up.
+    pub(super) fn forget_slow(&mut self, member: u32) {
+        self.latest.take_if(|latest| latest.leave(member));
+    }
+
+    /// Bytes and messages that wait for a member, whose position is this while it has one.
+    pub(super) fn waiting(&self, member: u32, behind: Option<Pin>) -> (u64, u64) {
+        match (behind, &self.latest) {
+            (Some(behind), _) => (self.log.end() - behind.offset(), self.log.frames() - behind.frame()),
+            (None, Some(latest)) => latest.waiting(member),
+            (None, None) => (0, 0),
         }
     }
 

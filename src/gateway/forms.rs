@@ -17,6 +17,16 @@ use crate::proto::topic::TopicName;
 use crate::proto::ws::Deflater;
 use crate::proto::ws::frame::compressed_header;
 
+/// Whose messages they are.
+pub(super) struct Source<'a> {
+    pub(super) topic: &'a TopicName,
+    /// The offset before the log's first.
+    pub(super) base: u64,
+    pub(super) epoch: Epoch,
+    /// Made messages know their keys, as they may have to replace each other.
+    pub(super) keeps_keys: bool,
+}
+
 /// A larger scratch than this is given back when the shard looks for what it can.
 const OUT_BYTES_KEPT: usize = 256 * 1024;
 
@@ -40,14 +50,15 @@ impl Maker {
         Self { deflater: None, deflate_bytes_min, counters: Arc::clone(counters), out: Vec::new(), uncharged: 0 }
     }
 
-    /// Makes the messages from `fresh` on into a form; `base` is the offset before the log's first.
-    pub(super) fn make(&mut self, format: Format, topic: &TopicName, fresh: &Pin, base: u64, epoch: Epoch, made: &mut Log) {
+    /// Makes the messages from `fresh` on into a form.
+    pub(super) fn make(&mut self, format: Format, source: &Source<'_>, fresh: &Pin, made: &mut Log) {
         let mut out = mem::take(&mut self.out);
         fresh.each(|number, frame, bytes| {
             out.clear();
-            let offset = frame.offset().unwrap_or(base + number + 1);
-            self.push(format, &mut out, topic, Position { epoch, offset }, frame, bytes.as_slice());
-            let attributes = frame.offset().and(frame.attributes.clone());
+            let offset = frame.offset().unwrap_or(source.base + number + 1);
+            self.push(format, &mut out, source.topic, Position { epoch: source.epoch, offset }, frame, bytes.as_slice());
+            let is_needed = frame.offset().is_some() || (source.keeps_keys && frame.key().is_some());
+            let attributes = if is_needed { frame.attributes.clone() } else { None };
             // A raw WebSocket may leave out all that is its own.
             let is_its_own = format.plain() == Format::Raw || frame.is_not_echoed();
             made.append_with(if is_its_own { frame.sender } else { BEFORE }, attributes, &out, &[]);

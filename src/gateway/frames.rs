@@ -75,7 +75,7 @@ impl<D: Driver> Gateway<D> {
             self.end_over_rate(key, &over);
             return false;
         }
-        if let Some(obstacle) = room.and_then(|room| self.obstacle_of_nats(room, payload.len())) {
+        if let Some(obstacle) = room.and_then(|room| self.obstacle_of_nats(room, payload.len(), None)) {
             self.counters.nats_refused.add(1);
             self.end_with(key, obstacle.close_cause(), None, &obstacle.reason());
             return false;

@@ -25,8 +25,7 @@ use crossbeam_channel::Sender;
 use super::Gateway;
 use super::counters::Transport;
 use super::publishing::Receipt;
-use super::rooms::Habits;
-use super::session::{Session, State, Thinning, micros};
+use super::session::{Habits, Session, State, micros};
 use super::snapshot::{Chunk, Snapshot};
 use super::state_stream::Restored;
 use super::streams::{Kind, Stream};
@@ -162,8 +161,8 @@ impl<D: Driver> Gateway<D> {
             State::Room if !session.seated && cold.is_none_or(|cold| cold.replay_after.is_none()) => return None,
             State::Room => Doing::Room {
                 topic: session.topic.and_then(|topic| self.topics.name(topic))?.clone(),
-                no_echo: session.no_echo,
-                thins: session.thinning != Thinning::Never,
+                no_echo: session.habits.no_echo(),
+                thins: session.habits.thins(),
                 after: cold.and_then(|cold| cold.replay_after).or_else(|| self.place_to_inherit(session.topic)),
             },
             State::Echo => Doing::Echo,
@@ -222,7 +221,7 @@ impl<D: Driver> Gateway<D> {
             }
             Doing::Room { topic, no_echo, thins, after } => {
                 self.inherit_transport(key, Transport::Ws);
-                self.join(key, topic, Habits { no_echo, thins }, after.map(Start::After), Vec::new());
+                self.join(key, topic, Habits::new(no_echo, thins), after.map(Start::After), Vec::new());
             }
             Doing::Echo => {
                 self.inherit_transport(key, Transport::Ws);

@@ -468,8 +468,8 @@ impl<D: Driver> Gateway<D> {
     fn connection_weight(&self, key: ConnKey, order: ConnectionOrder) -> Option<u64> {
         let session = self.sessions.get(key).filter(|session| !session.state.is_over())?;
         Some(match order {
-            ConnectionOrder::Bytes => self.queued_bytes(session) + self.driver.unsent(key) as u64,
-            ConnectionOrder::Lag => self.waiting_frames(session),
+            ConnectionOrder::Bytes => self.queued_bytes(session, key) + self.driver.unsent(key) as u64,
+            ConnectionOrder::Lag => self.waiting_frames(session, key),
             ConnectionOrder::Drops => thinned(session) + session.stream().map_or(0, |stream| u64::from(stream.gaps)),
         })
     }
@@ -486,8 +486,8 @@ impl<D: Driver> Gateway<D> {
             heard_ms_ago: session.last_in.age_ms(self.now),
             pinged_ms_ago: session.pinged.map(|pinged| pinged.age_ms(self.now)),
             topics: session.stream().map_or(usize::from(session.topic.is_some()), |stream| stream.parts.len()),
-            queued_bytes: self.queued_bytes(session) + self.driver.unsent(key) as u64,
-            lag_messages: self.waiting_frames(session),
+            queued_bytes: self.queued_bytes(session, key) + self.driver.unsent(key) as u64,
+            lag_messages: self.waiting_frames(session, key),
             dropped: thinned(session),
             gaps: session.stream().map_or(0, |stream| u64::from(stream.gaps)),
         })

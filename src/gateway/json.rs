@@ -135,12 +135,12 @@ impl Stream {
 /// Appends a message as the frame that subscribers of its topic get.
 pub(super) fn push_message(out: &mut Vec<u8>, topic: &TopicName, position: Position, frame: &Frame, bytes: &[u8]) {
     let (kind, payload) = message(bytes);
-    let message = Message { topic: topic.as_str(), position, event: frame.event(), key: None, kind, payload };
+    let message = Message { topic: topic.as_str(), position, event: frame.event(), key: frame.key(), kind, payload };
     push_frame(out, &Reply::Message(message));
 }
 
 /// Appends a text frame. How long its header is, is known when the payload is.
-fn push_frame(out: &mut Vec<u8>, reply: &Reply<'_>) {
+pub(super) fn push_frame(out: &mut Vec<u8>, reply: &Reply<'_>) {
     let start = out.len();
     reply.write(out);
     let (header, len) = server_header(OpCode::Text, out.len() - start);
@@ -329,7 +329,7 @@ impl<D: Driver> Gateway<D> {
         let mut answer = Answer::begin(&mut body);
         if let Some((reason, from)) = replay.gap {
             self.counters.gaps.of(reason.into()).add(1);
-            answer.gap(&Gap { topic: name.as_str(), from, to: Position { epoch, offset: replay.at }, reason });
+            answer.gap(&Gap { topic: name.as_str(), from, to: Position { epoch, offset: replay.at }, until: None, reason });
         }
         let Wants::History(mut left) = wants else { return };
         let mut at = replay.at;
@@ -393,9 +393,10 @@ impl<D: Driver> Gateway<D> {
         self.counters.messages_in.add(1);
         self.counters.messages_in_bytes.add(bytes);
         let event = publish.event.as_ref().map(|event| event.as_str().into());
+        let message_key = publish.key.as_ref().map(|key| key.as_str().into());
         let attributes = match publish.echo {
-            true => Attributes::of_event(event),
-            false => Some(Arc::new(Attributes { event, no_echo: true, offset: None })),
+            true => Attributes::of(event, message_key),
+            false => Some(Arc::new(Attributes { event, key: message_key, no_echo: true, offset: None })),
         };
         let offer = Offer {
             topic: publish.topic,

@@ -11,7 +11,7 @@
 //! | `frames` | WebSocket input: messages, control frames, pauses |
 //! | `rooms`, `topic`, `places` | joining, leaving, publishing; who still finds room |
 //! | `json`, `presence`, `wildcards` | WebSockets that speak `shardcast.v1.json`; who is in a topic; topics by what they begin with |
-//! | `fanout`, `thinning` | laps over a topic's members; what is left out for those that are slow |
+//! | `fanout`, `thinning`, `conflation` | laps over a topic's members; what is left out for those that are slow |
 //! | `peers`, `bridge` | messages between shards; to NATS and from there |
 //! | `egress` | what a connection is sent next, and the close sequence |
 //! | `budget` | when clients that are lost or turned away are asked to come back |
@@ -26,6 +26,7 @@ mod bridge;
 mod budget;
 mod clients;
 pub mod close_cause;
+mod conflation;
 pub mod counters;
 mod dismissal;
 mod drain;

@@ -165,9 +165,10 @@ impl<D: Driver> Gateway<D> {
         let mut log = new_log(&self.limits, &self.shared);
         let from = log.pin();
         let mut offsets = Vec::with_capacity(fetched.messages.len());
-        for Incoming { payload, kind, event, numbered, .. } in &fetched.messages {
+        for Incoming { payload, kind, event, key, numbered, .. } in &fetched.messages {
             let Some(numbered) = numbered else { continue };
-            let attributes = Attributes { event: event.clone(), no_echo: numbered.no_echo, offset: Some(numbered.offset) };
+            let attributes =
+                Attributes { event: event.clone(), key: key.clone(), no_echo: numbered.no_echo, offset: Some(numbered.offset) };
             let (header, len) = server_header(kind.opcode(), payload.len());
             log.append_with(numbered.sender.unwrap_or(NOBODY), Some(Arc::new(attributes)), &header[..len], payload);
             offsets.push(numbered.offset);

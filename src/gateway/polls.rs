@@ -50,8 +50,8 @@ pub(super) fn add(answer: &mut Answer<'_>, left: &mut usize, topic: &str, positi
     }
     *left -= 1;
     let (kind, payload) = message(bytes);
-    let event = frame.event();
-    answer.message(&Message { topic, position, event, key: None, kind, payload });
+    let (event, key) = (frame.event(), frame.key());
+    answer.message(&Message { topic, position, event, key, kind, payload });
     true
 }
 
@@ -70,7 +70,7 @@ impl<D: Driver> Gateway<D> {
             if let Some((reason, from)) = replay.gap {
                 self.counters.gaps.of(reason.into()).add(1);
                 let to = Position { epoch: part.epoch, offset: replay.at };
-                answer.gap(&Gap { topic: part.name.as_str(), from, to, reason });
+                answer.gap(&Gap { topic: part.name.as_str(), from, to, until: None, reason });
             }
             part.at = replay.at;
             each_of(&replay.parcel, |frame, bytes| {

@@ -45,7 +45,7 @@ pub enum Ack {
 /// What a request publishes.
 pub(super) enum What {
     /// The body is the message.
-    Body { topics: Vec<TopicName>, binary: bool, event: Option<Box<str>>, id: Option<Box<str>> },
+    Body { topics: Vec<TopicName>, binary: bool, event: Option<Box<str>>, key: Option<Box<str>>, id: Option<Box<str>> },
     /// The body says it in JSON.
     Items,
 }
@@ -270,9 +270,9 @@ impl<D: Driver> Gateway<D> {
         let mut receipts = Receipts { turn, ..Receipts::default() };
         let mut offers = Vec::new();
         match &upload.what {
-            What::Body { topics, binary, event, id } => {
+            What::Body { topics, binary, event, key: message_key, id } => {
                 let kind = if *binary || simdutf8::basic::from_utf8(&body).is_err() { MessageKind::Binary } else { MessageKind::Text };
-                let attributes = Attributes::of_event(event.clone());
+                let attributes = Attributes::of(event.clone(), message_key.clone());
                 receipts.is_array = topics.len() > 1;
                 for topic in topics {
                     let index = receipts.expect_item();
@@ -304,7 +304,8 @@ impl<D: Driver> Gateway<D> {
                             continue;
                         }
                     };
-                    let attributes = Attributes::of_event(item.event.as_ref().map(|event| event.as_str().into()));
+                    let event = item.event.as_ref().map(|event| event.as_str().into());
+                    let attributes = Attributes::of(event, item.key.as_ref().map(|key| key.as_str().into()));
                     let first = receipts.answers.len();
                     for topic in item.topics {
                         let ticket = Ticket { conn: key, turn, index: receipts.expect() };
@@ -383,7 +384,7 @@ impl<D: Driver> Gateway<D> {
 
     fn number_offer(&mut self, from: ShardId, home: TopicKey, offer: Offer) -> Option<Receipt> {
         let full = (!self.nats_has_room(home)).then_some(Obstacle::Full);
-        if let Some(obstacle) = self.obstacle_of_nats(home, offer.payload.len()).or(full) {
+        if let Some(obstacle) = self.obstacle_of_nats(home, offer.payload.len(), offer.attributes.as_deref()).or(full) {
             self.counters.nats_refused.add(1);
             return Some(obstacle.receipt());
         }

@@ -192,7 +192,7 @@ impl<D: Driver> Gateway<D> {
         let mut left_out = std::mem::take(&mut counting.left_out);
         left_out.sort_unstable();
         pending.retain_mut(|one| {
-            if left_out.binary_search(&one.member).is_ok() {
+            if left_out.binary_search(&one.member).is_ok() || topic.is_left_out(one.member, counting.offset) {
                 return false;
             }
             let cursor = match Seat::of_member(one.member) {

@@ -206,7 +206,7 @@ impl<D: Driver> Gateway<D> {
             }
             return;
         }
-        let no_echo = session.no_echo.then_some(ConnId { shard: self.shard, key: guest.conn });
+        let no_echo = session.habits.no_echo().then_some(ConnId { shard: self.shard, key: guest.conn });
         let next = Position { epoch: topic.epoch, offset: replay.next };
         let opens = session.state == State::Joining;
         if replay.last {

@@ -11,7 +11,7 @@ use super::peers::ShardMessage;
 use super::places::{Places, full};
 use super::seats::Guest;
 use super::seldom::Seldom;
-use super::session::{State, Thinning};
+use super::session::{Habits, State};
 use super::topic::{AwaySide, HomeSide, Role, Topic, Uplink};
 use super::{Gateway, Shared};
 use crate::engine::driver::Driver;
@@ -25,15 +25,6 @@ use crate::proto::ws::{MessageKind, OpCode};
 
 /// The reason that goes with 4503 when it is topics that there are too many of.
 pub(super) const TOPICS_FULL: &str = "no room for another topic (limits.topics_max); an open one can be joined";
-
-/// How a raw WebSocket wants its room.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Habits {
-    /// Without its own messages.
-    pub(super) no_echo: bool,
-    /// Thinned where it is slow and the room's rule says so, and not ended.
-    pub(super) thins: bool,
-}
 
 impl<D: Driver> Gateway<D> {
     /// Makes a connection a member of a room: at once when this shard has the topic already, else when its home has answered. The upgrade is
@@ -59,8 +50,7 @@ impl<D: Driver> Gateway<D> {
             return self.refuse_join(key, &upgrade, CloseCause::TopicFull, &full(&self.limits));
         }
         let Some(session) = self.sessions.get_mut(key) else { return };
-        session.no_echo = habits.no_echo;
-        session.thinning = if habits.thins { Thinning::May } else { Thinning::Never };
+        session.habits = habits;
         session.topic = Some(topic_key);
         session.state = State::Joining;
         if let (true, None) = (answered, start) {
@@ -238,6 +228,7 @@ impl<D: Driver> Gateway<D> {
         } else {
             topic.give_place_back();
             let feed = topic.feed_mut(format).expect("a feed lives as long as its members");
+            feed.forget_slow(key.slot);
             if let Some(moved) = feed.members.leave(place) {
                 self.set_place(moved, place);
             }

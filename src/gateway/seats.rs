@@ -42,6 +42,11 @@ impl Seat {
         self.thinned &= self.behind.is_some();
     }
 
+    /// Whether it is given the newest message of each key, and has no position in the log (`conflation`).
+    pub(super) fn is_conflated(&self) -> bool {
+        self.thinned && self.behind.is_none()
+    }
+
     /// The position of `cursor`, while it is behind.
     pub(super) fn behind(&self) -> Option<Pin> {
         self.behind.as_ref().map(|anchor| anchor.at(self.cursor))

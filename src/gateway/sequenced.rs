@@ -122,8 +122,8 @@ impl<D: Driver> Gateway<D> {
         sequencing.awaiting.insert(token, Awaiting { from, ticket, topic, ack });
         let no_echo = attributes.as_ref().is_some_and(|attributes| attributes.no_echo);
         let tracked = Tracked { sender: ConnId { shard: from, key: ticket.conn }, token: Some(token), id, no_echo };
-        let event = attributes.and_then(|attributes| attributes.event.clone());
-        bridge.port.publish(Outgoing { subject, payload: Bytes::from(payload), kind, event, tracked: Some(Box::new(tracked)) });
+        let (event, key) = attributes.map_or((None, None), |attributes| (attributes.event.clone(), attributes.key.clone()));
+        bridge.port.publish(Outgoing { subject, payload: Bytes::from(payload), kind, event, key, tracked: Some(Box::new(tracked)) });
     }
 
     /// The stream has answered, or has not.

@@ -117,24 +117,44 @@ pub(super) fn micros(now: Time) -> u32 {
     (now.as_nanos() / 1000) as u32
 }
 
-/// Whether messages are left out for a raw WebSocket that is slow.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Thinning {
-    /// It is ended instead.
-    Never,
-    /// It has asked for it (`slow=drop`).
-    May,
-    /// Some were, and it has not caught up since.
-    Now,
+/// How a raw WebSocket wants its room, and whether messages were left out for it: in a byte, because there are very many.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) struct Habits(u8);
+
+impl Habits {
+    const NO_ECHO: u8 = 1;
+    const THINS: u8 = 2;
+    const THINNED: u8 = 4;
+
+    pub(super) fn new(no_echo: bool, thins: bool) -> Self {
+        Self(u8::from(no_echo) * Self::NO_ECHO | u8::from(thins) * Self::THINS)
+    }
+
+    /// It leaves its own messages out (`echo=0`).
+    pub(super) fn no_echo(self) -> bool {
+        self.0 & Self::NO_ECHO != 0
+    }
+
+    /// It is thinned where it is slow and its room's rule says so, and not ended (`slow=drop`).
+    pub(super) fn thins(self) -> bool {
+        self.0 & Self::THINS != 0
+    }
+
+    /// Messages were left out for it, and it has not caught up since.
+    pub(super) fn is_thinned(self) -> bool {
+        self.0 & Self::THINNED != 0
+    }
+
+    pub(super) fn set_thinned(&mut self, thinned: bool) {
+        self.0 = self.0 & !Self::THINNED | u8::from(thinned) * Self::THINNED;
+    }
 }
 
 /// One connection.
 pub(super) struct Session {
     pub(super) state: State,
-    /// Leaves its own messages out (`echo=0`).
-    pub(super) no_echo: bool,
-    /// Whether it is thinned where it is slow and its room's rule says so, and not ended.
-    pub(super) thinning: Thinning,
+    /// How it wants its room.
+    pub(super) habits: Habits,
     /// permessage-deflate was agreed to: its messages may be compressed, and what it is sent too, where its window is large enough.
     pub(super) deflate: Option<Window>,
     /// It was answered a request before.
@@ -182,8 +202,7 @@ impl Session {
     pub(super) fn new(now: Time, refused: Option<Unavailable>) -> Self {
         Self {
             state: State::Head,
-            no_echo: false,
-            thinning: Thinning::Never,
+            habits: Habits::default(),
             deflate: None,
             served: false,
             transport: Transport::Http,
@@ -209,6 +228,11 @@ impl Session {
         }
     }
 
+    /// Whether it is given the newest message of each key, and has no position in its topic's log (`conflation`).
+    pub(super) fn is_conflated(&self) -> bool {
+        self.habits.is_thinned() && self.behind.is_none()
+    }
+
     /// The position of `cursor`, while it is behind.
     pub(super) fn behind(&self) -> Option<Pin> {
         self.behind.as_ref().map(|anchor| anchor.at(self.cursor))
@@ -218,8 +242,8 @@ impl Session {
     pub(super) fn move_to(&mut self, position: Pin, end: u64) {
         self.cursor = position.offset();
         self.behind = (self.cursor < end).then(|| position.anchor());
-        if self.behind.is_none() && self.thinning == Thinning::Now {
-            self.thinning = Thinning::May;
+        if self.behind.is_none() {
+            self.habits.set_thinned(false);
         }
     }
 

@@ -72,6 +72,8 @@ pub struct KeptMessage {
     pub kind: MessageKind,
     /// The name of its event.
     pub event: Option<Box<str>>,
+    /// What it replaces older messages by.
+    pub key: Option<Box<str>>,
     /// The payload.
     pub payload: Box<[u8]>,
 }
@@ -151,8 +153,8 @@ impl<D: Driver> Gateway<D> {
                 at = noted;
             }
             let (kind, payload) = message(bytes.as_slice());
-            let event = frame.event();
-            add(&Record::Message { at_ms: at_ms(at), kind, event, payload });
+            let (event, key) = (frame.event(), frame.key());
+            add(&Record::Message { at_ms: at_ms(at), kind, event, key, payload });
             true
         });
     }
@@ -183,12 +185,12 @@ impl<D: Driver> Gateway<D> {
         topic.warm = true;
         side.history.listed = true;
         let mut grown = 0;
-        for KeptMessage { age, kind, event, payload } in kept.messages {
+        for KeptMessage { age, kind, event, key: message_key, payload } in kept.messages {
             // The clock of the machine may have been set; the order is the file's.
             let at = (self.now - age).max(topic.last_append);
             let (header, len) = server_header(kind.opcode(), payload.len());
             side.history.appending(&mut topic.raw.log, &self.limits, at);
-            let attributes = Attributes::of_event(event);
+            let attributes = Attributes::of(event, message_key);
             topic.raw.log.append_with(BEFORE, attributes, &header[..len], &payload);
             topic.last_append = at;
             grown += side.history.trim(&topic.raw.log, &self.limits);

@@ -179,9 +179,15 @@ impl Reading {
                 restored.topics.push(KeptTopic { name, after, messages: Vec::new() });
                 self.expected = messages;
             }
-            Record::Message { at_ms, kind, event, payload } => {
+            Record::Message { at_ms, kind, event, key, payload } => {
                 let topic = restored.topics.last_mut().expect("messages are expected behind a topic only");
-                topic.messages.push(KeptMessage { age: age(at_ms), kind, event: event.map(Box::from), payload: payload.into() });
+                topic.messages.push(KeptMessage {
+                    age: age(at_ms),
+                    kind,
+                    event: event.map(Box::from),
+                    key: key.map(Box::from),
+                    payload: payload.into(),
+                });
                 self.expected -= 1;
             }
             Record::Key { at_ms, topic, id, offset } => restored.keys.push(UsedKey { age: age(at_ms), topic, id: id.into(), offset }),
@@ -215,7 +221,7 @@ mod tests {
     }
 
     fn message(at_ms: u64, payload: &[u8]) -> Record<'_> {
-        Record::Message { at_ms, kind: MessageKind::Binary, event: None, payload }
+        Record::Message { at_ms, kind: MessageKind::Binary, event: None, key: None, payload }
     }
 
     /// A file of two shards.

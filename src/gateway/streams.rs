@@ -25,7 +25,6 @@ use crate::engine::log::{Frame, Parcel, Pin};
 use crate::engine::segment::{Arena, Gather, Range, Ranges};
 use crate::ids::{ConnId, ConnKey, TopicKey};
 use crate::proto::gap::Gap;
-use crate::proto::json::reply::Reply;
 use crate::proto::position::{Epoch, Position, Start};
 use crate::proto::sse::{encode_gap, encode_id, encode_open, encode_retry};
 use crate::proto::state::{Doing, Following};
@@ -191,7 +190,7 @@ impl Stream {
 
     /// Whether it is sent a topic's messages as they lie in the feed, as others are who are at the same place. The id of an event of several topics says
     /// where its stream is in all of them; and who does not want its own messages back is sent less than others.
-    fn shares(&self) -> bool {
+    pub(super) fn shares(&self) -> bool {
         match self.kind {
             Kind::Json => !self.talk.no_echo,
             _ => self.parts.len() == 1,
@@ -209,10 +208,6 @@ pub(super) fn message(bytes: &[u8]) -> (MessageKind, &[u8]) {
     let (header, len) = FrameHeader::parse(bytes).ok().flatten().expect("a log holds whole frames of ours");
     let kind = if header.opcode == OpCode::Text { MessageKind::Text } else { MessageKind::Binary };
     (kind, &bytes[len..])
-}
-
-fn push_gap(out: &mut Vec<u8>, topic: &TopicName, to: Position, (reason, from): Missing) {
-    encode_gap(out, &Gap { topic: topic.as_str(), from, to, reason });
 }
 
 impl<D: Driver> Gateway<D> {
@@ -396,7 +391,8 @@ impl<D: Driver> Gateway<D> {
                         encode_id(&mut out, stream.places());
                     }
                     let part = &stream.parts[usize::from(number)];
-                    push_gap(&mut out, &part.name, Position { epoch: part.epoch, offset: at }, gap);
+                    let (to, (reason, from)) = (Position { epoch: part.epoch, offset: at }, gap);
+                    encode_gap(&mut out, &Gap { topic: part.name.as_str(), from, to, until: None, reason });
                 }
                 self.becomes_stream(key, &out);
                 for (number, replay) in &arrived {
@@ -445,25 +441,6 @@ impl<D: Driver> Gateway<D> {
         self.counters.connections.of(before).sub(1);
         self.counters.connections.of(Transport::Sse).add(1);
         self.push_direct(key, opening, &[]);
-    }
-
-    /// Queues the word for what has gone from a topic's history while a stream read it.
-    pub(super) fn tell_gap(&mut self, key: ConnKey, number: u16, at: u64, gap: Missing) {
-        self.counters.gaps.of(gap.0.into()).add(1);
-        let Some(stream) = self.sessions.get_mut(key).and_then(|session| session.stream_mut()) else { return };
-        let mut out = Vec::new();
-        stream.parts[usize::from(number)].at = at;
-        stream.gaps = stream.gaps.saturating_add(1);
-        let part = &stream.parts[usize::from(number)];
-        let to = Position { epoch: part.epoch, offset: at };
-        if stream.kind == Kind::Json {
-            let (reason, from) = gap;
-            let topic = part.name.clone();
-            return self.say(key, &Reply::Gap(Gap { topic: topic.as_str(), from, to, reason }));
-        }
-        encode_id(&mut out, stream.places());
-        push_gap(&mut out, &part.name, to, gap);
-        self.push_direct(key, &out, &[]);
     }
 
     /// Queues messages from before a stream came.
@@ -530,6 +507,9 @@ impl<D: Driver> Gateway<D> {
             return;
         }
         let (key, number) = (seat.conn, seat.number);
+        if seat.is_conflated() {
+            return self.see_to_conflated(feed_key, Seat::member(slot), key);
+        }
         let session = self.sessions.get_mut(key).expect("a seat's connection is live");
         let unsent = self.driver.unsent(key);
         let (sent_us, joining, queued) = (session.sent_us, session.state == State::Joining, session.direct.is_some());
@@ -609,6 +589,10 @@ impl<D: Driver> Gateway<D> {
         let Some(stream) = self.sessions.get_mut(key).and_then(|session| session.stream_mut()) else { return false };
         let slot = stream.parts[usize::from(number)].seat.expect("what is pending has a seat");
         let seat = self.seats.at(slot);
+        if seat.is_conflated() {
+            let feed_key = seat.feed;
+            return self.send_latest(feed_key, Seat::member(slot), key) || self.stream_catch_up(key);
+        }
         let (Some(from), feed_key) = (seat.behind(), seat.feed) else { return self.stream_catch_up(key) };
         let topic = self.topics.get_mut(feed_key.topic).expect("a topic lives as long as its members");
         let feed = topic.feed_mut(feed_key.format).expect("a feed lives as long as its members");
@@ -670,6 +654,7 @@ impl<D: Driver> Gateway<D> {
                 topic.give_place_back();
                 let seat = self.seats.remove(slot);
                 let feed = topic.feed_mut(seat.feed.format).expect("a feed lives as long as its members");
+                feed.forget_slow(Seat::member(slot));
                 if let Some(moved) = feed.members.leave(seat.place) {
                     self.set_place(moved, seat.place);
                 }
@@ -689,26 +674,6 @@ impl<D: Driver> Gateway<D> {
             Some(seat) => self.seats.at(seat).place = place,
             None => self.sessions.at(member).expect("a member is a live connection").1.place = place,
         }
-    }
-
-    /// Bytes that wait for a stream, besides the send in flight.
-    pub(super) fn stream_queued(&self, stream: &Stream) -> u64 {
-        let seats = stream.parts.iter().filter_map(|part| part.seat).map(|slot| self.seats.see(slot));
-        let behind = |seat: &Seat| {
-            let feed = self.topics.get(seat.feed.topic).and_then(|topic| topic.feed(seat.feed.format));
-            feed.filter(|_| seat.behind.is_some()).map_or(0, |feed| feed.log.end() - seat.cursor)
-        };
-        seats.map(behind).sum()
-    }
-
-    /// Frames that wait for a stream and will never be sent, when it ends now.
-    pub(super) fn stream_frames(&self, stream: &Stream) -> u64 {
-        let seats = stream.parts.iter().filter_map(|part| part.seat).map(|slot| self.seats.see(slot));
-        let behind = |seat: &Seat| {
-            let feed = self.topics.get(seat.feed.topic).and_then(|topic| topic.feed(seat.feed.format));
-            feed.zip(seat.behind()).map_or(0, |(feed, behind)| feed.log.frames() - behind.frame())
-        };
-        seats.map(behind).sum()
     }
 
     /// Where the feeds of a stream's topics end now; empty when it was given everything.

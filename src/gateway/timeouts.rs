@@ -172,11 +172,10 @@ impl<D: Driver> Gateway<D> {
     }
 
     /// Bytes of its room that wait for a connection, besides the send in flight.
-    pub(super) fn queued_bytes(&self, session: &Session) -> u64 {
-        let room = session.behind.as_ref().zip(self.feed_of(session));
+    pub(super) fn queued_bytes(&self, session: &Session, key: ConnKey) -> u64 {
         let behind = match session.stream() {
-            Some(stream) => self.stream_queued(stream),
-            None => room.map_or(0, |(_, feed)| feed.log.end() - session.cursor),
+            Some(stream) => self.stream_waiting(stream).0,
+            None => self.room_waiting(session, key).0,
         };
         behind + session.direct_bytes() as u64
     }
@@ -191,11 +190,13 @@ impl<D: Driver> Gateway<D> {
         let mut worst: Option<(u64, ConnKey)> = None;
         for slot in 0..self.driver.slots() {
             let Some((key, session)) = self.sessions.at(slot) else { continue };
-            if !session.state.is_open() || (session.behind.is_none() && session.direct.is_none() && session.stream().is_none()) {
+            if !session.state.is_open()
+                || (session.behind.is_none() && session.direct.is_none() && session.stream().is_none() && !session.is_conflated())
+            {
                 continue;
             }
             let Some(session) = self.sessions.get(key) else { continue };
-            let queued = self.queued_bytes(session);
+            let queued = self.queued_bytes(session, key);
             if queued >= RELIEF_BYTES_MIN && worst.is_none_or(|(most, _)| queued > most) {
                 worst = Some((queued, key));
             }

@@ -3,7 +3,7 @@
 use std::collections::{HashSet, VecDeque};
 
 use super::feed::{Feed, Format};
-use super::forms::Maker;
+use super::forms::{Maker, Source};
 use super::history::History;
 use super::places::Places;
 use super::presence::Presence;
@@ -197,17 +197,29 @@ impl Topic {
             // Nobody has come since the last who wanted it has gone.
             made.take_if(|made| made.feed.is_idle());
         }
-        let fresh = self.made.iter().any(Option::is_some).then(|| self.raw.log.pin());
+        let fresh = (self.raw.latest.is_some() || self.made.iter().any(Option::is_some)).then(|| self.raw.log.pin());
         append(&mut self.raw.log);
         self.raw.grown();
         if let Some(fresh) = fresh {
+            self.raw.conflate(&fresh);
             for (format, made) in Format::MADE.into_iter().zip(&mut self.made) {
                 let Some(made) = made else { continue };
-                maker.make(format, &made.name, &fresh, self.raw.base, self.epoch, &mut made.feed.log);
+                let begin = made.feed.latest.is_some().then(|| made.feed.log.pin());
+                let source =
+                    Source { topic: &made.name, base: self.raw.base, epoch: self.epoch, keeps_keys: self.slow == SlowPolicy::Conflate };
+                maker.make(format, &source, &fresh, &mut made.feed.log);
                 made.feed.grown();
+                if let Some(begin) = begin {
+                    made.feed.conflate(&begin);
+                }
             }
         }
         laps
+    }
+
+    /// Whether a slow member will not be given the message of this offset, as a newer one has replaced it.
+    pub(super) fn is_left_out(&self, member: u32, offset: u64) -> bool {
+        self.feeds().any(|feed| feed.latest.as_ref().is_some_and(|latest| latest.is_left_out(member, offset)))
     }
 
     /// Whether a sequencer outside gives its messages their places.

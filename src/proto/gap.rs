@@ -12,6 +12,8 @@ pub struct Gap<'a> {
     pub from: Option<Position>,
     /// The last position that may be missing: what is delivered next comes after it.
     pub to: Position,
+    /// Up to here messages are missing between those that are delivered next, too: of each key only the newest comes.
+    pub until: Option<Position>,
     /// Why.
     pub reason: GapReason,
 }
@@ -48,6 +50,10 @@ impl Gap<'_> {
         push_position(out, self.from);
         out.extend_from_slice(b",\"to\":");
         push_position(out, Some(self.to));
+        if self.until.is_some() {
+            out.extend_from_slice(b",\"until\":");
+            push_position(out, self.until);
+        }
         out.extend_from_slice(b",\"reason\":\"");
         out.extend_from_slice(self.reason.word().as_bytes());
         out.push(b'"');
@@ -77,8 +83,12 @@ mod tests {
             (None, GapReason::Slow, r#"{"topic":"a\"b","from":null,"to":"k3f9.90","reason":"slow"}"#),
         ] {
             let mut out = Vec::new();
-            Gap { topic: "a\"b", from: from.map(at), to: at("k3f9.90"), reason }.write(&mut out);
+            Gap { topic: "a\"b", from: from.map(at), to: at("k3f9.90"), until: None, reason }.write(&mut out);
             assert_eq!(str::from_utf8(&out), Ok(expect));
         }
+        let mut out = Vec::new();
+        let (to, until) = (at("k3f9.9"), Some(at("k3f9.20")));
+        Gap { topic: "a", from: Some(at("k3f9.3")), to, until, reason: GapReason::Slow }.write(&mut out);
+        assert_eq!(str::from_utf8(&out), Ok(r#"{"topic":"a","from":"k3f9.3","to":"k3f9.9","until":"k3f9.20","reason":"slow"}"#));
     }
 }

@@ -80,7 +80,7 @@ impl Message<'_> {
 /// let (lost, position) = (Position::parse("k3f9.16")?, Position::parse("k3f9.17")?);
 /// let mut out = Vec::new();
 /// let mut answer = Answer::begin(&mut out);
-/// answer.gap(&Gap { topic: "a", from: None, to: lost, reason: GapReason::TooOld });
+/// answer.gap(&Gap { topic: "a", from: None, to: lost, until: None, reason: GapReason::TooOld });
 /// answer.message(&Message { topic: "a", position, event: None, key: None, kind: MessageKind::Text, payload: b"{\"n\":1}" });
 /// answer.finish(Some([(position.epoch, Some(position.offset))]), 6281);
 /// let expect = r#"{"messages":[{"topic":"a","gap":{"from":null,"to":"k3f9.16","reason":"too_old"}},{"topic":"a","pos":"k3f9.17","data":{"n":1}}],"next":"k3f9.17","retry_ms":6281}"#;
@@ -217,7 +217,7 @@ mod tests {
         let mut answer = Answer::begin(&mut out);
         let message = Message { topic: "b", position: POSITION, event: None, key: None, kind: MessageKind::Text, payload: b"x" };
         answer.message(&message);
-        answer.gap(&Gap { topic: "a\"", from: Some(POSITION), to: POSITION, reason: GapReason::Restart });
+        answer.gap(&Gap { topic: "a\"", from: Some(POSITION), to: POSITION, until: None, reason: GapReason::Restart });
         answer.message(&message);
         assert!(!answer.is_empty() && answer.bytes() > 100);
         answer.finish(Some([Some(4), None, Some(17)].map(|offset| (Epoch(36), offset))), 8200);

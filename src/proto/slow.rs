@@ -15,17 +15,20 @@ pub enum SlowPolicy {
     Disconnect,
     /// The oldest messages that wait for it are left out, and it is told of the gap.
     DropOldest,
+    /// Of the messages that wait for it only the newest of each key is kept, and it is told of the gap.
+    Conflate,
 }
 
 impl SlowPolicy {
     /// All of them.
-    pub const ALL: [Self; 2] = [Self::Disconnect, Self::DropOldest];
+    pub const ALL: [Self; 3] = [Self::Disconnect, Self::DropOldest, Self::Conflate];
 
     /// How it is written in configuration, and what metrics call what it leaves out.
     pub const fn word(self) -> &'static str {
         match self {
             Self::Disconnect => "disconnect",
             Self::DropOldest => "drop_oldest",
+            Self::Conflate => "conflate",
         }
     }
 }
@@ -175,7 +178,7 @@ mod tests {
             ("", "has no policy; write TOPICS POLICY"),
             ("prices.*", "has no policy; write TOPICS POLICY"),
             ("drop_oldest prices.*", "write \"prices.* drop_oldest\""),
-            ("prices.* drop", "there are disconnect, drop_oldest"),
+            ("prices.* drop", "there are disconnect, drop_oldest, conflate"),
             ("prices.* drop_oldest now", "has the policy \"now\""),
             ("*.gold drop_oldest", "has a * that is not at its end"),
             ("a\u{1} drop_oldest", "matches no topic"),

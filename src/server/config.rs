@@ -458,7 +458,7 @@ const SETTINGS: &[Setting] = &[
         environment: "SHARDCAST_SLOW",
         about: "What becomes of readers for whom more than limits.queue_soft_bytes of a topic waits, by rules \"TOPICS POLICY\", for example [\"prices.* drop_oldest\"]; \
                 in the environment and the flag separated by commas. Topics are a name, or the beginning of names with a *; the first rule that matches holds. \
-                \"drop_oldest\" leaves out the oldest messages that wait and says so with a gap; \"disconnect\", which every other topic has, ends readers at the hard bound (4508).",
+                \"drop_oldest\" leaves out the oldest messages that wait, \"conflate\" all but the newest of each key; both say so with a gap. \"disconnect\", which every other topic has, ends readers at the hard bound (4508).",
         unit: "rules",
         apply: |config, raw| values::slow_rules(raw).map(|value| config.slow = value),
         show: |config| config.slow.iter().map(|rule| rule.to_string()).collect::<Vec<_>>().into(),

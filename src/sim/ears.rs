@@ -2,7 +2,7 @@
 //!
 //! An ear goes on over connections. Only a gap ends it: what comes after one is another ear's.
 
-use super::ledger::{Account, Ledger, Loss};
+use super::ledger::{Account, Ledger, LeftOut, Loss};
 use super::plan::Begin;
 use crate::engine::sim::Choices;
 use crate::proto::gap::GapReason;
@@ -31,6 +31,8 @@ pub(super) struct Ears {
     accounts: Vec<Option<usize>>,
     /// It came with a position that is none of the topic's and was not told so yet.
     strays: Vec<bool>,
+    /// Up to here messages may be missing between those that come, as it was told.
+    until: Vec<u64>,
 }
 
 /// A gap as it is told, whatever the transport.
@@ -38,13 +40,15 @@ pub(super) struct ToldGap<'a> {
     pub(super) room: usize,
     pub(super) from: Option<Position>,
     pub(super) to: Position,
+    pub(super) until: Option<Position>,
     pub(super) reason: &'a str,
 }
 
 impl Ears {
     pub(super) fn new(who: String, rooms: &[usize], begin: Begin, epoch: Epoch) -> Self {
         let count = rooms.len();
-        Self { who, epoch, rooms: rooms.to_vec(), begin, at: vec![None; count], accounts: vec![None; count], strays: vec![false; count] }
+        let (at, accounts, strays, until) = (vec![None; count], vec![None; count], vec![false; count], vec![0; count]);
+        Self { who, epoch, rooms: rooms.to_vec(), begin, at, accounts, strays, until }
     }
 
     /// Its topics as parameters of a query.
@@ -117,6 +121,7 @@ impl Ears {
     /// It is told where it begins in a topic, or goes on.
     pub(super) fn begins(&mut self, index: usize, offset: u64, now: Time, ledger: &mut Ledger) {
         let (who, room) = (&self.who, self.rooms[index]);
+        self.until[index] = 0;
         match self.at[index].replace(offset) {
             Some(at) => {
                 // In a stream both are the same place if the room has nothing between.
@@ -168,6 +173,7 @@ impl Ears {
                 // Of another epoch it cannot be told where it is but by where it goes on.
                 assert!(!restart || self.at[index].is_none_or(|at| at == to), "{told}");
             }
+            _ if gap.reason == GapReason::Slow.word() => return self.slow_gap(index, gap, told, ledger),
             _ => {
                 let at = self.at[index].map(|offset| Position { epoch: self.epoch, offset });
                 assert!(at.is_some() && at == gap.from, "{told}");
@@ -182,10 +188,32 @@ impl Ears {
         self.new_account(index, ledger);
     }
 
+    /// It is told that messages were left out because it is slow. Whether they may be is judged at the end.
+    fn slow_gap(&mut self, index: usize, gap: &ToldGap<'_>, told: String, ledger: &mut Ledger) {
+        let at = self.at[index].map(|offset| Position { epoch: self.epoch, offset });
+        assert!(at.is_some() && at == gap.from, "{told}");
+        let (from, to) = (at.map_or(0, |at| at.offset), gap.to.offset);
+        let until = gap.until.map_or(to, |until| until.offset);
+        assert!(to >= from && until >= to && until > from, "{told}, {until}: nothing lies between");
+        if to > from {
+            ledger.leave_out(LeftOut { room: self.rooms[index], waits_after: from, offsets: from + 1..=to, what: told });
+        }
+        ledger.gaps += 1;
+        (self.at[index], self.until[index]) = (Some(to), until);
+        self.new_account(index, ledger);
+    }
+
     /// It is given a message.
     pub(super) fn hear(&mut self, index: usize, offset: u64, text: bool, payload: &[u8], ledger: &mut Ledger) {
         let (who, room) = (&self.who, self.rooms[index]);
         assert!(!self.strays[index], "{who}: hears of room {room} and was not told that its position is none of that");
+        if let Some(at) = self.at[index].filter(|at| offset > at + 1 && offset - 1 <= self.until[index]) {
+            let what = format!("{who}, at {at}, hears message {offset} of room {room}, and was told of holes up to {}", self.until[index]);
+            ledger.leave_out(LeftOut { room, waits_after: at, offsets: at + 1..=offset - 1, what });
+            self.at[index] = Some(offset - 1);
+            self.new_account(index, ledger);
+        }
+        let who = &self.who;
         let at = self.at[index].replace(offset);
         assert!(
             at.is_some_and(|at| ledger.is_next(room, at, offset)),

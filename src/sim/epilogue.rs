@@ -123,7 +123,7 @@ impl Simulation {
     fn poster(&mut self, room: usize) -> Poster {
         let (shard, link) = (self.any_shard(), LinkOptions::default());
         let (keys, repeats, begins) = (false, false, Duration::ZERO);
-        let plan = PosterPlan { room, shard, messages: 1, bytes_max: 200, ack: "sent", keys, repeats, link, begins };
+        let plan = PosterPlan { room, shard, messages: 1, bytes_max: 200, ack: "sent", keys, repeats, values: false, link, begins };
         Poster::new(plan, self.plan.epoch(), &mut self.ledger)
     }
 

@@ -11,12 +11,15 @@
 //!    higher; so many there are in no simulation.)
 //! 6. Who comes back to a position hears what follows it, each message once, as if he had never been away; unless he is told that some is missing. He
 //!    is told so only of messages that there were and that the history's bounds allow to be missing.
-//! 7. Nobody is said to have been sent a message but those who have come to its room.
+//! 7. Who is told that messages were left out because he is slow: the room's rule says so, and more waited for him than his soft bound. With `conflate` each of
+//!    them has a key, and a newer message has the same.
+//! 8. Nobody is said to have been sent a message but those who have come to its room.
 //!
 //! Where a stream gives messages their places everybody is compared with what it has (`record`): offsets grow and have holes, nobody is told of a gap, and
 //! only what was not acknowledged may be missing.
 
 use std::collections::{BTreeMap, HashMap};
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use base64::Engine;
@@ -25,6 +28,8 @@ use base64::engine::general_purpose::STANDARD;
 use super::record::Record;
 use crate::engine::log::Frame;
 use crate::engine::sim::Choices;
+use crate::proto::slow::{SlowPolicy, SlowRules};
+use crate::proto::topic::TopicName;
 use crate::proto::ws::frame::HEADER_MAX;
 use crate::time::Time;
 
@@ -89,6 +94,11 @@ pub(super) struct Ledger {
     losses: Vec<Loss>,
     /// What the stream has, where one gives messages their places.
     pub(super) record: Option<Record>,
+    /// What rules there are for slow readers, and from how many bytes on they act.
+    pub(super) slow: (SlowRules, u64),
+    left_out: Vec<LeftOut>,
+    /// What messages replace each other by.
+    keys: HashMap<MessageId, u16>,
     /// Connections that have asked for each room.
     visits: HashMap<usize, u64>,
     /// Gaps told, and connections closed for one.
@@ -121,6 +131,15 @@ pub(super) struct Loss {
     bytes: u64,
 }
 
+/// Messages that were not given to somebody because he is slow. Judged at the end, when it is known which they were.
+pub(super) struct LeftOut {
+    pub(super) room: usize,
+    /// What lies behind this offset waited for him.
+    pub(super) waits_after: u64,
+    pub(super) offsets: RangeInclusive<u64>,
+    pub(super) what: String,
+}
+
 impl Loss {
     /// The message with this offset, and so all before it.
     pub(super) fn new(room: usize, offset: u64, now: Time, what: String) -> Self {
@@ -137,6 +156,9 @@ impl Loss {
         Self { most, ..self }
     }
 }
+
+/// What an event has besides its payload, and more: its id, its field names, the comment of binary ones.
+const EVENT_BYTES: u64 = 256;
 
 /// Bytes at the front of each payload that name it.
 pub(super) const NAME_BYTES: usize = 8;
@@ -229,7 +251,7 @@ impl Ledger {
     /// A publisher is told how many its message was sent to, or will be.
     ///
     /// # Panics
-    /// If they are more than have ever come: members at a time cannot be counted from outside, for a connection is not gone for all shards at once (rule 7).
+    /// If they are more than have ever come: members at a time cannot be counted from outside, for a connection is not gone for all shards at once (rule 8).
     pub(super) fn check_subscribers(&self, room: usize, subscribers: u64, who: &str) {
         let visits = self.visits.get(&room).copied().unwrap_or(0);
         assert!(subscribers <= visits, "{who} is told of {subscribers} subscribers of room {room}, where {visits} connections have come");
@@ -308,6 +330,43 @@ impl Ledger {
         loss.said = self.accounts.iter().filter(|account| account.room == Some(loss.room)).map(|account| account.said.len() as u64).sum();
         loss.bytes = self.accounts.iter().map(said).sum();
         self.losses.push(loss);
+    }
+
+    /// Messages were left out for somebody who is slow.
+    pub(super) fn leave_out(&mut self, left_out: LeftOut) {
+        self.left_out.push(left_out);
+    }
+
+    /// A speaker's newest message has a key.
+    pub(super) fn has_key(&mut self, speaker: usize, key: u16) {
+        let number = self.accounts[speaker].said.len() as u16 - 1;
+        self.keys.insert(MessageId { speaker: speaker as u16, number }, key);
+    }
+
+    /// Checks that messages could be left out for somebody who is slow (rule 7).
+    fn check_left_out(&self, left_out: &LeftOut) {
+        let LeftOut { room, waits_after, offsets, what } = left_out;
+        let name = TopicName::parse(&format!("room-{room}")).expect("a name");
+        let policy = self.slow.0.policy(&name);
+        assert!(policy != SlowPolicy::Disconnect, "{what}, which its rule does not say");
+        let Some(order) = self.order.get(room) else { return };
+        let newest = order.keys().next_back().copied().unwrap_or(0);
+        // Somebody may be the only one who has heard of the newest, or who is told of it.
+        let said = self.accounts.iter().filter(|account| account.room == Some(*room)).map(|account| account.said.len() as u64).sum::<u64>();
+        assert!(*offsets.end() < said.max(newest), "{what}: the newest message always comes");
+        let bytes = |id: &MessageId| self.accounts[usize::from(id.speaker)].said[usize::from(id.number)].payload.len() as u64 * 4 / 3;
+        let known = order.range(waits_after + 1..).map(|(_, id)| bytes(id) + EVENT_BYTES).sum::<u64>();
+        let all_known = order.range(waits_after + 1..).count() as u64 >= said.saturating_sub(*waits_after);
+        assert!(!all_known || known > self.slow.1, "{what}: {known} bytes have come since, and {} may wait", self.slow.1);
+        if policy != SlowPolicy::Conflate {
+            return;
+        }
+        for (offset, id) in order.range(offsets.clone()) {
+            let key = self.keys.get(id);
+            assert!(key.is_some(), "{what}: message {offset}, {id:?}, has no key");
+            let is_replaced = order.range(offset + 1..).any(|(_, newer)| self.keys.get(newer) == key);
+            assert!(is_replaced || !all_known, "{what}: message {offset}, {id:?}, is the newest of its key");
+        }
     }
 
     /// Checks that a message could be missing (rule 6).
@@ -403,6 +462,7 @@ impl Ledger {
             return;
         }
         self.losses.iter().for_each(|loss| self.check_loss(loss));
+        self.left_out.iter().for_each(|left_out| self.check_left_out(left_out));
         for room in 0..rooms {
             let mut members: Vec<usize> = (0..self.accounts.len())
                 .filter(|&who| self.accounts[who].room == Some(room) && self.accounts[who].let_in.is_some())

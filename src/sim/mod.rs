@@ -194,6 +194,7 @@ impl Simulation {
         let age = Duration::from_millis(limits.history_age_ms);
         let kept = Kept { messages: limits.history_messages, age, bytes: limits.history_bytes_max };
         let mut ledger = Ledger::new(kept, plan.nats.is_some());
+        ledger.slow = (plan.shards.slow.clone(), limits.queue_soft_bytes);
         let now = world.borrow().now;
         let linked = plan.nats.as_ref().map(|nats| Nats::new(nats, &plan.shards, plan.harsh, now, &mut ledger));
         let (nats, bridges) = linked.unzip();

@@ -198,7 +198,11 @@ impl Poller {
                     {
                         self.ears.begins(self.ears.index_of(room), from.offset, now, ledger);
                     }
-                    self.ears.gap(&ToldGap { room, from, to: self.ears.read_position(gap.to), reason: gap.reason }, now, ledger);
+                    self.ears.gap(
+                        &ToldGap { room, from, to: self.ears.read_position(gap.to), until: None, reason: gap.reason },
+                        now,
+                        ledger,
+                    );
                 }
                 (Entry { pos: Some(pos), data, data_b64, .. }, None) => {
                     let (index, position) = (self.ears.index_of(room), self.ears.read_position(pos));

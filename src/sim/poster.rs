@@ -16,6 +16,9 @@ use crate::engine::sim::World;
 use crate::proto::position::{Epoch, Position};
 use crate::time::Time;
 
+/// How many keys the messages of a publisher have whose messages replace each other.
+const VALUES: u16 = 2;
+
 /// How long the gateway waits at most until a message was sent to everyone.
 const SENT_WITHIN: Duration = Duration::from_secs(5);
 /// How often it lets itself be refused for want of room.
@@ -118,14 +121,19 @@ impl Poster {
             let choices = &mut world.borrow_mut().choices;
             let (bytes, text) = (choices.within(0..=bytes_max), choices.chance(500));
             let number = ledger.accounts[self.account].said.len() as u16;
-            Current { said: ledger.say(self.account, bytes, text, now), number, sent: 0, offset: None }
+            let said = ledger.say(self.account, bytes, text, now);
+            if self.plan.values {
+                ledger.has_key(self.account, number % VALUES);
+            }
+            Current { said, number, sent: 0, offset: None }
         });
         current.sent += 1;
         let kind = if current.said.text { "text/plain" } else { "application/octet-stream" };
         let (length, number) = (current.said.payload.len(), current.number);
         let key = if self.plan.keys { format!("Idempotency-Key: {}-{number}\r\n", self.account) } else { String::new() };
+        let value = if self.plan.values { format!("&key=k{}", number % VALUES) } else { String::new() };
         let head = format!(
-            "POST /publish?topic=room-{room}&ack={ack} HTTP/1.1\r\nHost: gateway\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\n{key}\r\n"
+            "POST /publish?topic=room-{room}&ack={ack}{value} HTTP/1.1\r\nHost: gateway\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\n{key}\r\n"
         );
         self.asked_at = Some(now);
         if let Some(exchange) = &mut self.exchange {

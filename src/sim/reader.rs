@@ -345,6 +345,7 @@ impl Reader {
             room: field(data, "\"topic\":\"room-", '"').parse().expect("a room"),
             from: Some(position("\"from\":\"")),
             to: position("\"to\":\""),
+            until: data.contains("\"until\":").then(|| position("\"until\":\"")),
             reason: field(data, "\"reason\":\"", '"'),
         }
     }

@@ -15,6 +15,7 @@ mod nats;
 mod paced_drain;
 mod reconnect_storm;
 mod reset_crowd;
+mod slow_quotes;
 mod slow_readers;
 mod watchers;
 

@@ -231,7 +231,7 @@ mod tests {
                 r#"{"type":"message","topic":"a","pos":"k3f9.17","data":[1]}"#,
             ),
             (
-                Reply::Gap(Gap { topic: "a", from: None, to: position, reason: GapReason::TooOld }),
+                Reply::Gap(Gap { topic: "a", from: None, to: position, until: None, reason: GapReason::TooOld }),
                 r#"{"type":"gap","topic":"a","from":null,"to":"k3f9.17","reason":"too_old"}"#,
             ),
             (Reply::Done { id: None }, r#"{"type":"ok"}"#),

@@ -252,7 +252,7 @@ mod tests {
         out.extend_from_slice(HEARTBEAT);
         encode_id(&mut out, [Some(17), None].map(|offset| (Epoch(36), offset)));
         encode_open(&mut out, [("a", Some(at("10.17"))), ("b\n\"", None)], 8200);
-        encode_gap(&mut out, &Gap { topic: "a", from: None, to: at("10.90"), reason: GapReason::Unknown });
+        encode_gap(&mut out, &Gap { topic: "a", from: None, to: at("10.90"), until: None, reason: GapReason::Unknown });
         encode_bye(&mut out, CloseCode::OVER_CAPACITY, "come\nback", Some(8200));
         encode_bye(&mut out, CloseCode::BANNED, "banned", None);
         let expect = "retry: 8200\n\n:\n\n\

@@ -81,6 +81,8 @@ pub enum Record<'a> {
         kind: MessageKind,
         /// The name of its event, where it has one.
         event: Option<&'a str>,
+        /// What it replaces older messages by, where it has that.
+        key: Option<&'a str>,
         /// The payload.
         payload: &'a [u8],
     },
@@ -175,9 +177,10 @@ impl<'a> Record<'a> {
                 numbers(out, &[*after, *messages]);
                 out.extend_from_slice(name.as_str().as_bytes());
             }
-            Self::Message { at_ms, kind, event, payload } => {
+            Self::Message { at_ms, kind, event, key, payload } => {
                 numbers(out, &[*at_ms]);
-                out.push(u8::from(*kind == MessageKind::Binary));
+                out.push(u8::from(*kind == MessageKind::Binary) | (u8::from(key.is_some()) << 2));
+                key.iter().for_each(|key| short(out, key));
                 short(out, event.unwrap_or(""));
                 out.extend_from_slice(payload);
             }
@@ -222,11 +225,15 @@ impl<'a> Record<'a> {
             }
             4 => {
                 let at_ms = body.number()?;
-                let kind = match body.byte()? {
-                    0 => MessageKind::Text,
-                    1 => MessageKind::Binary,
+                let (kind, has_key) = match body.byte()? {
+                    byte @ (0 | 4) => (MessageKind::Text, byte > 1),
+                    byte @ (1 | 5) => (MessageKind::Binary, byte > 1),
                     _ => return Err(StateError::Senseless("a message is neither text nor binary")),
                 };
+                let key = if has_key { Some(body.short()?) } else { None };
+                if key.is_some_and(|key| Key::parse(key).is_err()) {
+                    return Err(StateError::Senseless("there is a key that none can be"));
+                }
                 let event = Some(body.short()?).filter(|event| !event.is_empty());
                 if event.is_some_and(|event| EventName::parse(event).is_err()) {
                     return Err(StateError::Senseless("an event has a name that none can have"));
@@ -235,7 +242,7 @@ impl<'a> Record<'a> {
                 if kind == MessageKind::Text && simdutf8::basic::from_utf8(payload).is_err() {
                     return Err(StateError::Senseless("a text is not UTF-8"));
                 }
-                Self::Message { at_ms, kind, event, payload }
+                Self::Message { at_ms, kind, event, key, payload }
             }
             5 => {
                 let (at_ms, offset) = (body.number()?, body.offset()?);
@@ -362,8 +369,11 @@ mod tests {
             Record::Floor { offset: 9 },
             Record::Gone { hash: u64::MAX, offset: 3 },
             Record::Topic { name: topic("lobby"), after: 17, messages: 2 },
-            Record::Message { at_ms: 1_700_000_000_000, kind: MessageKind::Text, event: None, payload: "grüß dich".as_bytes() },
-            Record::Message { at_ms: 0, kind: MessageKind::Binary, event: Some("price"), payload: &[0, 255] },
+            Record::Message {
+                at_ms: 1_700_000_000_000, kind: MessageKind::Text, event: None, key: None, payload: "grüß dich".as_bytes()
+            },
+            Record::Message { at_ms: 1, kind: MessageKind::Text, event: None, key: Some("gold"), payload: b"17" },
+            Record::Message { at_ms: 0, kind: MessageKind::Binary, event: Some("price"), key: Some("ß"), payload: &[0, 255] },
             Record::Key { at_ms: 5, topic: topic("lobby"), id: "once", offset: 18 },
             Record::End { records: 7 },
         ]
@@ -410,8 +420,14 @@ mod tests {
             let letters: String = (0..random.usize(1..60)).map(|_| random.alphanumeric()).collect();
             let number = random.u64(..) >> random.u32(2..64);
             let record = match random.u8(0..5) {
-                0 => Record::Message { at_ms: number, kind: MessageKind::Binary, event: None, payload: &payload },
-                1 => Record::Message { at_ms: number, kind: MessageKind::Text, event: Some(&letters), payload: letters.as_bytes() },
+                0 => Record::Message { at_ms: number, kind: MessageKind::Binary, event: None, key: None, payload: &payload },
+                1 => Record::Message {
+                    at_ms: number,
+                    kind: MessageKind::Text,
+                    event: Some(&letters),
+                    key: Some(&letters),
+                    payload: letters.as_bytes(),
+                },
                 2 => Record::Key { at_ms: number, topic: topic(&letters), id: &letters, offset: number },
                 3 => Record::Topic { name: topic(&letters), after: number, messages: number / 3 },
                 _ => Record::Gone { hash: !number, offset: number },

@@ -170,7 +170,7 @@ fn rules_for_slow_readers_are_read_in_every_layer_and_mistakes_say_what_to_write
     assert_eq!(environment("a disconnect, * drop_oldest").resolve().expect("rules").config.slow.iter().count(), 2);
     for (value, says) in [
         ("prices.* drop-oldest", "did you mean drop_oldest?"),
-        ("prices.* discard", "there are disconnect, drop_oldest"),
+        ("prices.* discard", "there are disconnect, drop_oldest, conflate"),
         ("drop_oldest prices.*", "write \"prices.* drop_oldest\""),
         ("* drop_oldest, a disconnect", "is never reached"),
     ] {

@@ -356,7 +356,7 @@ impl Nats {
         let said = ledger.say(other.account, bytes, text, now);
         let subject = other.plan.room.map_or("sim.else".into(), |room| format!("{ROOM}{room}").into());
         let kind = if text { MessageKind::Text } else { MessageKind::Binary };
-        let message = Message { subject, payload: Bytes::from(said.payload), kind, event: None, origin: None, no_echo: false };
+        let message = Message { subject, payload: Bytes::from(said.payload), kind, event: None, key: None, origin: None, no_echo: false };
         let skipped = world.choices.of(&self.plan.skips);
         self.server.store(None, message, skipped, ledger);
     }

@@ -316,11 +316,11 @@ impl Node {
             self.may_send = false;
             return;
         };
-        let Outgoing { subject, payload, kind, event, tracked } = message;
+        let Outgoing { subject, payload, kind, event, key, tracked } = message;
         let Some(tracked) = tracked else { return };
         let own = format!("{:016x}-{number}", self.id);
         let id = tracked.id.as_ref().map_or(own, |id| format!("{subject} {id}"));
-        let message = Message { subject, payload, kind, event, origin: Some((self.id, tracked.sender)), no_echo: tracked.no_echo };
+        let message = Message { subject, payload, kind, event, key, origin: Some((self.id, tracked.sender)), no_echo: tracked.no_echo };
         self.hand_over(Sent { number, id, message }, plan.arrival(world));
     }
 

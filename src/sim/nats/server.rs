@@ -24,6 +24,7 @@ pub(super) struct Message {
     pub(super) payload: Bytes,
     pub(super) kind: MessageKind,
     pub(super) event: Option<Box<str>>,
+    pub(super) key: Option<Box<str>>,
     /// The node that it comes from, and who has said it there.
     pub(super) origin: Option<(u64, ConnId)>,
     pub(super) no_echo: bool,
@@ -103,8 +104,8 @@ impl Message {
     pub(super) fn incoming(&self, node: u64, offset: u64) -> Incoming {
         let sender = self.origin.filter(|(other, _)| *other == node).map(|(_, sender)| sender);
         let numbered = Numbered { offset, sender, no_echo: sender.is_some() && self.no_echo };
-        let Self { payload, kind, event, .. } = self;
-        Incoming { topic: NOBODY, payload: payload.clone(), kind: *kind, event: event.clone(), numbered: Some(numbered) }
+        let Self { payload, kind, event, key, .. } = self;
+        Incoming { topic: NOBODY, payload: payload.clone(), kind: *kind, event: event.clone(), key: key.clone(), numbered: Some(numbered) }
     }
 }
 
