@@ -222,9 +222,11 @@ impl Nats {
         now: Time,
         ledger: &mut Ledger,
     ) -> (Self, Vec<(Port, Arc<Rules>)>) {
-        let has = |is: fn(&Fault) -> bool| plan.faults.iter().any(|(_, fault)| is(fault));
-        let cuts = has(|fault| matches!(fault, Fault::Cut { .. }));
-        let mixes = cuts && has(|fault| matches!(fault, Fault::Frozen(_)));
+        let count = |is: fn(&Fault) -> bool| plan.faults.iter().filter(|(_, fault)| is(fault)).count();
+        let lost = count(|fault| matches!(fault, Fault::Cut { .. }));
+        let cuts = lost > 0;
+        // The second takes the acknowledgement of what went ahead on the connection after the first.
+        let mixes = lost > 1 || (cuts && count(|fault| matches!(fault, Fault::Frozen(_))) > 0);
         let server = Server::new(plan.epoch, plan.begins_after, mixes);
         let (node, ports) = Node::new(1, shards.shards, &shards.limits, &server, now);
         let never = Time::from_nanos(u64::MAX);

@@ -40,7 +40,7 @@ pub(super) struct Server {
     /// Ids under which it takes nothing, and those that it did not take once.
     pub(super) never: HashSet<String>,
     pub(super) put_off: HashSet<String>,
-    /// Connections are lost while it is frozen: what it finds on one may come behind what came on the next.
+    /// Connections are lost while it is frozen, or one after the other: what is sent on one may come behind what came on the next.
     mixes: bool,
 }
 
