@@ -127,7 +127,7 @@ impl Habits {
     const THINNED: u8 = 4;
 
     pub(super) fn new(no_echo: bool, thins: bool) -> Self {
-        Self(u8::from(no_echo) * Self::NO_ECHO | u8::from(thins) * Self::THINS)
+        Self((u8::from(no_echo) * Self::NO_ECHO) | (u8::from(thins) * Self::THINS))
     }
 
     /// It leaves its own messages out (`echo=0`).
@@ -146,7 +146,7 @@ impl Habits {
     }
 
     pub(super) fn set_thinned(&mut self, thinned: bool) {
-        self.0 = self.0 & !Self::THINNED | u8::from(thinned) * Self::THINNED;
+        self.0 = (self.0 & !Self::THINNED) | (u8::from(thinned) * Self::THINNED);
     }
 }
 
