@@ -191,30 +191,6 @@ fn what_a_payload_cannot_say_comes_through_too() {
 }
 
 #[test]
-fn keys_come_through_whoever_has_said_them() {
-    let server = NatsServer::start();
-    let (a, b) = (start(server.gateway()), start(server.gateway()));
-    let mut talkers = [common::talk::connect(a.port), common::talk::connect(b.port)];
-    talkers.iter_mut().for_each(|talker| drop(talker.subscribe("quotes")));
-    server.wait_for_subscribers("shardcast.quotes", 2);
-    let response = post(&a, "/publish?topic=quotes&key=gold%20%D1%8F", b"1");
-    assert_eq!(response.status, 200, "{response:?}");
-    talkers[1].say(serde_json::json!({"type": "publish", "topic": "quotes", "key": "silver", "data": 2}));
-    let heard = |talker: &mut common::talk::Talker| -> BTreeMap<String, String> {
-        let messages = (0..2).map(|_| talker.expect("message"));
-        messages.map(|message| (message["key"].as_str().expect("a key").to_owned(), message["data"].to_string())).collect()
-    };
-    let both = talkers.each_mut().map(heard);
-    let expect = BTreeMap::from([("gold я".to_owned(), "\"1\"".to_owned()), ("silver".to_owned(), "\"2\"".to_owned())]);
-    assert_eq!(both, [expect.clone(), expect]);
-    server.client().publish_with("shardcast.quotes", "Shardcast-Key: copper\r\n", b"3");
-    for talker in &mut talkers {
-        let message = talker.expect("message");
-        assert_eq!((&message["key"], &message["data"]), (&"copper".into(), &"3".into()), "{message}");
-    }
-}
-
-#[test]
 fn rules_say_which_topics_go_which_way() {
     let server = NatsServer::start();
     let rules = "prices.* <- market.prices.*,alerts -> ops.alerts,room-* <-> rooms.*";

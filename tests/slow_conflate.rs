@@ -7,6 +7,7 @@ use std::collections::HashMap;
 
 use common::events::{self, Reader, SHARDS, offset, shards};
 use common::frame::{BINARY, CLOSE, FIN};
+use common::nats::NatsServer;
 use common::raw::{self, Raw};
 use common::talk::{self, Talker};
 use common::{Gateway, SLOW_CONSUMER, SOON, Scratch, Setup, eventually, gateway, now};
@@ -411,5 +412,28 @@ fn keys_go_where_messages_go() {
         assert_eq!(first.exit_within(2 * SOON).code(), Some(0));
         first = begin();
         eventually(SOON, || if first.alive() { Ok(()) } else { Err("it does not begin again".into()) });
+    }
+}
+
+#[test]
+fn keys_go_to_other_gateways_and_come_from_other_programs() {
+    let server = NatsServer::start();
+    let gateways = [server.gateway().start(), server.gateway().start()];
+    gateways.iter().for_each(Gateway::wait_until_ready);
+    let mut talkers = gateways.each_ref().map(|gateway| talk::connect(gateway.port));
+    talkers.iter_mut().for_each(|talker| drop(talker.subscribe("quotes")));
+    server.wait_for_subscribers("shardcast.quotes", 2);
+    assert_eq!(post(&gateways[0], "/publish?topic=quotes&key=gold%20%D1%8F", "1").status, 200);
+    talkers[1].say(json!({"type": "publish", "topic": "quotes", "key": "silver", "data": 2}));
+    let heard = |talker: &mut Talker| -> HashMap<String, String> {
+        let messages = (0..2).map(|_| talker.expect("message"));
+        messages.map(|message| (message["key"].as_str().expect("a key").to_owned(), message["data"].to_string())).collect()
+    };
+    let expect = HashMap::from([("gold я".to_owned(), "\"1\"".to_owned()), ("silver".to_owned(), "\"2\"".to_owned())]);
+    assert_eq!(talkers.each_mut().map(heard), [expect.clone(), expect]);
+    server.client().publish_with("shardcast.quotes", "Shardcast-Key: copper\r\n", b"3");
+    for talker in &mut talkers {
+        let message = talker.expect("message");
+        assert_eq!((&message["key"], &message["data"]), (&"copper".into(), &"3".into()), "{message}");
     }
 }
