@@ -116,6 +116,24 @@ fn who_watches_is_told_who_is_there_and_who_comes_and_goes_on_every_transport() 
     }
 }
 
+/// Seen when the whole was read once more: who was first given what was before it came, was in no roster.
+#[test]
+fn who_comes_back_with_a_position_is_there_too() {
+    let gateway = with_presence().start();
+    for topic in ["lobby", "rooms.1", "rooms.2", "rooms.3"] {
+        raw::http(gateway.port, format!("POST /publish?topic={topic} HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\nx").as_bytes());
+        let mut watcher = Watcher::new(&gateway, "wanda", topic);
+        let mut socket = foreign::connect(&gateway, &format!("/ws?room={topic}&last=1&user=raw"));
+        socket.expect_text("x");
+        let _stream = events::open(gateway.port, &format!("/events?topic={topic}&last=1&user=sse"));
+        let mut talker = talk::connect_as(gateway.port, "json");
+        talker.subscribe_with(topic, json!({"last": 1}));
+        watcher.expect(&["wanda", "raw", "sse", "json"]);
+        socket.leave();
+        watcher.expect(&["wanda", "sse", "json"]);
+    }
+}
+
 #[test]
 fn who_asks_is_answered_by_http_and_in_json_without_being_there() {
     let gateway = with_presence().start();

@@ -217,7 +217,6 @@ impl<D: Driver> Gateway<D> {
         session.state = State::Room;
         if replay.last {
             self.sit_down(guest.conn, topic_key);
-            self.recount(topic_key);
         }
         if opens {
             self.enter_waiting(guest.conn);

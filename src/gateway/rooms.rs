@@ -84,11 +84,9 @@ impl<D: Driver> Gateway<D> {
         let Some(session) = self.sessions.get_mut(key) else { return };
         session.state = State::Room;
         self.sit_down(key, topic_key);
-        self.recount(topic_key);
-        self.has_come(topic_key, key);
     }
 
-    /// Puts a connection among those that get a room's messages in its form.
+    /// Puts a connection among those that get a room's messages in its form: now it is there for everybody.
     pub(super) fn sit_down(&mut self, key: ConnKey, topic_key: TopicKey) {
         let Some(session) = self.sessions.get_mut(key) else { return };
         let format = session.format();
@@ -101,6 +99,8 @@ impl<D: Driver> Gateway<D> {
         session.place = feed.members.join(key.slot);
         session.cursor = feed.log.end();
         session.seated = true;
+        self.recount(topic_key);
+        self.has_come(topic_key, key);
     }
 
     /// Lets in one that waited for the home's answer and has its seat.
