@@ -3,8 +3,9 @@
 mod common;
 
 use common::events;
+use common::frame::{FIN, PING, PONG};
 use common::raw::{self, Raw, Response};
-use common::{Gateway, SOON, gateway, now};
+use common::{Gateway, SOON, gateway, now, talk};
 use serde_json::Value;
 use std::time::Duration;
 
@@ -93,6 +94,30 @@ fn the_window_is_as_long_as_all_clients_need_and_who_was_told_less_is_told_anew(
     first.expect_silence(1000);
     assert_eq!(retries(&first), told, "{:?}", String::from_utf8_lossy(&first.bytes));
     assert!(first.bytes.ends_with(b":\n\n"), "and then there are heartbeats");
+}
+
+#[test]
+fn a_json_client_is_told_each_time_that_the_window_has_grown() {
+    let setup = gateway().shards(1).limit("handshakes_per_second", 10).limit("rate_burst_ms", 60_000);
+    let gateway = setup.limit("reconnect_window_ms", 100).limit("ping_interval_ms", 200).limit("pong_timeout_ms", 2000).start();
+    let mut first = talk::connect(gateway.port);
+    let mut told = vec![first.welcome["retry_ms"].as_u64().expect("milliseconds")];
+    let _others: Vec<Raw> = (1..40).map(|_| raw::ws(&gateway, "/ws?room=a")).collect();
+    let mut pinged = 0;
+    // 40 clients can come back in 5 s; an eighth more than it was told is not worth a word. Nobody else comes, and then there are pings alone.
+    while pinged < 2 {
+        let frame = first.raw.frame();
+        if frame.first & 0x0f == PING {
+            first.raw.send(FIN | PONG, &frame.payload);
+            pinged += u32::from(told.last().is_some_and(|window| window + window / 8 >= 5000));
+        } else {
+            let retry: Value = serde_json::from_slice(&frame.payload).expect("JSON");
+            assert_eq!(retry["type"], "retry", "{retry}");
+            told.push(retry["retry_ms"].as_u64().expect("milliseconds"));
+            assert_eq!(pinged, 0, "{told:?}");
+        }
+    }
+    assert!(told[0] <= 125 && told.windows(2).all(|pair| pair[1] > pair[0] + pair[0] / 8), "{told:?}");
 }
 
 #[test]

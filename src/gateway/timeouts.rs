@@ -6,9 +6,10 @@ use std::time::Duration;
 use super::Gateway;
 use super::close_cause::CloseCause;
 use super::session::{Session, Stamp, State, micros};
-use super::streams::Stream;
+use super::streams::{Kind, Stream};
 use crate::engine::driver::{CloseHow, Driver};
 use crate::ids::ConnKey;
+use crate::proto::json::reply::Reply;
 use crate::proto::sse::{HEARTBEAT, encode_retry};
 
 /// How long the end of one connection may take to free its memory before the next one's turn comes.
@@ -76,6 +77,11 @@ impl<D: Driver> Gateway<D> {
             return self.end(key, cause);
         }
         session.watched = false;
+        if session.pinged.is_none() && self.tell_retry(key) {
+            // The next timer is for the ping.
+            return self.rearm(key, Duration::from_millis(self.limits.ping_interval_ms / 2));
+        }
+        let Some(session) = self.sessions.get_mut(key) else { return };
         let silent = session.last_in.age_ms(now);
         let interval = self.limits.ping_interval_ms;
         if let Some(pinged) = session.pinged {
@@ -229,21 +235,24 @@ impl<D: Driver> Gateway<D> {
         self.pump(key);
     }
 
-    /// Tells a stream when to come back if the window has grown by more than an eighth since it was told. Whether it did.
+    /// Tells the client of a stream when to come back if the window has grown by more than an eighth since it was told. Whether it did.
     fn tell_retry(&mut self, key: ConnKey) -> bool {
         let window_ms = self.return_window_ms();
         let has_grown = |stream: &&mut Stream| window_ms > stream.window_ms + stream.window_ms / 8;
-        if self.sessions.get_mut(key).and_then(|session| session.stream_mut()).filter(has_grown).is_none() {
-            return false;
+        let Some(stream) = self.sessions.get_mut(key).and_then(|session| session.stream_mut()).filter(has_grown) else { return false };
+        stream.window_ms = window_ms;
+        if stream.kind == Kind::Json {
+            self.say(key, &Reply::Retry { retry_ms: window_ms });
+        } else {
+            let retry_ms = self.retry_ms();
+            let Some(session) = self.sessions.get_mut(key) else { return false };
+            session.watched = false;
+            let Some(stream) = session.stream_mut() else { return false };
+            stream.retry_ms = retry_ms;
+            let mut out = Vec::new();
+            encode_retry(&mut out, retry_ms);
+            self.push_direct(key, &out, &[]);
         }
-        let retry_ms = self.retry_ms();
-        let Some(session) = self.sessions.get_mut(key) else { return false };
-        session.watched = false;
-        let Some(stream) = session.stream_mut() else { return false };
-        (stream.retry_ms, stream.window_ms) = (retry_ms, window_ms);
-        let mut out = Vec::new();
-        encode_retry(&mut out, retry_ms);
-        self.push_direct(key, &out, &[]);
         self.pump(key);
         true
     }

@@ -19,6 +19,11 @@ pub enum Reply<'a> {
         /// The longest payload.
         max_bytes: u64,
     },
+    /// Clients that lose the server need longer to return than it was told.
+    Retry {
+        /// Over how long they spread their return now, in milliseconds.
+        retry_ms: u64,
+    },
     /// It gets a topic's messages from here on.
     Subscribed {
         /// Of the request.
@@ -103,6 +108,10 @@ impl Reply<'_> {
                 for (name, value) in [("ping_ms", ping_ms), ("retry_ms", retry_ms), ("max_bytes", max_bytes)] {
                     number(out, name, value);
                 }
+            }
+            Self::Retry { retry_ms } => {
+                begin(out, "retry", None);
+                number(out, "retry_ms", retry_ms);
             }
             Self::Subscribed { id, topic, position, recovered, replayed } => {
                 begin(out, "subscribed", id);
@@ -222,6 +231,7 @@ mod tests {
                 Reply::Welcome { conn: "0-1-2", ping_ms: 45_000, retry_ms: 10_000, max_bytes: 65_536 },
                 r#"{"type":"welcome","conn":"0-1-2","ping_ms":45000,"retry_ms":10000,"max_bytes":65536}"#,
             ),
+            (Reply::Retry { retry_ms: 20_000 }, r#"{"type":"retry","retry_ms":20000}"#),
             (
                 Reply::Subscribed { id, topic: "\"", position, recovered: true, replayed: Some(3) },
                 r#"{"type":"subscribed","id":"a\n","topic":"\"","pos":"k3f9.17","recovered":true,"replayed":3}"#,
