@@ -136,6 +136,8 @@ limits! {
     send_bytes_max: Bytes = 64 * KIB, KIB => 16 * MIB;
     /// Answers of `/echo` or of `shardcast.v1.json` queued for one connection before reading from it pauses.
     echo_bytes_max: Bytes = 64 * KIB, KIB => 64 * MIB;
+    /// For how long messages to a connection of `shardcast.v1.json` that takes batches wait for others, when something was sent so shortly before; with 0 none waits.
+    batch_ms: Millis = 10, 0 => 1000;
     /// Messages of one connection of `shardcast.v1.json` on their way to their topics before reading from it pauses.
     json_publishes_max: Count = 64, 1 => 65_536;
     /// Topics in the process. Who asks for a new one beyond it is closed with 4503.

@@ -2,15 +2,13 @@
 
 mod common;
 
+use common::deflate::{RSV1, deflate, inflate};
 use common::frame::{self, BINARY, CONTINUATION, FIN, PING, PONG, TEXT};
 use common::raw::{self, End, Frame, Raw};
 use common::talk::PROTOCOL;
 use common::{Gateway, Setup, gateway};
-use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
 use serde_json::{Value, json};
 
-/// The first frame of a compressed message has this bit.
-const RSV1: u8 = 0x40;
 const OFFER: &str = "Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\n";
 const AGREED: &str = "permessage-deflate; server_no_context_takeover; client_no_context_takeover";
 
@@ -28,24 +26,6 @@ fn connect_with(gateway: &Gateway, path: &str, headers: &str) -> Raw {
     raw.write(raw::upgrade(path, &format!("{OFFER}{headers}")).as_bytes());
     assert_eq!(raw.expect_upgraded().header("sec-websocket-extensions"), Some(AGREED));
     raw
-}
-
-/// A message as a client compresses it.
-fn deflate(message: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(message.len() + 1000);
-    let mut state = Compress::new(Compression::new(6), false);
-    state.compress_vec(message, &mut out, FlushCompress::Sync).expect("there is room");
-    assert_eq!(out.split_off(out.len() - 4), [0, 0, 0xff, 0xff]);
-    out
-}
-
-/// What a client makes of one.
-fn inflate(compressed: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(1 << 20);
-    let whole = [compressed, &[0, 0, 0xff, 0xff, 1, 0, 0, 0xff, 0xff]].concat();
-    let status = Decompress::new(false).decompress_vec(&whole, &mut out, FlushDecompress::Finish);
-    assert_eq!(status.expect("it is DEFLATE"), Status::StreamEnd, "a message ends with its last block");
-    out
 }
 
 /// A message of the gateway that is compressed: its opcode and what is in it.

@@ -27,6 +27,7 @@ fn who_speaks_json_goes_on_with_its_topics_and_every_message_has_its_receipt() {
     let mut gateway = gateway().limit("history_messages", 100_000).start();
     let names = ["a", "b", "c", "d"];
     let mut readers: Vec<talk::Talker> = (0..4).map(|_| talk::connect(gateway.port)).collect();
+    readers.extend((0..2).map(|_| talk::connect(gateway.port).batched()));
     for reader in &mut readers {
         names.iter().for_each(|name| drop(reader.subscribe(name)));
     }

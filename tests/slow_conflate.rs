@@ -205,8 +205,9 @@ fn a_slow_stream_of_several_topics_has_the_newest_of_each() {
 fn a_slow_talker_ends_with_the_newest_of_every_key() {
     for count in SHARDS {
         let gateway = setup(count).start();
-        for topic in ["quotes1", "quotes2", "quotes3"] {
-            let mut slow = talk::over(Raw::connect_with_small_buffer(gateway.port));
+        for (topic, batches) in [("quotes1", false), ("quotes2", true), ("quotes3", false), ("quotes4", true)] {
+            let slow = talk::over(Raw::connect_with_small_buffer(gateway.port));
+            let mut slow = if batches { slow.batched() } else { slow };
             slow.subscribe(topic);
             let mut publisher = Publisher::join(&gateway, topic);
             publisher.publish_many(500);

@@ -223,9 +223,11 @@ fn read_talk(slow: &mut Talker, course: &mut Course, last: u64) {
 fn a_slow_talker_is_told_exactly_what_it_does_not_get() {
     for count in SHARDS {
         let gateway = setup(count).start();
-        for topic in ["thin1", "thin2", "thin3"] {
+        for (topic, batches) in [("thin1", false), ("thin2", true), ("thin3", false), ("thin4", true)] {
             let before = (drops(&gateway, "drop_oldest"), told(&gateway));
-            let mut slow = slow_talker(&gateway, topic);
+            let mut slow = talk::over(Raw::connect_with_small_buffer(gateway.port));
+            slow = if batches { slow.batched() } else { slow };
+            slow.subscribe(topic);
             let mut publisher = Publisher::join(&gateway, topic);
             let mut course = Course::default();
             publisher.publish_until_dropped(&gateway, 50);

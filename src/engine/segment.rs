@@ -250,15 +250,16 @@ pub struct Gather {
 pub type Ranges = SmallVec<[Range; 1]>;
 
 impl Gather {
-    /// More ranges than this never go into one send: the kernel's own limit is 1024, and beyond a few dozen a vector costs more than it saves.
+    /// More ranges than this, and a header before them, never go into one send: the kernel's own limit is 1024, and beyond a few dozen a vector costs more
+    /// than it saves.
     pub const RANGES_MAX: usize = 64;
 
     /// Bundles ranges for one send.
     ///
     /// # Panics
-    /// If there are none, or more than [`RANGES_MAX`](Self::RANGES_MAX), or one is empty.
+    /// If there are none, or more than [`RANGES_MAX`](Self::RANGES_MAX) and one, or one is empty.
     pub fn new(ranges: Ranges) -> Self {
-        assert!(!ranges.is_empty() && ranges.len() <= Self::RANGES_MAX, "gather of {} ranges", ranges.len());
+        assert!(!ranges.is_empty() && ranges.len() <= Self::RANGES_MAX + 1, "gather of {} ranges", ranges.len());
         let iovecs = ranges
             .iter()
             .map(|range| {

@@ -22,13 +22,18 @@ pub(super) enum Format {
     RawDeflate,
     /// What is [`Self::Json`], likewise.
     JsonDeflate,
+    /// Messages of `shardcast.v1.json`, each followed by a line break: many leave as one frame, whose header they get then (`batches`).
+    Lines,
+    /// The same as pieces of a compressed message.
+    LinesDeflate,
 }
 
 impl Format {
     /// All of them; each has its number's place.
-    pub(super) const ALL: [Self; 5] = [Self::Raw, Self::Sse, Self::Json, Self::RawDeflate, Self::JsonDeflate];
+    pub(super) const ALL: [Self; 7] =
+        [Self::Raw, Self::Sse, Self::Json, Self::RawDeflate, Self::JsonDeflate, Self::Lines, Self::LinesDeflate];
     /// Those that are made where somebody wants them.
-    pub(super) const MADE: [Self; 4] = [Self::Sse, Self::Json, Self::RawDeflate, Self::JsonDeflate];
+    pub(super) const MADE: [Self; 6] = [Self::Sse, Self::Json, Self::RawDeflate, Self::JsonDeflate, Self::Lines, Self::LinesDeflate];
 
     /// Its place among those that are made.
     pub(super) const fn made(self) -> Option<usize> {
@@ -40,6 +45,7 @@ impl Format {
         match self {
             Self::Raw | Self::RawDeflate => Self::Raw,
             Self::Json | Self::JsonDeflate => Self::Json,
+            Self::Lines | Self::LinesDeflate => Self::Lines,
             Self::Sse => Self::Sse,
         }
     }

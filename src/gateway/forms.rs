@@ -14,7 +14,7 @@ use crate::limits::Limits;
 use crate::proto::position::{Epoch, Position};
 use crate::proto::sse::{EventName, encode_event};
 use crate::proto::topic::TopicName;
-use crate::proto::ws::Deflater;
+use crate::proto::ws::deflate::{Deflater, TAIL, store};
 use crate::proto::ws::frame::compressed_header;
 
 /// Whose messages they are.
@@ -73,9 +73,21 @@ impl Maker {
         match format.plain() {
             Format::Raw => out.extend_from_slice(bytes),
             Format::Json => json::push_message(out, topic, position, frame, bytes),
+            Format::Lines => json::push_line(out, topic, position, frame, bytes),
             _ => return push_event(out, Some(position), frame, bytes),
         }
         if format == format.plain() {
+            return;
+        }
+        if format == Format::LinesDeflate {
+            match self.deflate(&out[start..]) {
+                Some(deflated) => {
+                    out.truncate(start);
+                    out.extend_from_slice(deflated);
+                }
+                None => store(out, start),
+            }
+            out.extend_from_slice(&TAIL);
             return;
         }
         let (kind, payload) = message(&out[start..]);

@@ -23,6 +23,7 @@ use std::time::Duration;
 use crossbeam_channel::Sender;
 
 use super::Gateway;
+use super::batches::Batch;
 use super::counters::Transport;
 use super::publishing::Receipt;
 use super::session::{Habits, Session, State, micros};
@@ -104,6 +105,7 @@ impl<D: Driver> Gateway<D> {
         let mail = self.mailbox.depth() > 0 || self.mailbox.overflow() > 0;
         let topics = !self.laps.is_empty()
             || !self.parked.is_empty()
+            || !self.held_back.is_empty()
             || !self.dispatches.is_empty()
             || !self.recounts.is_empty()
             || self.presence.is_busy()
@@ -232,10 +234,11 @@ impl<D: Driver> Gateway<D> {
                 let stream = Stream::inherited(Kind::Events, topics, retry_ms, window_ms);
                 self.begin_stream(key, stream);
             }
-            Doing::Json { topics, patterns } => {
+            Doing::Json { topics, patterns, batch } => {
                 self.inherit_transport(key, Transport::Ws);
                 let mut stream = Stream::inherited(Kind::Json, topics, 0, 0);
                 stream.talk.patterns = patterns;
+                stream.talk.batch = batch.then(Batch::default);
                 self.begin_stream(key, stream);
             }
             Doing::Ending => {

@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::Gateway;
+use super::batches::Batch;
 use super::close_cause::CloseCause;
 use super::counters::HandshakeResult;
 use super::polls::add;
@@ -60,6 +61,8 @@ pub(super) struct Talk {
     pub(super) no_echo: bool,
     /// It is sent messages compressed.
     pub(super) deflates: bool,
+    /// It is sent many messages as one frame.
+    pub(super) batch: Option<Batch>,
 }
 
 /// A request for a pattern that is not answered.
@@ -139,6 +142,15 @@ pub(super) fn push_message(out: &mut Vec<u8>, topic: &TopicName, position: Posit
     push_frame(out, &Reply::Message(message));
 }
 
+/// Appends a message as a line. Line breaks in JSON are between its words, and as good as spaces.
+pub(super) fn push_line(out: &mut Vec<u8>, topic: &TopicName, position: Position, frame: &Frame, bytes: &[u8]) {
+    let (kind, payload) = message(bytes);
+    let start = out.len();
+    Reply::Message(Message { topic: topic.as_str(), position, event: frame.event(), key: frame.key(), kind, payload }).write(out);
+    out[start..].iter_mut().filter(|byte| **byte == b'\n').for_each(|byte| *byte = b' ');
+    out.push(b'\n');
+}
+
 /// Appends a text frame. How long its header is, is known when the payload is.
 pub(super) fn push_frame(out: &mut Vec<u8>, reply: &Reply<'_>) {
     let start = out.len();
@@ -152,12 +164,13 @@ impl<D: Driver> Gateway<D> {
     pub(super) fn begin_talk(&mut self, key: ConnKey, upgrade: &[u8]) {
         self.counters.handshakes.of(HandshakeResult::Upgraded).add(1);
         self.upgraded(key, upgrade);
+        let retry_ms = self.return_window_ms();
         let Some(session) = self.sessions.get_mut(key) else { return };
         let mut stream = Stream::talk();
+        stream.window_ms = retry_ms;
         stream.talk.deflates = session.takes_deflated();
         session.cold.get_or_insert_default().stream = Some(Box::new(stream));
         let conn = self.id(key).to_string();
-        let retry_ms = self.return_window_ms();
         let (ping_ms, max_bytes) = (self.limits.ping_interval_ms, self.limits.message_bytes_max);
         self.say(key, &Reply::Welcome { conn: &conn, ping_ms, retry_ms, max_bytes });
         self.opened(key, State::Json);
@@ -216,7 +229,7 @@ impl<D: Driver> Gateway<D> {
         };
         let id = said.id;
         match said.request {
-            Ok(Request::Hello) => {}
+            Ok(Request::Hello { batch }) => self.hear_hello(key, id, batch),
             Ok(Request::Ping) => self.say(key, &Reply::Pong { id }),
             // Nobody is asked for a token: any is as good.
             Ok(Request::Auth) => self.say(key, &Reply::Done { id }),
@@ -242,6 +255,19 @@ impl<D: Driver> Gateway<D> {
                 self.say(key, &Reply::Error { id, code: fault.code(), message: &fault.to_string(), retry_ms: None });
             }
         }
+    }
+
+    /// A client says how it wants to be spoken to, while it has no topic.
+    fn hear_hello(&mut self, key: ConnKey, id: Option<&str>, batch: bool) {
+        let Some(stream) = self.sessions.get_mut(key).and_then(|session| session.stream_mut()) else { return };
+        if !batch || stream.talk.batch.is_some() {
+            return;
+        }
+        if stream.parts.iter().any(|part| part.topic.is_some()) || !stream.talk.patterns.is_empty() {
+            let message = "there are subscriptions already; say hello with batch before the first one";
+            return self.say(key, &Reply::Error { id, code: "bad_request", message, retry_ms: None });
+        }
+        stream.talk.batch = Some(Batch::default());
     }
 
     /// Asks a topic's home for its messages, or for its history.

@@ -22,6 +22,7 @@
 #![forbid(unsafe_code)]
 
 mod admission;
+mod batches;
 mod bridge;
 mod budget;
 mod clients;
@@ -85,6 +86,7 @@ use crate::engine::slab::SideTable;
 use crate::engine::sys::{self, Listener};
 use crate::engine::timers::{TICK, TimerWheel};
 use crate::gateway::admission::Admission;
+use crate::gateway::batches::HeldBack;
 use crate::gateway::bridge::Bridge;
 use crate::gateway::budget::Budget;
 use crate::gateway::clients::counts_addresses;
@@ -348,6 +350,7 @@ pub struct Gateway<D> {
     laps: VecDeque<FeedKey>,
     /// Topics whose lap waits for somebody, and when they have another turn anyway.
     parked: Vec<FeedKey>,
+    held_back: HeldBack,
     next_unpark: Time,
     /// Topics that may have something for another shard.
     dispatches: VecDeque<TopicKey>,
@@ -454,6 +457,7 @@ impl<D: Driver> Gateway<D> {
             inflate_left: 0,
             laps: VecDeque::new(),
             parked: Vec::new(),
+            held_back: HeldBack::new(),
             next_unpark: now,
             dispatches: VecDeque::new(),
             warm: Vec::new(),
@@ -606,6 +610,7 @@ impl<D: Driver> Gateway<D> {
         self.attend_to_nats();
         self.resume_publishers();
         self.watch_sends();
+        self.send_due();
         self.unpark_laps();
         self.run_laps();
         self.see_leavers_off();
@@ -676,6 +681,7 @@ impl<D: Driver> Gateway<D> {
             self.bridge_wait(),
             poll,
             parked,
+            self.held_wait(),
             receipts,
         ]
         .into_iter()

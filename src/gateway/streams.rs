@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 
 use super::Gateway;
+use super::batches::{Batch, frame_lines, framed};
 use super::bridge::SUBSCRIPTIONS_FULL;
 use super::close_cause::CloseCause;
 use super::counters::Transport;
@@ -170,7 +171,7 @@ impl Stream {
         };
         let topics = self.parts.iter().filter(|part| part.topic.is_some()).map(following).collect();
         match self.kind {
-            Kind::Json => Doing::Json { topics, patterns: self.talk.patterns.clone() },
+            Kind::Json => Doing::Json { topics, patterns: self.talk.patterns.clone(), batch: self.talk.batch.is_some() },
             _ => Doing::Stream { retry_ms: self.retry_ms, window_ms: self.window_ms, topics },
         }
     }
@@ -179,12 +180,16 @@ impl Stream {
         Self { poll, ..Self::new(Kind::Poll, topics, Vec::new(), retry_ms) }
     }
 
-    fn format(&self) -> Format {
+    pub(super) fn format(&self) -> Format {
         match self.kind {
             Kind::Events => Format::Sse,
             Kind::Poll => Format::Raw,
-            Kind::Json if self.talk.deflates => Format::JsonDeflate,
-            Kind::Json => Format::Json,
+            Kind::Json => match (self.talk.batch.is_some(), self.talk.deflates) {
+                (false, false) => Format::Json,
+                (false, true) => Format::JsonDeflate,
+                (true, false) => Format::Lines,
+                (true, true) => Format::LinesDeflate,
+            },
         }
     }
 
@@ -450,12 +455,12 @@ impl<D: Driver> Gateway<D> {
         if parcel.frames == 0 {
             return;
         }
-        let (format, shares) = (stream.format(), stream.shares());
+        let (kind, format, shares) = (stream.kind, stream.format(), stream.shares());
         let part = &mut stream.parts[usize::from(number)];
         let (epoch, after, messages, topic_key) = (part.epoch, part.at, parcel.frames, part.topic);
         let mut out = std::mem::take(&mut self.scratch);
         out.clear();
-        if !shares && format.plain() == Format::Json {
+        if !shares && kind == Kind::Json {
             // What nobody shares is not worth being compressed.
             let name = part.name.clone();
             each_of(parcel, |frame, bytes| {
@@ -484,6 +489,7 @@ impl<D: Driver> Gateway<D> {
                         offset = frame.offset().unwrap_or(offset + 1);
                         self.maker.push(format, &mut out, &part.name, Position { epoch, offset }, frame, bytes);
                     });
+                    frame_lines(format, &mut out, 0);
                     let bytes = Arena::new(1, 1, &self.shared.memory).append(&out, &[]);
                     topic.last_piece = Some(Box::new(MadePiece { format, after, messages, bytes: bytes.clone() }));
                     bytes
@@ -502,7 +508,7 @@ impl<D: Driver> Gateway<D> {
         let topic = self.topics.get_mut(feed_key.topic).expect("a topic on a lap is live");
         let feed = topic.feed_mut(feed_key.format).expect("a feed on a lap is live");
         let seat = self.seats.at(slot);
-        let end = feed.log.end();
+        let (now, end) = (self.now, feed.log.end());
         if seat.cursor == end {
             return;
         }
@@ -516,7 +522,9 @@ impl<D: Driver> Gateway<D> {
         let stream = session.stream_mut().expect("a seat's connection has a stream");
         let lap = feed.lap.get_mut().expect("on a lap");
         let polls = stream.kind == Kind::Poll;
-        if unsent > 0 || queued || joining || polls || !stream.pending.is_empty() {
+        let holds = !joining && !self.frozen && stream.talk.batch.as_ref().is_some_and(|batch| batch.holds(now, &self.limits));
+        let bytes_max = self.limits.send_bytes_max as usize;
+        if unsent > 0 || queued || joining || polls || holds || !stream.pending.is_empty() {
             let behind = seat.behind().unwrap_or_else(|| lap.floor.seek(seat.cursor));
             if seat.behind.is_none() {
                 seat.behind = Some(behind.clone().anchor());
@@ -528,7 +536,13 @@ impl<D: Driver> Gateway<D> {
                 }
                 return;
             }
-            let waits = unsent > 0 && u64::from(micros(self.now).wrapping_sub(sent_us)) >= self.limits.reader_hold_ms * 1000;
+            if holds && end - seat.cursor < bytes_max as u64 {
+                return self.hold_back(key);
+            }
+            if holds && unsent == 0 && !queued {
+                return self.send_held(key);
+            }
+            let waits = unsent > 0 && u64::from(micros(now).wrapping_sub(sent_us)) >= self.limits.reader_hold_ms * 1000;
             if !waits && !seat.thinned && behind.offset() >= lap.floor.offset() {
                 lap.hold(behind);
             } else {
@@ -537,7 +551,6 @@ impl<D: Driver> Gateway<D> {
             return;
         }
         let from = seat.behind().unwrap_or_else(|| lap.floor.seek(seat.cursor));
-        let bytes_max = self.limits.send_bytes_max as usize;
         let shares = stream.shares();
         let shared = lap.last.as_ref().filter(|last| shares && (last.from, last.end) == (seat.cursor, end));
         let portion = match shared {
@@ -552,6 +565,7 @@ impl<D: Driver> Gateway<D> {
             }
         };
         let (data, next, frames) = portion;
+        stream.talk.batch.iter_mut().for_each(|batch| batch.sent(now));
         if next.offset() < end {
             if seat.cursor >= lap.floor.offset() {
                 lap.hold(next.clone());
@@ -581,7 +595,8 @@ impl<D: Driver> Gateway<D> {
         }
         let Some(session) = self.sessions.get_mut(key) else { return false };
         let Some(stream) = session.stream_mut() else { return false };
-        let Some(number) = stream.pending.pop_front() else { return self.stream_replay_more(key) };
+        let next = if stream.talk.batch.as_ref().is_some_and(Batch::is_held) { None } else { stream.pending.pop_front() };
+        let Some(number) = next else { return self.stream_replay_more(key) };
         stream.replays_next = true;
         if self.tell_left_out(key, number) {
             return true;
@@ -594,6 +609,10 @@ impl<D: Driver> Gateway<D> {
             return self.send_latest(feed_key, Seat::member(slot), key) || self.stream_catch_up(key);
         }
         let (Some(from), feed_key) = (seat.behind(), seat.feed) else { return self.stream_catch_up(key) };
+        if stream.talk.batch.is_some() {
+            stream.pending.push_front(number);
+            return self.send_batch(key) || self.stream_catch_up(key);
+        }
         let topic = self.topics.get_mut(feed_key.topic).expect("a topic lives as long as its members");
         let feed = topic.feed_mut(feed_key.format).expect("a feed lives as long as its members");
         let (bytes_max, id) = (self.limits.send_bytes_max as usize, ConnId { shard: self.shard, key });
@@ -742,7 +761,9 @@ fn portion(
     if shares || stream.kind == Kind::Json {
         let gathered = from.gather(bytes_max, (!shares).then_some(id)).expect("the caller has something to send");
         let frames = gathered.next.frame() - from.frame();
-        return (gathered.data, gathered.next, frames);
+        let format = stream.format();
+        let data = gathered.data.map(|data| if format.plain() == Format::Lines { framed(format, data.ranges(), direct) } else { data });
+        return (data, gathered.next, frames);
     }
     let mut ranges = Ranges::new();
     let (mut bytes, mut frames) = (0, 0);

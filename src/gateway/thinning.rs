@@ -7,6 +7,7 @@
 use std::rc::Rc;
 
 use super::Gateway;
+use super::batches::frame_lines;
 use super::conflation::{Latest, Portion};
 use super::counters::DropReason;
 use super::feed::{Feed, FeedKey};
@@ -145,6 +146,7 @@ impl<D: Driver> Gateway<D> {
         }
         let Some(stream) = self.sessions.get_mut(conn).and_then(|session| session.stream_mut()) else { return };
         let has_own_ids = stream.kind == Kind::Events && !stream.shares();
+        let start = out.len();
         for (offset, bytes) in &portion.messages {
             stream.parts[index].at = *offset;
             let mut bytes = bytes.as_slice();
@@ -155,6 +157,7 @@ impl<D: Driver> Gateway<D> {
             out.extend_from_slice(bytes);
         }
         stream.parts[index].at = portion.at;
+        frame_lines(stream.format(), out, start);
     }
 
     /// Queues the word for what one of a stream's topics had and it does not get.

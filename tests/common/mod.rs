@@ -2,12 +2,13 @@
 //!
 //! [`gateway`] describes one and starts it; [`Gateway`] is the running process, looked at from outside (metrics, memory, descriptors, CPU). Clients:
 //! [`foreign`] (tungstenite, for what a well-behaved client sees), [`raw`] (bytes on a socket, for what no library would send), [`swarm`] (thousands
-//! of connections on one epoll thread), [`events`] (readers of event streams), [`talk`] (who speaks `shardcast.v1.json`), [`nats`] (a real nats-server and its other clients). [`freeze`] stops one thread of the gateway,
+//! of connections on one epoll thread), [`events`] (readers of event streams), [`talk`] (who speaks `shardcast.v1.json`), [`deflate`] (what they compress), [`nats`] (a real nats-server and its other clients). [`freeze`] stops one thread of the gateway,
 //! [`replaceable`] is one whose next process may be anything.
 #![allow(dead_code, reason = "every test file takes from here what it needs")]
 #![allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "tests stand outside the gateway: real time, real threads")]
 
 pub mod basics;
+pub mod deflate;
 pub mod events;
 pub mod foreign;
 pub mod frame;

@@ -2,8 +2,14 @@
 
 use serde_json::{Value, json};
 
-use super::frame::TEXT;
+use std::collections::VecDeque;
+
+use super::deflate::{RSV1, inflate};
+use super::frame::{FIN, TEXT};
 use super::raw::{self, Raw};
+
+const FIN_TEXT: u8 = FIN | TEXT;
+const FIN_TEXT_COMPRESSED: u8 = FIN | RSV1 | TEXT;
 
 /// The header that asks for the subprotocol.
 pub const PROTOCOL: &str = "Sec-WebSocket-Protocol: shardcast.v1.json\r\n";
@@ -12,6 +18,8 @@ pub struct Talker {
     pub raw: Raw,
     /// What it was welcomed with.
     pub welcome: Value,
+    /// What came in one frame and was not heard yet.
+    batch: VecDeque<Value>,
 }
 
 /// Connects and is welcomed.
@@ -29,11 +37,20 @@ pub fn over(raw: Raw) -> Talker {
     to(raw, "/ws")
 }
 
-fn to(mut raw: Raw, path: &str) -> Talker {
-    raw.write(raw::upgrade(path, PROTOCOL).as_bytes());
+/// The same, and takes compressed messages.
+pub fn connect_deflated(port: u16) -> Talker {
+    with(Raw::connect(port), "/ws", &format!("Sec-WebSocket-Extensions: permessage-deflate\r\n{PROTOCOL}"))
+}
+
+fn to(raw: Raw, path: &str) -> Talker {
+    with(raw, path, PROTOCOL)
+}
+
+fn with(mut raw: Raw, path: &str, headers: &str) -> Talker {
+    raw.write(raw::upgrade(path, headers).as_bytes());
     let response = raw.expect_upgraded();
     assert_eq!(response.header("sec-websocket-protocol"), Some("shardcast.v1.json"));
-    let mut talker = Talker { raw, welcome: Value::Null };
+    let mut talker = Talker { raw, welcome: Value::Null, batch: VecDeque::new() };
     talker.welcome = talker.expect("welcome");
     talker
 }
@@ -43,11 +60,31 @@ impl Talker {
         self.raw.send_text(&what.to_string());
     }
 
+    /// Takes many messages as one frame from now on.
+    pub fn batched(mut self) -> Self {
+        self.say(json!({"type": "hello", "batch": true}));
+        self
+    }
+
     /// The next thing that comes.
     pub fn hear(&mut self) -> Value {
+        if self.batch.is_empty() {
+            self.batch = self.hear_frame().into();
+        }
+        self.batch.pop_front().expect("a frame has something")
+    }
+
+    /// All that the next frame has.
+    pub fn hear_frame(&mut self) -> Vec<Value> {
+        assert!(self.batch.is_empty(), "{:?} was not heard", self.batch);
         let frame = self.raw.frame();
-        assert_eq!(frame.first & 0x0f, TEXT, "{frame:?}");
-        serde_json::from_slice(&frame.payload).unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&frame.payload)))
+        let payload = match frame.first {
+            FIN_TEXT => frame.payload,
+            FIN_TEXT_COMPRESSED => inflate(&frame.payload),
+            _ => panic!("{frame:?}"),
+        };
+        let text = std::str::from_utf8(&payload).expect("text");
+        text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {text}"))).collect()
     }
 
     /// The next thing that comes, which is of this type.
@@ -125,6 +162,7 @@ impl Talker {
     }
 
     pub fn expect_silence(&mut self, ms: u64) {
+        assert!(self.batch.is_empty(), "{:?} was not heard", self.batch);
         self.raw.expect_silence(ms);
     }
 }

@@ -44,7 +44,10 @@ pub struct Said<'a> {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Request<'a> {
     /// It introduces itself.
-    Hello,
+    Hello {
+        /// Whether it takes many messages as one.
+        batch: bool,
+    },
     /// It wants a sign of life.
     Ping,
     /// It brings another token.
@@ -233,6 +236,8 @@ struct Fields<'a> {
     echo: Option<&'a RawValue>,
     #[serde(borrow)]
     presence: Option<&'a RawValue>,
+    #[serde(borrow)]
+    batch: Option<&'a RawValue>,
 }
 
 impl<'a> Said<'a> {
@@ -261,7 +266,7 @@ impl<'a> Said<'a> {
 impl<'a> Fields<'a> {
     fn request(self, kind: &'a RawValue, message_bytes_max: usize) -> Result<Request<'a>, Fault> {
         Ok(match &*string("type", kind)? {
-            "hello" => Request::Hello,
+            "hello" => Request::Hello { batch: flag("batch", self.batch, false)? },
             "ping" => Request::Ping,
             "auth" => Request::Auth,
             "subscribe" if self.pattern.is_some() => Request::SubscribePattern { pattern: self.pattern()? },
@@ -337,7 +342,8 @@ mod tests {
     #[test]
     fn what_can_be_asked_for() {
         for (text, expect) in [
-            (r#"{"type":"hello","token":"t","batch":true}"#, Request::Hello),
+            (r#"{"type":"hello","token":"t"}"#, Request::Hello { batch: false }),
+            (r#"{"type":"hello","batch":true}"#, Request::Hello { batch: true }),
             (r#" {"type":"ping"} "#, Request::Ping),
             (r#"{"type":"auth","token":"t"}"#, Request::Auth),
             (r#"{"type":"subscribe","topic":"a"}"#, Request::Subscribe { topic: topic("a"), start: None, presence: false }),

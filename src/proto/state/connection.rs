@@ -66,6 +66,8 @@ pub enum Doing {
         topics: Vec<Following>,
         /// What the names of topics begin with that it wants, all of them.
         patterns: Vec<Pattern>,
+        /// It takes many messages as one frame.
+        batch: bool,
     },
     /// It ends: it is given what it is owed, and nothing that comes from it matters.
     Ending,
@@ -116,8 +118,8 @@ impl Connection {
                 encode_topics(out, topics);
             }
             Doing::Ending => out.push(4),
-            Doing::Json { topics, patterns } => {
-                out.push(5);
+            Doing::Json { topics, patterns, batch } => {
+                out.extend_from_slice(&[5, u8::from(*batch)]);
                 encode_topics(out, topics);
                 numbers(out, &[patterns.len() as u64]);
                 patterns.iter().for_each(|pattern| short(out, &pattern.to_string()));
@@ -157,9 +159,11 @@ impl Connection {
             }
             4 => Doing::Ending,
             5 => {
+                let batch = body.flag()?;
                 let topics = decode_topics(body)?;
                 let pattern = |body: &mut Body<'_>| body.short()?.parse().map_err(|_| StateError::Senseless("a pattern is none"));
-                Doing::Json { topics, patterns: (0..body.number()?).map(|_| pattern(body)).collect::<Result<_, _>>()? }
+                let patterns = (0..body.number()?).map(|_| pattern(body)).collect::<Result<_, _>>()?;
+                Doing::Json { topics, patterns, batch }
             }
             _ => return Err(StateError::Senseless("a connection does nothing known")),
         };
@@ -213,8 +217,8 @@ pub(super) mod tests {
             Doing::Room { topic: topic("lobby"), no_echo: true, thins: true, after: Some(at(3, 17)) },
             Doing::Echo,
             Doing::Stream { retry_ms: 3000, window_ms: 60_000, topics: topics.clone() },
-            Doing::Json { topics, patterns: vec!["news.*".parse().expect("a pattern"), "*".parse().expect("a pattern")] },
-            Doing::Json { topics: Vec::new(), patterns: Vec::new() },
+            Doing::Json { topics, patterns: vec!["news.*".parse().expect("a pattern"), "*".parse().expect("a pattern")], batch: true },
+            Doing::Json { topics: Vec::new(), patterns: Vec::new(), batch: false },
             Doing::Ending,
         ];
         let clients = [None, Some(IpAddr::from([192, 0, 2, 1])), Some(IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, 1]))];

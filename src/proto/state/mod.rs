@@ -30,7 +30,7 @@ use crate::proto::ws::MessageKind;
 /// What the file begins with.
 pub const MAGIC: &[u8; 8] = b"SHARDCST";
 /// The version that this program writes, and the only one that it reads.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// The bytes before the first record.
 pub const HEADER_BYTES: usize = MAGIC.len() + 4;
 

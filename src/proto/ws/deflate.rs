@@ -14,7 +14,7 @@ pub const WINDOW_BITS: u8 = 12;
 const LEVEL: u32 = 2;
 
 /// RFC 7692 section 7.2.1: what the sender leaves out at the end of a message.
-const TAIL: [u8; 4] = [0, 0, 0xff, 0xff];
+pub const TAIL: [u8; 4] = [0, 0, 0xff, 0xff];
 /// What is put behind a message to inflate it: that, and an empty last block, which is read as such only where the message was whole.
 const END: [u8; 9] = [0, 0, 0xff, 0xff, 1, 0, 0, 0xff, 0xff];
 
@@ -68,6 +68,35 @@ impl Deflater {
     pub fn rest(&mut self) {
         give_back(&mut self.out);
     }
+}
+
+/// The most that a stored block has (RFC 1951 section 3.2.4).
+const STORED_BYTES_MAX: usize = 65_535;
+
+/// Makes what is in `out` from `start` on what [`Deflater::deflate`] would give if it did not care about the length. Of such pieces, each with [`TAIL`] behind
+/// it, any choice in any order is a compressed message, but for the last tail: each begins anew and ends with a whole byte.
+///
+/// ```
+/// use shardcast::proto::ws::Inflater;
+/// use shardcast::proto::ws::deflate::{Deflater, TAIL, store};
+///
+/// let mut message = b"short, ".to_vec();
+/// store(&mut message, 0);
+/// message.extend_from_slice(&TAIL);
+/// message.extend_from_slice(Deflater::new().deflate(b"long, long, long, long").expect("it repeats itself"));
+/// assert_eq!(Inflater::new().inflate(&message, 1000), Ok("short, long, long, long, long".as_bytes()));
+/// ```
+pub fn store(out: &mut Vec<u8>, start: usize) {
+    let plain = out.split_off(start);
+    for block in plain.chunks(STORED_BYTES_MAX) {
+        let len = block.len() as u16;
+        out.push(0);
+        out.extend_from_slice(&len.to_le_bytes());
+        out.extend_from_slice(&(!len).to_le_bytes());
+        out.extend_from_slice(block);
+    }
+    // The first byte of the empty block whose rest is the tail.
+    out.push(0);
 }
 
 /// Inflates messages.
