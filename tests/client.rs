@@ -15,7 +15,9 @@ use std::time::Duration;
 
 use common::{Gateway, SOON, gateway, raw};
 use hostile::{Proxy, Refusal, Seen};
-use shardcast::client::{Client, Closed, Data, Error, Event, Events, Gap, GapReason, Message, PublishOptions, Receipt, Start, UrlError};
+use shardcast::client::{
+    Client, Closed, Data, Error, Event, Events, Gap, GapReason, Message, Presence, PublishOptions, Receipt, Start, UrlError,
+};
 
 fn url(gateway: &Gateway) -> String {
     format!("ws://127.0.0.1:{}", gateway.port)
@@ -444,6 +446,141 @@ async fn a_client_lives_as_long_as_a_handle_or_its_events_and_then_says_goodbye(
     assert_eq!(texts(&mut events, 1).await, ["to events alone"]);
     drop(events);
     gateway.wait_for_closes("client_closed", 1);
+}
+
+/// What is told of who is in a topic: the kind, the number, and what the members call themselves.
+async fn told_of(events: &mut Events) -> (&'static str, u64, Vec<String>) {
+    let (kind, presence) = until(events, |event| match event {
+        Event::Presence(presence) => Some(("presence", presence)),
+        Event::Join(presence) => Some(("join", presence)),
+        Event::Leave(presence) => Some(("leave", presence)),
+        _ => None,
+    })
+    .await;
+    (kind, presence.count, users(&presence))
+}
+
+fn users(presence: &Presence) -> Vec<String> {
+    let members = presence.members.iter().flatten();
+    let mut users: Vec<String> = members.map(|member| member.user.as_deref().unwrap_or("-").to_owned()).collect();
+    users.sort();
+    users
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_in_a_topic_is_told_as_they_come_and_go_and_anew_after_a_loss() {
+    let gateway = gateway()
+        .env("SHARDCAST_PRESENCE", "lobby")
+        .limit("presence_tick_ms", 20)
+        .limit("presence_members_max", 3)
+        .limit("reconnect_window_ms", 100)
+        .start();
+    let proxy = Proxy::before(gateway.port, common::seed());
+    let builder = Client::builder(&proxy.url()).user("Anna & Bö").subscribe_with_presence("lobby", Start::Latest);
+    let (client, mut events) = builder.start().expect("a URL");
+    assert_eq!(told_of(&mut events).await, ("presence", 1, vec!["Anna & Bö".to_owned()]));
+    let (other, _) = Client::builder(&url(&gateway)).user("ben").subscribe("lobby", Start::Latest).start().expect("a URL");
+    // Who is known already may be named again.
+    let (kind, count, came) = told_of(&mut events).await;
+    assert!(kind == "join" && count == 2 && came.contains(&"ben".to_owned()), "{came:?}");
+    proxy.cut();
+    reconnecting(&mut events).await;
+    let anew = loop {
+        // Who was cut off may be there for a moment longer.
+        let told = told_of(&mut events).await;
+        if told.1 == 2 && told.0 == "presence" || told.0 == "leave" {
+            break told;
+        }
+    };
+    assert!(anew.1 == 2, "{anew:?}");
+    let now = soon("who is there", client.presence("lobby")).await.expect("it may be asked");
+    assert_eq!((&*now.topic, now.count, users(&now), &*now.scope), ("lobby", 2, vec!["Anna & Bö".to_owned(), "ben".to_owned()], "node"));
+    other.close().await;
+    let (count, gone) =
+        until(&mut events, |event| if let Event::Leave(gone) = event { Some((gone.count, users(&gone))) } else { None }).await;
+    assert_eq!((count, gone), (1, vec!["ben".to_owned()]));
+    // What is refused is an error of its call.
+    let refused = |error: &Error| matches!(error, Error::Refused { code, .. } if &**code == "no_presence");
+    assert!(refused(&soon("an answer", client.presence("a")).await.expect_err("not named")));
+    assert!(refused(&soon("an answer", client.subscribe_with_presence("a", Start::Latest)).await.expect_err("not named")));
+    soon("a place", client.subscribe("a", Start::Latest)).await.expect("it is not subscribed to yet");
+    client.publish("a", "still here").await.expect("published");
+    assert_eq!(texts(&mut events, 1).await, ["still here"]);
+    // A crowd is counted.
+    let crowd: Vec<_> = (0..4).map(|_| Client::builder(&url(&gateway)).subscribe("lobby", Start::Latest).start().expect("a URL")).collect();
+    let counted = until(&mut events, |event| if let Event::Presence(presence) = event { Some(presence) } else { None }).await;
+    assert!(counted.members.is_none() && counted.count > 3, "{counted:?}");
+    drop(crowd);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn topics_of_a_pattern_are_heard_from_their_first_message_on_and_nothing_is_missed_across_a_loss() {
+    let gateway = gateway().env("SHARDCAST_WILDCARDS", "true").limit("reconnect_window_ms", 100).start();
+    let proxy = Proxy::before(gateway.port, common::seed());
+    post(&gateway, "a.0", "before");
+    let (client, mut events) = Client::connect(&proxy.url()).expect("a URL");
+    soon("their places", client.subscribe_to_pattern("a.*")).await.expect("allowed");
+    let mut said: HashMap<String, Vec<String>> = HashMap::new();
+    let mut heard: HashMap<String, Vec<String>> = HashMap::new();
+    for round in 0..4 {
+        for number in 0..8 {
+            let (topic, text) = (format!("a.{number}"), format!("{round} {number}"));
+            post(&gateway, &topic, &text);
+            post(&gateway, &format!("b.{number}"), "not meant");
+            said.entry(topic).or_default().push(text);
+        }
+        while heard.values().map(Vec::len).sum::<usize>() < 8 * (round + 1) {
+            match next(&mut events).await {
+                Event::Message(message) => {
+                    heard.entry(message.topic.to_string()).or_default().push(message.data.as_text().expect("a text").to_owned());
+                }
+                Event::Gap(gap) => panic!("{gap:?}"),
+                _ => {}
+            }
+        }
+        // What is said next is said while it is away, or as it comes back.
+        if round < 3 {
+            proxy.cut();
+        }
+    }
+    assert_eq!(heard, said);
+    assert!(client.unsubscribe_from_pattern("a.*").await.expect("a client"));
+    soon("a place", client.subscribe("b.0", Start::Latest)).await.expect("subscribed");
+    post(&gateway, "a.0", "not heard");
+    post(&gateway, "b.0", "heard");
+    assert_eq!(texts(&mut events, 1).await, ["heard"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_of_a_pattern_can_be_named_besides_and_what_is_too_much_or_not_allowed_is_told() {
+    let gateway = gateway().env("SHARDCAST_WILDCARDS", "true").limit("wildcard_topics_max", 3).limit("wildcards_max", 2).start();
+    let (client, mut events) = Client::builder(&url(&gateway)).subscribe_to_pattern("a.*").start().expect("a URL");
+    let following = until(&mut events, |event| if let Event::Following { pattern } = event { Some(pattern) } else { None }).await;
+    assert_eq!(&*following, "a.*");
+    post(&gateway, "a.1", "one");
+    assert_eq!(texts(&mut events, 1).await, ["one"]);
+    soon("a place", client.subscribe("a.1", Start::Earliest)).await.expect("it is the pattern's until then");
+    assert_eq!(texts(&mut events, 1).await, ["one"], "from the beginning");
+    assert_eq!(client.subscribe("a.1", Start::Latest).await, Err(Error::AlreadySubscribed("a.1".into())));
+    assert!(client.unsubscribe("a.1").await.expect("a client"));
+    post(&gateway, "a.1", "two");
+    assert_eq!(texts(&mut events, 1).await, ["two"], "the pattern means it still");
+    for number in 2..7 {
+        post(&gateway, &format!("a.{number}"), "x");
+    }
+    let left_out =
+        until(&mut events, |event| if let Event::LeftOut { code, message } = event { Some((code, message)) } else { None }).await;
+    assert!(&*left_out.0 == "too_many_topics" && left_out.1.contains("wildcard_topics_max"), "{left_out:?}");
+    assert_eq!(client.subscribe_to_pattern("a.*").await, Err(Error::AlreadySubscribed("a.*".into())));
+    soon("their places", client.subscribe_to_pattern("b.*")).await.expect("allowed");
+    let more = soon("an answer", client.subscribe_to_pattern("c.*")).await;
+    assert!(matches!(&more, Err(Error::Refused { code, .. }) if &**code == "too_many_topics"), "{more:?}");
+    let wrong = soon("an answer", client.subscribe_to_pattern("a*b")).await;
+    assert!(matches!(&wrong, Err(Error::Refused { code, .. }) if &**code == "bad_request"), "{wrong:?}");
+    let none = common::gateway().start();
+    let (client, _events) = Client::connect(&url(&none)).expect("a URL");
+    let refused = soon("an answer", client.subscribe_to_pattern("a.*")).await;
+    assert!(matches!(&refused, Err(Error::Refused { code, .. }) if &**code == "no_wildcards"), "{refused:?}");
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -25,8 +26,10 @@ use super::wire::PROTOCOL;
 const READ_BYTES: usize = 16 << 10;
 const WRITE_BYTES: usize = 32 << 10;
 
-/// Asked for a token before each connection.
-pub(super) type TokenHook = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = Result<String, BoxError>> + Send>> + Send + Sync>;
+/// Asked for a token before each connection, and when one expires.
+pub(super) type TokenHook = Arc<dyn Fn() -> Token + Send + Sync>;
+/// One that is asked for.
+pub(super) type Token = Pin<Box<dyn Future<Output = Result<String, BoxError>> + Send>>;
 pub(super) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// A connection that speaks.
@@ -65,7 +68,8 @@ pub(super) struct Target {
 
 impl Target {
     /// Takes the URL of a gateway, with the path under which a proxy has it, or that of its `/ws`.
-    pub(super) fn parse(url: &str) -> Result<Self, UrlError> {
+    /// The client calls itself `user` there.
+    pub(super) fn parse(url: &str, user: Option<&str>) -> Result<Self, UrlError> {
         let invalid = |why: &str| UrlError::Invalid { url: url.into(), why: why.into() };
         let given: Uri = url.parse().map_err(|error: tokio_tungstenite::tungstenite::http::uri::InvalidUri| invalid(&error.to_string()))?;
         let is_secure = match given.scheme_str() {
@@ -83,8 +87,11 @@ impl Target {
         }
         let path = given.path().trim_end_matches('/');
         let mut path = if path.ends_with("/ws") { path.to_owned() } else { format!("{path}/ws") };
-        if let Some(query) = given.query() {
-            path = format!("{path}?{query}");
+        // Of two names the first counts.
+        let user = user.map(|user| format!("user={}", utf8_percent_encode(user, NON_ALPHANUMERIC)));
+        let query: Vec<&str> = user.as_deref().into_iter().chain(given.query()).collect();
+        if !query.is_empty() {
+            path = format!("{path}?{}", query.join("&"));
         }
         let scheme = if is_secure { "wss" } else { "ws" };
         let uri = Uri::builder().scheme(scheme).authority(authority.clone()).path_and_query(path).build();
@@ -234,8 +241,17 @@ mod tests {
             ("ws://example.com?user=anna", "ws://example.com/ws?user=anna", "example.com", 80),
             ("ws://example.com/live/ws/", "ws://example.com/live/ws", "example.com", 80),
         ] {
-            let target = Target::parse(url).expect(url);
+            let target = Target::parse(url, None).expect(url);
             assert_eq!((&*target.uri.to_string(), &*target.host, target.port), (uri, host, port));
+        }
+    }
+
+    #[test]
+    fn a_user_is_said_in_the_url_before_what_stands_there() {
+        for (url, uri) in
+            [("ws://a", "ws://a/ws?user=Anna%20%26%20B%C3%B6"), ("ws://a/?x=1&user=b", "ws://a/ws?user=Anna%20%26%20B%C3%B6&x=1&user=b")]
+        {
+            assert_eq!(Target::parse(url, Some("Anna & Bö")).expect(url).uri.to_string(), uri);
         }
     }
 
@@ -244,11 +260,11 @@ mod tests {
         for (url, why) in
             [("", "empty"), ("localhost:8080", "scheme"), ("/ws", "scheme"), ("tcp://localhost", "scheme"), ("ws://a:b@localhost", "token")]
         {
-            let error = Target::parse(url).expect_err(url).to_string();
+            let error = Target::parse(url, None).expect_err(url).to_string();
             assert!(error.contains(why) && error.contains(&format!("{url:?}")), "{error}");
         }
         if cfg!(not(feature = "client-tls")) {
-            let error = Target::parse("wss://example.com").expect_err("no TLS").to_string();
+            let error = Target::parse("wss://example.com", None).expect_err("no TLS").to_string();
             assert!(error.contains("client-tls"), "{error}");
         }
     }

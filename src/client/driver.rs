@@ -15,7 +15,7 @@ use tokio_tungstenite::tungstenite::error::Error as WsError;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message as WsMessage};
 
-use super::dial::{Dialer, Socket};
+use super::dial::{BoxError, Dialer, Socket, Token};
 use super::event::{Closed, Error, Event};
 use super::message::{Data, Start};
 use super::session::{Answer, Loss, Session, Transmit};
@@ -47,10 +47,13 @@ pub(super) type Waiter = oneshot::Sender<Result<Answer, Error>>;
 
 /// What the application wants.
 pub(super) enum Command {
-    Subscribe { topic: Box<str>, start: Start, waiter: Waiter },
+    Subscribe { topic: Box<str>, start: Start, watches: bool, waiter: Waiter },
     Unsubscribe { topic: Box<str>, waiter: oneshot::Sender<bool> },
+    SubscribeToPattern { pattern: Box<str>, waiter: Waiter },
+    UnsubscribeFromPattern { pattern: Box<str>, waiter: oneshot::Sender<bool> },
     Publish { topic: Box<str>, data: Data, about: About, deadline: Time, within: Duration, waiter: Waiter },
     History { topic: Box<str>, start: Start, limit: Option<u32>, deadline: Time, within: Duration, waiter: Waiter },
+    Presence { topic: Box<str>, deadline: Time, within: Duration, waiter: Waiter },
 }
 
 /// An event that waits for the application, and the room that it takes.
@@ -103,6 +106,7 @@ enum Input {
     Room(OwnedSemaphorePermit),
     Heard(Heard),
     Command(Option<Command>),
+    Token(Result<String, BoxError>),
 }
 
 /// See the module.
@@ -124,6 +128,7 @@ impl Driver {
     pub(super) async fn run(mut self) {
         let mut link = Link::None;
         let mut connection = None;
+        let mut token = None;
         let mut handles_are_gone = false;
         loop {
             self.hand_over();
@@ -141,7 +146,12 @@ impl Driver {
                     }
                 };
             }
-            match self.input(&mut link, handles_are_gone).await {
+            if let Some(hook) = &self.dialer.token
+                && self.session.poll_token(self.clock.now())
+            {
+                token = Some(hook());
+            }
+            match self.input(&mut link, &mut token, handles_are_gone).await {
                 Input::Close => self.session.handle_close(self.clock.now()),
                 Input::Due => self.session.handle_timeout(self.clock.now()),
                 Input::Room(room) => {
@@ -162,6 +172,10 @@ impl Driver {
                 }
                 Input::Command(Some(command)) => self.take(command),
                 Input::Command(None) => handles_are_gone = true,
+                Input::Token(asked) => {
+                    token = None;
+                    self.session.handle_token(self.clock.now(), asked.as_deref().ok());
+                }
             }
         }
         drop(link);
@@ -169,7 +183,7 @@ impl Driver {
     }
 
     /// Whatever happens first.
-    async fn input(&mut self, link: &mut Link, handles_are_gone: bool) -> Input {
+    async fn input(&mut self, link: &mut Link, token: &mut Option<Token>, handles_are_gone: bool) -> Input {
         let due = self.session.poll_timeout().map(|time| self.clock.instant(time));
         let cost = self.session.event().map(|event| self.events.cost(event));
         let has_room = self.session.has_room();
@@ -182,6 +196,7 @@ impl Driver {
             Ok(room) = Arc::clone(&events.room).acquire_many_owned(cost.unwrap_or(0)), if cost.is_some() => Input::Room(room),
             () = events.queue.closed(), if is_unwanted => Input::Close,
             command = commands.recv(), if has_room && !handles_are_gone => Input::Command(command),
+            token = asked(token) => Input::Token(token),
             heard = poll_fn(|cx| poll_link(link, session, cost.is_none(), cx)) => Input::Heard(heard),
         }
     }
@@ -205,9 +220,14 @@ impl Driver {
     fn take(&mut self, command: Command) {
         let session = &mut self.session;
         let (id, waiter) = match command {
-            Command::Subscribe { topic, start, waiter } => (session.subscribe(&topic, start), waiter),
+            Command::Subscribe { topic, start, watches, waiter } => (session.subscribe(&topic, start, watches), waiter),
             Command::Unsubscribe { topic, waiter } => {
                 let _ = waiter.send(session.unsubscribe(&topic));
+                return;
+            }
+            Command::SubscribeToPattern { pattern, waiter } => (session.subscribe_to_pattern(&pattern), waiter),
+            Command::UnsubscribeFromPattern { pattern, waiter } => {
+                let _ = waiter.send(session.unsubscribe_from_pattern(&pattern));
                 return;
             }
             Command::Publish { topic, data, about, deadline, within, waiter } => {
@@ -216,6 +236,7 @@ impl Driver {
             Command::History { topic, start, limit, deadline, within, waiter } => {
                 (session.history(&topic, &start, limit, deadline, within), waiter)
             }
+            Command::Presence { topic, deadline, within, waiter } => (session.presence(&topic, deadline, within), waiter),
         };
         self.waiters.insert(id, waiter);
     }
@@ -240,6 +261,13 @@ impl Driver {
                 () = self.events.queue.closed() => return,
             }
         }
+    }
+}
+
+async fn asked(token: &mut Option<Token>) -> Result<String, BoxError> {
+    match token {
+        Some(token) => token.await,
+        None => std::future::pending().await,
     }
 }
 

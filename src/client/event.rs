@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::message::{Gap, Message, Position};
+use super::presence::Presence;
 
 /// Something that has happened, in the order in which it did.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -27,13 +28,38 @@ pub enum Event {
         /// It went on from a position, and nothing after that is missing; where it is false after a loss, a gap follows.
         recovered: bool,
     },
-    /// A topic that is wanted cannot be had, and is given up.
+    /// Every topic that a pattern means has its place on this connection: what is published to them from here on comes, and so do topics that come to be.
+    Following {
+        /// Which pattern.
+        pattern: Arc<str>,
+    },
+    /// The gateway leaves topics out that a pattern means: they are more than it lets patterns bring, for example.
+    LeftOut {
+        /// Its word: `too_many_topics`, for example.
+        code: Box<str>,
+        /// And its sentence, with the topic's name where it is about one.
+        message: Box<str>,
+    },
+    /// A topic or a pattern that is wanted cannot be had, and is given up.
     Refused {
         /// Which.
         topic: Arc<str>,
         /// The gateway's word: `bad_request`, for example.
         code: Box<str>,
         /// And its sentence.
+        message: Box<str>,
+    },
+    /// Who is in a topic that was subscribed to with presence: behind each [`Event::Subscribed`], and whenever it is told anew. What was known before does not count any more.
+    Presence(Presence),
+    /// These have come. Somebody who is known already may be among them.
+    Join(Presence),
+    /// These have gone.
+    Leave(Presence),
+    /// Who is in a topic is not told any more: the gateway that the client has come back to does not do that for it. The messages go on.
+    PresenceRefused {
+        /// Which.
+        topic: Arc<str>,
+        /// The gateway's sentence.
         message: Box<str>,
     },
     /// There is no connection; the next try is made after this wait.
@@ -57,8 +83,10 @@ impl Event {
         OWN + match self {
             Self::Message(message) => message.topic.len() + message.data.as_bytes().len(),
             Self::Announcement(text) | Self::Reconnecting { why: text, .. } => text.len(),
-            Self::Subscribed { topic, .. } => topic.len(),
-            Self::Refused { topic, message, .. } => topic.len() + message.len(),
+            Self::Subscribed { topic: name, .. } | Self::Following { pattern: name } => name.len(),
+            Self::LeftOut { message, .. } => message.len(),
+            Self::Refused { topic, message, .. } | Self::PresenceRefused { topic, message } => topic.len() + message.len(),
+            Self::Presence(presence) | Self::Join(presence) | Self::Leave(presence) => presence.weight(),
             Self::Gap(gap) => gap.topic.len(),
             Self::Connected { .. } | Self::Closed(_) => 0,
         }
@@ -100,8 +128,8 @@ pub enum Error {
         /// And its sentence.
         message: Box<str>,
     },
-    /// This client has the topic.
-    #[error("the topic {0:?} is subscribed to already; unsubscribe first to begin elsewhere")]
+    /// This client has the topic, or the pattern.
+    #[error("{0:?} is subscribed to already; unsubscribe first to begin elsewhere")]
     AlreadySubscribed(Box<str>),
     /// This client has as many topics as one connection may.
     #[error("this client has {max} topics, as many as a connection may have; unsubscribe from one, or make another client")]
@@ -109,8 +137,14 @@ pub enum Error {
         /// How many.
         max: usize,
     },
+    /// This client has as many patterns as one may.
+    #[error("this client has {max} patterns, as many as one may have; unsubscribe from one, or make another client")]
+    TooManyPatterns {
+        /// How many.
+        max: usize,
+    },
     /// It was unsubscribed from before the gateway had answered.
-    #[error("the topic {0:?} was unsubscribed from meanwhile")]
+    #[error("{0:?} was unsubscribed from meanwhile")]
     Unsubscribed(Box<str>),
     /// There is no client any more.
     #[error(transparent)]

@@ -16,6 +16,7 @@ use super::dial::{BoxError, Dialer, Target, TokenHook, UrlError};
 use super::driver::{Clock, Command, Driver, EventSender, Queued};
 use super::event::{Closed, Error, Event};
 use super::message::{Data, History, Position, Receipt, Start};
+use super::presence::Presence;
 use super::session::{Answer, Options, Session};
 #[cfg(feature = "client-tls")]
 use super::tls::Tls;
@@ -29,7 +30,9 @@ const COMMANDS: usize = 64;
 #[must_use = "call start"]
 pub struct Builder {
     url: String,
-    topics: Vec<(String, Start)>,
+    user: Option<String>,
+    topics: Vec<(String, Start, bool)>,
+    patterns: Vec<String>,
     token: Option<TokenHook>,
     options: Options,
     buffer_bytes: usize,
@@ -44,6 +47,7 @@ impl fmt::Debug for Builder {
         f.debug_struct("Builder")
             .field("url", &self.url)
             .field("topics", &self.topics)
+            .field("patterns", &self.patterns)
             .field("options", &self.options)
             .finish_non_exhaustive()
     }
@@ -54,13 +58,16 @@ impl Builder {
         let options = Options {
             connect_within: Duration::from_secs(10),
             pong_within: Duration::from_secs(10),
+            has_tokens: false,
             tries_max: None,
             unanswered_max: 1024,
             unanswered_bytes_max: 4 << 20,
         };
         Self {
             url: url.to_owned(),
+            user: None,
             topics: Vec::new(),
+            patterns: Vec::new(),
             token: None,
             options,
             buffer_bytes: 1 << 20,
@@ -73,11 +80,31 @@ impl Builder {
 
     /// Topics to subscribe to from the start; none. What becomes of them is told by [`Event::Subscribed`] and [`Event::Refused`].
     pub fn subscribe(mut self, topic: impl Into<String>, start: Start) -> Self {
-        self.topics.push((topic.into(), start));
+        self.topics.push((topic.into(), start, false));
         self
     }
 
-    /// Where tokens come from; nowhere. It is asked before each connection, and what it gives is said in `hello`. An error is a failed try.
+    /// The same, and who is there is told too: [`Event::Presence`], [`Event::Join`] and [`Event::Leave`], where the operator has named the topic for it (`presence`).
+    pub fn subscribe_with_presence(mut self, topic: impl Into<String>, start: Start) -> Self {
+        self.topics.push((topic.into(), start, true));
+        self
+    }
+
+    /// Patterns to subscribe to from the start, as [`Client::subscribe_to_pattern`] does; none. What becomes of them is told by [`Event::Following`] and [`Event::Refused`].
+    pub fn subscribe_to_pattern(mut self, pattern: impl Into<String>) -> Self {
+        self.patterns.push(pattern.into());
+        self
+    }
+
+    /// What the client calls itself before others in its topics: nothing. 1 to 128 bytes without control characters; who is not taken by the gateway is told so by
+    /// [`Event::Closed`]. Nobody checks that it is true.
+    pub fn user(mut self, name: impl Into<String>) -> Self {
+        self.user = Some(name.into());
+        self
+    }
+
+    /// Where tokens come from; nowhere. It is asked before each connection, and what it gives is said in `hello`. An error is a failed try. When the gateway says that a
+    /// token expires it is asked again (after an error once a second, while the old one holds), and what it gives is said in `auth`.
     ///
     /// ```
     /// # async fn ask_for_a_token() -> Result<String, std::io::Error> { Ok("secret".into()) }
@@ -162,11 +189,15 @@ impl Builder {
     /// # Errors
     /// The URL is none that a client can be connected to, or there is no runtime.
     pub fn start(self) -> Result<(Client, Events), UrlError> {
-        let target = Target::parse(&self.url)?;
+        let target = Target::parse(&self.url, self.user.as_deref())?;
         let runtime = Handle::try_current().map_err(|_| UrlError::NoRuntime)?;
-        let mut session = Session::new(self.options, fastrand::u64(..));
-        for (topic, start) in self.topics {
-            session.subscribe(&topic, start);
+        let options = Options { has_tokens: self.token.is_some(), ..self.options };
+        let mut session = Session::new(options, fastrand::u64(..));
+        for (topic, start, watches) in self.topics {
+            session.subscribe(&topic, start, watches);
+        }
+        for pattern in self.patterns {
+            session.subscribe_to_pattern(&pattern);
         }
         let (commands, command_receiver) = mpsc::channel(COMMANDS);
         let (queue, queued) = mpsc::unbounded_channel();
@@ -252,15 +283,53 @@ impl Client {
     /// # Errors
     /// The topic is this client's already, or it has 128; the gateway refuses; the client is over.
     pub async fn subscribe(&self, topic: &str, start: Start) -> Result<Position, Error> {
+        self.ask_for(topic, start, false).await
+    }
+
+    /// The same, and who is there is told too: by [`Event::Presence`] now and after each loss, and by [`Event::Join`] and [`Event::Leave`] as they come and go.
+    ///
+    /// # Errors
+    /// As of [`Client::subscribe`]; `no_presence` is one that the gateway refuses with, where the operator has not named the topic. Then it is not subscribed to.
+    pub async fn subscribe_with_presence(&self, topic: &str, start: Start) -> Result<Position, Error> {
+        self.ask_for(topic, start, true).await
+    }
+
+    async fn ask_for(&self, topic: &str, start: Start, watches: bool) -> Result<Position, Error> {
         let (waiter, answer) = oneshot::channel();
-        self.command(Command::Subscribe { topic: topic.into(), start, waiter }).await?;
+        self.command(Command::Subscribe { topic: topic.into(), start, watches, waiter }).await?;
         match answer.await {
             Ok(answer) => answer.map(|answer| if let Answer::Subscribed(pos) = answer { pos } else { unreachable!("asked for a place") }),
             Err(_) => Err(self.closed().into()),
         }
     }
 
-    /// Unsubscribes, and says whether it was subscribed. Events that wait to be taken may still be of it.
+    /// Subscribes to all topics whose names begin with something: `prices.*`, or `*` for every topic. Waits until all that there are have their places: what is published
+    /// to them from then on comes, and so do topics that come to be, from their first message on. Each topic is told by [`Event::Subscribed`].
+    ///
+    /// After a loss the topics that it has brought go on where they were, up to 96 and those that spoke last first; of the others a gap is told if something is missing.
+    ///
+    /// # Errors
+    /// The pattern is this client's already, or it has 128; the gateway refuses, with `no_wildcards` where the operator does not allow patterns (`wildcards`); the client is over.
+    pub async fn subscribe_to_pattern(&self, pattern: &str) -> Result<(), Error> {
+        let (waiter, answer) = oneshot::channel();
+        self.command(Command::SubscribeToPattern { pattern: pattern.into(), waiter }).await?;
+        match answer.await {
+            Ok(answer) => answer.map(|_| ()),
+            Err(_) => Err(self.closed().into()),
+        }
+    }
+
+    /// Unsubscribes from a pattern, and from the topics that no other one means and that were not named either. Says whether it was subscribed.
+    ///
+    /// # Errors
+    /// The client is over.
+    pub async fn unsubscribe_from_pattern(&self, pattern: &str) -> Result<bool, Error> {
+        let (waiter, answer) = oneshot::channel();
+        self.command(Command::UnsubscribeFromPattern { pattern: pattern.into(), waiter }).await?;
+        answer.await.map_err(|_| self.closed().into())
+    }
+
+    /// Unsubscribes, and says whether it was subscribed by this name. Events that wait to be taken may still be of it, and it goes on where a pattern means it too.
     ///
     /// # Errors
     /// The client is over.
@@ -311,6 +380,22 @@ impl Client {
         self.command_within(Command::History { topic: topic.into(), start, limit, deadline, within, waiter }, deadline, within).await?;
         match answer.await {
             Ok(answer) => answer.map(|answer| if let Answer::History(history) = answer { history } else { unreachable!("asked for it") }),
+            Err(_) => Err(self.closed().into()),
+        }
+    }
+
+    /// Asks who is in a topic now, without a subscription.
+    ///
+    /// # Errors
+    /// It is refused, with `no_presence` where the operator has not named the topic, or has no answer in time; or the client is over.
+    pub async fn presence(&self, topic: &str) -> Result<Presence, Error> {
+        let (deadline, within) = self.deadline(None);
+        let (waiter, answer) = oneshot::channel();
+        self.command_within(Command::Presence { topic: topic.into(), deadline, within, waiter }, deadline, within).await?;
+        match answer.await {
+            Ok(answer) => {
+                answer.map(|answer| if let Answer::Presence(presence) = answer { presence } else { unreachable!("asked for it") })
+            }
             Err(_) => Err(self.closed().into()),
         }
     }

@@ -197,6 +197,8 @@ pub enum GapReason {
     Slow,
     /// The gateway has ended the connection for it twice (4510), so that it began anew.
     ContinuityLost,
+    /// A pattern had brought the topic, and more topics than could be asked for again by their names, each from its position.
+    NotResumed,
     /// A word that this version of the client does not know.
     Other(Box<str>),
 }
@@ -221,6 +223,7 @@ impl fmt::Display for GapReason {
             Self::Unknown => "unknown",
             Self::Slow => "slow",
             Self::ContinuityLost => "continuity_lost",
+            Self::NotResumed => "not_resumed",
             Self::Other(word) => word,
         })
     }

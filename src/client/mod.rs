@@ -22,8 +22,8 @@
 //! It comes back by itself when the gateway says (docs/client.md), and asks for what it has missed. Nothing of the gateway is built for it: neither io_uring nor a
 //! command line, and TLS only with the feature `client-tls`.
 //!
-//! `session` decides, without a socket and a clock; `driver` is the task that does it; `handle` is what the application holds. `dial` makes connections, `wire` has the
-//! words of the protocol, `backoff` when to come back, `requests` what has no answer yet, `message` and `event` the values.
+//! `session` decides, without a socket and a clock, and `topics` knows what is wanted and how far that is; `driver` is the task that does it; `handle` is what the application holds. `dial` makes connections, `wire` has the
+//! words of the protocol, `backoff` when to come back, `requests` what has no answer yet, `message`, `presence` and `event` the values.
 #![forbid(unsafe_code)]
 
 mod backoff;
@@ -32,15 +32,18 @@ mod driver;
 mod event;
 mod handle;
 mod message;
+mod presence;
 mod requests;
 mod session;
 #[cfg(feature = "client-tls")]
 mod tls;
+mod topics;
 mod wire;
 
 pub use self::dial::UrlError;
 pub use self::event::{Closed, Error, Event};
 pub use self::handle::{Builder, Client, Events, Pending, PublishOptions};
 pub use self::message::{Data, Gap, GapReason, History, Message, Position, PositionError, Receipt, Start};
+pub use self::presence::{Member, Presence};
 #[cfg(feature = "client-tls")]
 pub use self::tls::TrustError;

@@ -1,4 +1,4 @@
-//! What has no answer yet: publications and histories that were asked for. Each is sent once on a connection, again on the next one, until it is
+//! What has no answer yet: publications, histories, who is in a topic. Each is sent once on a connection, again on the next one, until it is
 //! answered or too late.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -8,8 +8,17 @@ use std::time::Duration;
 use super::wire::Frame;
 use crate::time::Time;
 
+/// What the answer is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Wants {
+    Receipt,
+    History,
+    Presence,
+}
+
 /// One of them.
 pub(super) struct Request {
+    pub(super) wants: Wants,
     pub(super) topic: Arc<str>,
     pub(super) frame: Frame,
     /// How long its payload is.
@@ -46,6 +55,11 @@ impl Requests {
 
     pub(super) fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// What the answer to one of them has to be.
+    pub(super) fn wants(&self, id: u64) -> Option<Wants> {
+        self.all.get(&id).map(|request| request.wants)
     }
 
     /// Takes one out, because it is answered.

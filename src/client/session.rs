@@ -9,21 +9,21 @@
 //! ```
 //!
 //! A topic keeps the position of the last message that was handed over, and every connection asks for what came after it. So a loss at any point
-//! misses and repeats nothing.
+//! misses and repeats nothing. (`topics` has them, and the patterns.)
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::backoff::{LASTED, Outlook};
 use super::event::{Closed, Error, Event};
 use super::message::{Data, Gap, GapReason, History, Message, Position, Receipt, Start};
-use super::requests::{Request, Requests};
-use super::wire::{self, About, Frame, Said};
+use super::presence::Presence;
+use super::requests::{Request, Requests, Wants};
+use super::topics::{BROUGHT_MAX, Bringing, Brought, Stage, Topic, Topics};
+use super::wire::{self, About, Frame, Kind, Said};
 use crate::time::Time;
 
-/// The most topics of a connection (docs/protocol.md section 13).
-pub(super) const TOPICS_MAX: usize = 128;
 /// How long the other side of a close is waited for.
 const GOODBYE: Duration = Duration::from_secs(2);
 /// What waits to be sent besides requests, at most, before nothing more is taken from the application.
@@ -32,12 +32,17 @@ const OUTBOX_MAX: usize = 256;
 const PING_MIN: Duration = Duration::from_millis(100);
 const PING_MAX: Duration = Duration::from_secs(300);
 
+/// How soon a token is asked for again that was not to be had while the one before still holds.
+const TOKEN_AGAIN: Duration = Duration::from_secs(1);
+
 /// What can be chosen; the defaults are those of [`Builder`](super::Builder).
 #[derive(Clone, Debug)]
 pub(super) struct Options {
     pub(super) connect_within: Duration,
     /// How long a ping may be without an answer.
     pub(super) pong_within: Duration,
+    /// Whether there is somebody to ask for tokens.
+    pub(super) has_tokens: bool,
     pub(super) tries_max: Option<u32>,
     pub(super) unanswered_max: usize,
     pub(super) unanswered_bytes_max: usize,
@@ -74,8 +79,10 @@ fn is_final(code: u16) -> bool {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum Answer {
     Subscribed(Position),
+    Following,
     Published(Receipt),
     History(History),
+    Presence(Presence),
 }
 
 /// Something to send.
@@ -102,28 +109,15 @@ struct Welcomed {
     /// When it is given up, if nothing comes: it was asked for a sign of life, or has said goodbye.
     until: Option<Time>,
     bye: Option<Loss>,
+    renewal: Option<Renewal>,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Stage {
-    /// Not asked for on this connection.
-    Idle,
-    /// Asked for, by the request of this number.
-    Asked(u64),
-    /// Its messages come.
-    Placed,
-    /// It cannot be had now, and will be asked for again then.
-    Later(Time),
-}
-
-struct Topic {
-    start: Start,
-    pos: Option<Position>,
-    stage: Stage,
-    /// Who waits to hear that it has its place.
-    waiter: Option<u64>,
-    /// The gateway does not take its position: it begins anew, and a gap is told.
-    begins_anew: bool,
+/// The gateway wants another token.
+struct Renewal {
+    /// When to ask for it; none while it is being asked for.
+    due: Option<Time>,
+    /// When the one before does not hold any more.
+    until: Time,
 }
 
 /// See the module.
@@ -140,7 +134,7 @@ pub(super) struct Session {
     cut_off: u32,
     window: Duration,
     max_bytes: u64,
-    topics: BTreeMap<Arc<str>, Topic>,
+    topics: Topics,
     requests: Requests,
     outbox: VecDeque<Frame>,
     events: VecDeque<Event>,
@@ -162,7 +156,7 @@ impl Session {
             cut_off: 0,
             window: Duration::ZERO,
             max_bytes: u64::MAX,
-            topics: BTreeMap::new(),
+            topics: Topics::default(),
             requests: Requests::default(),
             outbox: VecDeque::new(),
             events: VecDeque::new(),
@@ -180,40 +174,52 @@ impl Session {
             && self.outbox.len() < OUTBOX_MAX
     }
 
-    /// Wants a topic. The answer comes under this id when it has its place.
-    pub(super) fn subscribe(&mut self, topic: &str, start: Start) -> u64 {
+    /// Wants a topic, and perhaps to know who is there. The answer comes under this id when it has its place.
+    pub(super) fn subscribe(&mut self, topic: &str, start: Start, watches: bool) -> u64 {
         let id = self.next_id();
-        let refusal = if self.topics.contains_key(topic) {
-            Some(Error::AlreadySubscribed(topic.into()))
-        } else if self.topics.len() >= TOPICS_MAX {
-            Some(Error::TooManyTopics { max: TOPICS_MAX })
-        } else {
-            None
-        };
-        if let Some(refusal) = refusal {
-            self.answers.push_back((id, Err(refusal)));
-            return id;
-        }
-        let name: Arc<str> = topic.into();
-        // A gap behind it has to be told, also before anything was heard.
-        let pos = if let Start::After(pos) = &start { Some(pos.clone()) } else { None };
-        let entry = Topic { start, pos, stage: Stage::Idle, waiter: Some(id), begins_anew: false };
-        self.topics.insert(Arc::clone(&name), entry);
-        if matches!(self.phase, Phase::Welcomed(_)) {
-            self.ask_for(&name);
+        match self.topics.want(topic, start, watches, id) {
+            Ok(name) => self.ask_anew_for(&name),
+            Err(refusal) => self.answers.push_back((id, Err(refusal))),
         }
         id
     }
 
-    /// Does not want it any more. Whether it was subscribed to.
+    /// Does not want it any more. Whether it was subscribed to by its name.
     pub(super) fn unsubscribe(&mut self, topic: &str) -> bool {
-        let Some(entry) = self.topics.remove(topic) else { return false };
-        if let Some(waiter) = entry.waiter {
+        let Some(given_up) = self.topics.give_up(topic) else { return false };
+        if let Some(waiter) = given_up.waiter {
             self.answers.push_back((waiter, Err(Error::Unsubscribed(topic.into()))));
         }
-        if matches!(entry.stage, Stage::Asked(_) | Stage::Placed) && matches!(self.phase, Phase::Welcomed(_)) {
-            self.outbox.push_back(wire::unsubscribe(topic));
+        if given_up.stays {
+            self.ask_anew_for(&given_up.name);
+        } else if given_up.stage.is_known() {
+            self.stop(&given_up.name);
         }
+        true
+    }
+
+    /// Wants all topics that a pattern means. The answer comes under this id when they have their places.
+    pub(super) fn subscribe_to_pattern(&mut self, pattern: &str) -> u64 {
+        let id = self.next_id();
+        match self.topics.want_pattern(pattern, id) {
+            Ok(pattern) if matches!(self.phase, Phase::Welcomed(_)) => self.ask_for_pattern(&pattern),
+            Ok(_) => {}
+            Err(refusal) => self.answers.push_back((id, Err(refusal))),
+        }
+        id
+    }
+
+    /// Does not want them any more, but for those that another pattern or the application has named. Whether it was subscribed to.
+    pub(super) fn unsubscribe_from_pattern(&mut self, pattern: &str) -> bool {
+        let Some((given_up, named)) = self.topics.give_up_pattern(pattern) else { return false };
+        if let Some(waiter) = given_up.waiter {
+            self.answers.push_back((waiter, Err(Error::Unsubscribed(pattern.into()))));
+        }
+        if given_up.stage.is_known() {
+            let id = self.next_id();
+            self.outbox.push_back(wire::unsubscribe_from_pattern(id, pattern));
+        }
+        named.iter().for_each(|name| self.stop(name));
         true
     }
 
@@ -225,7 +231,7 @@ impl Session {
         }
         let bytes = data.as_bytes().len();
         let frame = wire::publish(id, topic, data, &about);
-        self.requests.add(id, Request { topic: topic.into(), frame, bytes, deadline, within });
+        self.requests.add(id, Request { wants: Wants::Receipt, topic: topic.into(), frame, bytes, deadline, within });
         id
     }
 
@@ -233,7 +239,15 @@ impl Session {
     pub(super) fn history(&mut self, topic: &str, start: &Start, limit: Option<u32>, deadline: Time, within: Duration) -> u64 {
         let id = self.next_id();
         let frame = wire::history(id, topic, start, limit);
-        self.requests.add(id, Request { topic: topic.into(), frame, bytes: 0, deadline, within });
+        self.requests.add(id, Request { wants: Wants::History, topic: topic.into(), frame, bytes: 0, deadline, within });
+        id
+    }
+
+    /// Asks who is in a topic.
+    pub(super) fn presence(&mut self, topic: &str, deadline: Time, within: Duration) -> u64 {
+        let id = self.next_id();
+        let frame = wire::presence(id, topic);
+        self.requests.add(id, Request { wants: Wants::Presence, topic: topic.into(), frame, bytes: 0, deadline, within });
         id
     }
 
@@ -256,6 +270,23 @@ impl Session {
     pub(super) fn handle_opened(&mut self, token: Option<&str>) {
         if let (Phase::Connecting { .. }, Some(token)) = (&self.phase, token) {
             self.outbox.push_back(wire::hello(token));
+        }
+    }
+
+    /// The token that [`Session::poll_token`] has asked for, or that there is none now.
+    pub(super) fn handle_token(&mut self, now: Time, token: Option<&str>) {
+        let id = self.next_id();
+        let Phase::Welcomed(welcomed) = &mut self.phase else { return };
+        let Some(renewal) = &mut welcomed.renewal else { return };
+        let again = now + TOKEN_AGAIN;
+        match token {
+            Some(token) => {
+                welcomed.renewal = None;
+                self.outbox.push_back(wire::auth(id, token));
+            }
+            None if again < renewal.until => renewal.due = Some(again),
+            // The gateway ends the connection, and each connection asks for its token.
+            None => welcomed.renewal = None,
         }
     }
 
@@ -336,6 +367,12 @@ impl Session {
         }
     }
 
+    /// Whether a token is to be asked for now, to be said on this connection; once.
+    pub(super) fn poll_token(&mut self, now: Time) -> bool {
+        let Phase::Welcomed(Welcomed { renewal: Some(renewal), .. }) = &mut self.phase else { return false };
+        renewal.due.take_if(|due| now >= *due).is_some()
+    }
+
     /// How it has ended, if it has.
     pub(super) fn over(&self) -> Option<&Closed> {
         match &self.phase {
@@ -403,8 +440,9 @@ impl Session {
             Phase::Connecting { until } | Phase::Closing { until, .. } => Some(*until),
             Phase::Welcomed(welcomed) => {
                 let silence = is_read.then(|| welcomed.until.unwrap_or(welcomed.heard + welcomed.ping));
-                let later = self.topics.values().filter_map(|topic| if let Stage::Later(time) = topic.stage { Some(time) } else { None });
-                later.filter(|_| is_read).chain(silence).min()
+                let later = self.topics.next_due().filter(|_| is_read);
+                let renewal = welcomed.renewal.as_ref().and_then(|renewal| renewal.due);
+                later.into_iter().chain(silence).chain(renewal).min()
             }
             Phase::Over(_) => None,
         };
@@ -420,21 +458,38 @@ impl Session {
 
     fn ask_for(&mut self, name: &Arc<str>) {
         let id = self.next_id();
-        let Some(topic) = self.topics.get_mut(name) else { return };
-        topic.stage = Stage::Asked(id);
-        let start = match &topic.pos {
-            _ if topic.begins_anew => Start::Latest,
-            Some(pos) => Start::After(pos.clone()),
-            None => topic.start.clone(),
-        };
-        self.outbox.push_back(wire::subscribe(id, name, &start));
+        if let Some((start, watches)) = self.topics.ask_for(name, id) {
+            self.outbox.push_back(wire::subscribe(id, name, &start, watches));
+        }
     }
 
-    /// Asks for the topics that were not to be had before.
+    fn ask_for_pattern(&mut self, pattern: &Arc<str>) {
+        let id = self.next_id();
+        self.topics.ask_for_pattern(pattern, id);
+        self.outbox.push_back(wire::subscribe_to_pattern(id, pattern));
+    }
+
+    /// Asks for a topic by its name, also where the gateway has it from a pattern, or was asked for it otherwise.
+    fn ask_anew_for(&mut self, name: &Arc<str>) {
+        if matches!(self.phase, Phase::Welcomed(_)) {
+            if self.topics.is_known(name) {
+                self.stop(name);
+            }
+            self.ask_for(name);
+        }
+    }
+
+    /// The gateway need not send a topic any more.
+    fn stop(&mut self, name: &str) {
+        let id = self.next_id();
+        self.outbox.push_back(wire::unsubscribe(id, name));
+    }
+
+    /// Asks for what was not to be had before.
     fn ask_again(&mut self, now: Time) {
-        let is_due = |topic: &Topic| matches!(topic.stage, Stage::Later(time) if time <= now);
-        let due: Vec<Arc<str>> = self.topics.iter().filter(|(_, topic)| is_due(topic)).map(|(name, _)| Arc::clone(name)).collect();
-        due.iter().for_each(|name| self.ask_for(name));
+        let (names, patterns) = self.topics.due(now);
+        names.iter().for_each(|name| self.ask_for(name));
+        patterns.iter().for_each(|pattern| self.ask_for_pattern(pattern));
     }
 
     fn hear(&mut self, now: Time, said: Said) {
@@ -444,25 +499,29 @@ impl Session {
                     return;
                 }
                 let ping = ping.clamp(PING_MIN, PING_MAX);
-                self.phase = Phase::Welcomed(Welcomed { since: now, heard: now, ping, until: None, bye: None });
+                self.phase = Phase::Welcomed(Welcomed { since: now, heard: now, ping, until: None, bye: None, renewal: None });
                 (self.window, self.max_bytes) = (window, max_bytes);
                 self.requests.restart();
                 self.events.push_back(Event::Connected { conn });
-                let names: Vec<Arc<str>> = self.topics.keys().map(Arc::clone).collect();
+                let (names, patterns) = self.topics.to_ask_for();
                 names.iter().for_each(|name| self.ask_for(name));
+                patterns.iter().for_each(|pattern| self.ask_for_pattern(pattern));
             }
             Said::Subscribed { id, pos, recovered } => self.hear_subscribed(id, pos, recovered),
+            Said::Brought { topic, pos } => self.hear_brought(&topic, pos),
+            Said::Done { id } => {
+                let Some((pattern, entry)) = self.topics.pattern_asked_by(id) else { return };
+                entry.stage = Stage::Placed;
+                self.answers.extend(entry.waiter.take().map(|waiter| (waiter, Ok(Answer::Following))));
+                self.events.push_back(Event::Following { pattern });
+            }
             Said::Message { topic, pos, data, event } => {
-                let Some((topic, entry)) = placed(&mut self.topics, &topic) else { return };
-                if entry.pos.as_ref().is_some_and(|had| !pos.is_after(had)) {
-                    return;
-                }
-                entry.pos = Some(pos.clone());
+                let Some(topic) = self.topics.go_on_to(&topic, &pos) else { return };
                 self.cut_off = 0;
                 self.events.push_back(Event::Message(Message { topic, pos, data, event }));
             }
             Said::Gap { topic, from, to, reason } => {
-                let Some((topic, entry)) = placed(&mut self.topics, &topic) else { return };
+                let Some((topic, entry)) = self.topics.placed(&topic) else { return };
                 if reason != GapReason::Unknown && entry.pos.as_ref().is_some_and(|had| !to.is_after(had)) {
                     return;
                 }
@@ -471,11 +530,29 @@ impl Session {
                 self.events.push_back(Event::Gap(Gap { topic, from, to, reason }));
             }
             Said::Published { id, pos, subscribers, duplicate } => {
-                self.answer(id, Answer::Published(Receipt { pos, subscribers, duplicate }));
+                self.answer(id, Wants::Receipt, Answer::Published(Receipt { pos, subscribers, duplicate }));
             }
-            Said::History { id, history } => self.answer(id, Answer::History(history)),
+            Said::History { id, history } => self.answer(id, Wants::History, Answer::History(history)),
+            Said::Presence { id: Some(id), presence, .. } => self.answer(id, Wants::Presence, Answer::Presence(presence)),
+            Said::Presence { kind, id: None, presence } => {
+                let Some((topic, Topic { watches: true, .. })) = self.topics.placed(&presence.topic) else { return };
+                let presence = Presence { topic, ..presence };
+                self.events.push_back(match kind {
+                    Kind::All => Event::Presence(presence),
+                    Kind::Join => Event::Join(presence),
+                    Kind::Leave => Event::Leave(presence),
+                });
+            }
             Said::Error { id, code, message, retry } => self.hear_error(now, id, code, message, retry),
             Said::Announcement { text } => self.events.push_back(Event::Announcement(text)),
+            Said::AuthExpiring { within } => {
+                if let Phase::Welcomed(welcomed) = &mut self.phase
+                    && self.options.has_tokens
+                {
+                    welcomed.renewal = Some(Renewal { due: Some(now), until: now + within });
+                }
+            }
+            Said::Retry { window } => self.window = window,
             Said::Bye { code, reason, retry } => {
                 if let Phase::Welcomed(welcomed) = &mut self.phase {
                     // The close frame is behind it.
@@ -487,19 +564,15 @@ impl Session {
         }
     }
 
-    fn answer(&mut self, id: u64, answer: Answer) {
-        if self.requests.take(id).is_some() {
+    /// What is no answer to what was asked under this id is left alone.
+    fn answer(&mut self, id: u64, wants: Wants, answer: Answer) {
+        if self.requests.wants(id) == Some(wants) && self.requests.take(id).is_some() {
             self.answers.push_back((id, Ok(answer)));
         }
     }
 
-    fn asked_by(&mut self, id: u64) -> Option<(Arc<str>, &mut Topic)> {
-        let (name, topic) = self.topics.iter_mut().find(|(_, topic)| topic.stage == Stage::Asked(id))?;
-        Some((Arc::clone(name), topic))
-    }
-
     fn hear_subscribed(&mut self, id: u64, pos: Position, recovered: bool) {
-        let Some((name, topic)) = self.asked_by(id) else { return };
+        let Some((name, topic)) = self.topics.asked_by(id) else { return };
         topic.stage = Stage::Placed;
         let waiter = topic.waiter.take();
         let mut gap = None;
@@ -515,22 +588,62 @@ impl Session {
         self.answers.extend(waiter.map(|id| (id, Ok(Answer::Subscribed(pos)))));
     }
 
-    fn hear_error(&mut self, now: Time, id: u64, code: Box<str>, message: Box<str>, retry: Option<Duration>) {
-        if let Some((name, topic)) = self.asked_by(id) {
-            if let Some(retry) = retry {
-                topic.stage = Stage::Later(now + retry);
-                return;
+    fn hear_brought(&mut self, topic: &str, pos: Position) {
+        match self.topics.bring(topic, pos) {
+            Bringing::Placed(Brought { topic, pos, recovered, gap }) => {
+                self.events.push_back(Event::Subscribed { topic, pos, recovered });
+                self.events.extend(gap.map(Event::Gap));
             }
-            let waiter = topic.waiter;
-            self.topics.remove(&name);
-            let refused = Error::Refused { code: code.clone(), message: message.clone() };
-            self.answers.extend(waiter.map(|waiter| (waiter, Err(refused))));
-            self.events.push_back(Event::Refused { topic: name, code, message });
-        } else if let Some(retry) = retry {
+            Bringing::LeftOut => {
+                self.stop(topic);
+                let message = format!("{topic}: this client knows the places of as many topics of patterns as it may ({BROUGHT_MAX})");
+                self.events.push_back(Event::LeftOut { code: "too_many_topics".into(), message: message.into() });
+            }
+            Bringing::Nothing => {}
+        }
+    }
+
+    fn hear_error(&mut self, now: Time, id: Option<u64>, code: Box<str>, message: Box<str>, retry: Option<Duration>) {
+        // Unasked it says that something is missing of what patterns mean.
+        let Some(id) = id else { return self.events.push_back(Event::LeftOut { code, message }) };
+        if let Some(retry) = retry {
+            self.topics.put_off(id, now + retry);
             self.requests.hold(id, now + retry);
+        } else if let Some((name, topic)) = self.topics.asked_by(id) {
+            let (waiter, is_own) = (topic.waiter, topic.is_own);
+            match &*code {
+                // It had its place before: its messages are worth more.
+                "no_presence" if waiter.is_none() => {
+                    topic.watches = false;
+                    self.ask_for(&name);
+                    return self.events.push_back(Event::PresenceRefused { topic: name, message });
+                }
+                // The pattern may bring it.
+                _ if !is_own => topic.stage = Stage::Idle,
+                // A pattern has brought it at the same moment.
+                "already_subscribed" if self.topics.is_meant(&name) => return self.ask_anew_for(&name),
+                // Where a pattern means it too, it goes on as one of its topics.
+                _ => {
+                    if self.topics.give_up(&name).is_some_and(|given_up| given_up.stays) {
+                        self.ask_anew_for(&name);
+                    }
+                }
+            }
+            self.refuse(name, waiter, code, message);
+        } else if let Some((pattern, entry)) = self.topics.pattern_asked_by(id) {
+            let waiter = entry.waiter;
+            let named = self.topics.give_up_pattern(&pattern).map_or_else(Vec::new, |(_, named)| named);
+            named.iter().for_each(|name| self.stop(name));
+            self.refuse(pattern, waiter, code, message);
         } else if self.requests.take(id).is_some() {
             self.answers.push_back((id, Err(Error::Refused { code, message })));
         }
+    }
+
+    fn refuse(&mut self, topic: Arc<str>, waiter: Option<u64>, code: Box<str>, message: Box<str>) {
+        let refused = Error::Refused { code: code.clone(), message: message.clone() };
+        self.answers.extend(waiter.map(|waiter| (waiter, Err(refused))));
+        self.events.push_back(Event::Refused { topic, code, message });
     }
 
     fn lose(&mut self, now: Time, mut loss: Loss) {
@@ -553,10 +666,7 @@ impl Session {
         if loss.code == Some(CONTINUITY_LOST) {
             self.cut_off += 1;
         }
-        for topic in self.topics.values_mut() {
-            topic.stage = Stage::Idle;
-            topic.begins_anew |= self.cut_off > 1 && topic.pos.is_some();
-        }
+        self.topics.lose(self.cut_off > 1);
         self.outbox.clear();
         // The first time that a connection is lost all may have been: it is spread over the window, however short that connection was.
         let fails = if was_welcomed && self.fails == 1 { 0 } else { self.fails };
@@ -567,9 +677,8 @@ impl Session {
 
     /// For good.
     fn end(&mut self, closed: Closed) {
-        for topic in std::mem::take(&mut self.topics).into_values() {
-            self.answers.extend(topic.waiter.map(|id| (id, Err(Error::Closed(closed.clone())))));
-        }
+        let waiters = self.topics.end();
+        self.answers.extend(waiters.into_iter().map(|id| (id, Err(Error::Closed(closed.clone())))));
         while let Some(id) = self.requests.take_any() {
             self.answers.push_back((id, Err(Error::Closed(closed.clone()))));
         }
@@ -581,13 +690,6 @@ impl Session {
 /// The application has wanted it.
 fn closed() -> Closed {
     Closed { code: None, reason: "the client was closed".into() }
-}
-
-/// A topic whose messages come. What comes of another one was on its way when it was unsubscribed from.
-fn placed<'a>(topics: &'a mut BTreeMap<Arc<str>, Topic>, name: &str) -> Option<(Arc<str>, &'a mut Topic)> {
-    let name = Arc::clone(topics.get_key_value(name)?.0);
-    let topic = topics.get_mut(&name).filter(|topic| topic.stage == Stage::Placed)?;
-    Some((name, topic))
 }
 
 #[cfg(test)]

@@ -3,6 +3,10 @@
 use serde_json::{Value, json};
 
 use super::*;
+use crate::client::topics::TOPICS_MAX;
+
+#[path = "pattern_tests.rs"]
+mod patterns;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -16,6 +20,7 @@ fn table(seed: u64) -> Table {
     let options = Options {
         connect_within: 10 * SECOND,
         pong_within: 10 * SECOND,
+        has_tokens: true,
         tries_max: None,
         unanswered_max: 8,
         unanswered_bytes_max: 1 << 20,
@@ -86,7 +91,7 @@ impl Table {
 
     /// Subscribes, and is placed at this position.
     fn place(&mut self, topic: &str, pos: &str) {
-        self.session.subscribe(topic, Start::Latest);
+        self.session.subscribe(topic, Start::Latest, false);
         self.placed(topic, pos);
         self.events();
         self.answers();
@@ -118,7 +123,7 @@ impl Table {
 #[test]
 fn it_connects_at_once_says_its_token_and_asks_for_its_topics_when_it_is_welcome() {
     let mut table = table(1);
-    table.session.subscribe("a", Start::Last(3));
+    table.session.subscribe("a", Start::Last(3), false);
     assert_eq!((table.session.wanted_connection(), table.session.poll_timeout()), (None, Some(Time::ZERO)));
     table.pass(Duration::ZERO);
     assert_eq!(table.session.wanted_connection(), Some(1));
@@ -172,7 +177,7 @@ fn a_gap_is_told_once_however_often_the_connection_is_lost_before_it() {
 fn a_subscription_that_begins_at_a_position_is_told_what_is_missing_behind_it() {
     for (given, reason) in [("k.5", "too_old"), ("j.700", "restart"), ("k.100", "unknown")] {
         let mut table = welcomed(20);
-        table.session.subscribe("a", Start::After(given.parse().expect("a position")));
+        table.session.subscribe("a", Start::After(given.parse().expect("a position")), false);
         table.placed("a", "k.90");
         table.hear(json!({"type": "gap", "topic": "a", "from": given, "to": "k.90", "reason": reason}));
         table.message("a", "k.91");
@@ -203,7 +208,7 @@ fn a_topic_that_was_given_up_and_taken_up_again_hears_nothing_of_before() {
     let mut table = welcomed(5);
     table.place("a", "k.5");
     assert!(table.session.unsubscribe("a") && !table.session.unsubscribe("a"));
-    table.session.subscribe("a", Start::Latest);
+    table.session.subscribe("a", Start::Latest, false);
     table.message("a", "k.6");
     assert!(table.places().is_empty());
     table.placed("a", "k.8");
@@ -215,21 +220,21 @@ fn a_topic_that_was_given_up_and_taken_up_again_hears_nothing_of_before() {
 fn a_client_has_128_topics_each_once() {
     let mut table = welcomed(6);
     for number in 0..TOPICS_MAX {
-        table.session.subscribe(&number.to_string(), Start::Latest);
+        table.session.subscribe(&number.to_string(), Start::Latest, false);
     }
-    let (again, more) = (table.session.subscribe("7", Start::Latest), table.session.subscribe("one more", Start::Latest));
+    let (again, more) = (table.session.subscribe("7", Start::Latest, false), table.session.subscribe("one more", Start::Latest, false));
     let expected = [(again, Err(Error::AlreadySubscribed("7".into()))), (more, Err(Error::TooManyTopics { max: 128 }))];
     assert_eq!(table.answers(), expected);
     table.session.unsubscribe("7");
     table.answers();
-    table.session.subscribe("one more", Start::Latest);
+    table.session.subscribe("one more", Start::Latest, false);
     assert!(table.answers().is_empty());
 }
 
 #[test]
 fn a_topic_that_is_full_is_asked_for_again_and_one_that_cannot_be_is_given_up() {
     let mut table = welcomed(7);
-    let waiter = table.session.subscribe("a", Start::Latest);
+    let waiter = table.session.subscribe("a", Start::Latest, false);
     let id = table.said()[0]["id"].clone();
     table.hear(json!({"type": "error", "id": id, "code": "topic_full", "message": "it is full", "retry_ms": 700}));
     assert!(table.said().is_empty() && table.answers().is_empty());
@@ -327,7 +332,7 @@ fn what_the_server_says_about_coming_back_is_obeyed_to_the_millisecond() {
 fn codes_that_say_that_something_must_change_end_it_and_the_others_do_not() {
     for code in [4400, 4401, 4403, 4404, 4420, 4499, 1000, 1002, 1007, 1009] {
         let mut table = welcomed(10);
-        let (subscribed, published) = (table.session.subscribe("a", Start::Latest), table.publish("a", "x"));
+        let (subscribed, published) = (table.session.subscribe("a", Start::Latest, false), table.publish("a", "x"));
         table.lose(Some(code), "no");
         let closed = table.session.over().cloned().unwrap_or_else(|| panic!("{code} ends it"));
         assert_eq!((closed.code, &*closed.reason), (Some(code), &*format!("{code} no")));
@@ -492,8 +497,142 @@ fn what_cannot_be_read_costs_the_connection_and_says_what_it_was() {
     assert_eq!(table.session.wanted_connection(), None);
     assert!(matches!(&table.events()[..], [Event::Reconnecting { why, .. }] if why.contains("and more")));
     let mut table = welcomed(19);
-    table.hear(json!({"type": "join", "topic": "a", "count": 3}));
+    table.hear(json!({"type": "newer", "topic": "a", "count": 3}));
     assert!(table.events().is_empty() && table.session.wanted_connection().is_some(), "what is newer is left alone");
+}
+
+#[test]
+fn who_is_there_is_told_behind_each_place_and_asked_for_on_each_connection() {
+    let roster = |kind: &str, topic: &str| json!({"type": kind, "topic": topic, "count": 2, "members": [{"conn": "0-1-1", "user": "anna"}], "scope": "node"});
+    let mut table = welcomed(21);
+    table.place("b", "k.1");
+    table.session.subscribe("a", Start::Latest, true);
+    table.hear(roster("presence", "a"));
+    assert!(table.events().is_empty(), "it has no place yet");
+    for expected in [Value::Null, json!("k.5")] {
+        let asked = table.said();
+        let asked = asked.iter().find(|said| said["topic"] == "a").expect("asked for");
+        assert_eq!((&asked["presence"], &asked["after"]), (&json!(true), &expected));
+        table.hear(json!({"type": "subscribed", "id": asked["id"], "topic": "a", "pos": "k.5"}));
+        ["presence", "join", "leave"].iter().for_each(|kind| table.hear(roster(kind, "a")));
+        table.hear(roster("join", "b"));
+        let events = table.events();
+        assert!(
+            matches!(&events[events.len() - 4..], [Event::Subscribed { .. }, Event::Presence(all), Event::Join(came), Event::Leave(gone)]
+            if all.count == 2 && *all == *came && *came == *gone),
+            "{events:?}"
+        );
+        table.lose(None, "cut off");
+        table.events();
+        table.connect();
+    }
+}
+
+#[test]
+fn presence_that_is_refused_is_an_error_of_its_request_and_costs_no_messages() {
+    let refuse = |table: &mut Table, id: &Value| table.hear(json!({"type": "error", "id": id, "code": "no_presence", "message": "no"}));
+    let refused = || Err(Error::Refused { code: "no_presence".into(), message: "no".into() });
+    let mut table = welcomed(22);
+    let asked = table.session.presence("a", table.now + 30 * SECOND, 30 * SECOND);
+    assert_eq!(table.said(), [json!({"type": "presence", "id": asked, "topic": "a"})]);
+    refuse(&mut table, &json!(asked));
+    assert_eq!(table.answers(), [(asked, refused())]);
+    let first = table.session.subscribe("a", Start::Latest, true);
+    let id = table.said()[0]["id"].clone();
+    refuse(&mut table, &id);
+    assert_eq!((table.answers(), table.events().len()), (vec![(first, refused())], 1), "it is not subscribed to");
+    // One that was told before, and comes back to a gateway that does not tell it.
+    table.session.subscribe("a", Start::Latest, true);
+    table.placed("a", "k.5");
+    table.lose(None, "cut off");
+    table.events();
+    table.connect();
+    table.events();
+    let id = table.said()[0]["id"].clone();
+    refuse(&mut table, &id);
+    assert_eq!(table.events(), [Event::PresenceRefused { topic: "a".into(), message: "no".into() }]);
+    let again = table.said();
+    assert_eq!((&again[0]["after"], again[0].get("presence")), (&json!("k.5"), None));
+    table.hear(json!({"type": "subscribed", "id": again[0]["id"], "topic": "a", "pos": "k.5", "recovered": true}));
+    table.message("a", "k.6");
+    assert_eq!(table.places(), ["k.6"]);
+}
+
+#[test]
+fn who_is_there_is_answered_once_and_what_is_no_answer_to_a_request_is_left_alone() {
+    let mut table = welcomed(23);
+    let asked = table.session.presence("a", table.now + 30 * SECOND, 30 * SECOND);
+    let published = table.publish("a", "x");
+    table.lose(Some(4503), "retry=100");
+    table.events();
+    table.connect();
+    table.events();
+    assert_eq!(table.said()[0], json!({"type": "presence", "id": asked, "topic": "a"}), "asked again");
+    let answer = |id| json!({"type": "presence", "id": id, "topic": "a", "count": 300, "scope": "node"});
+    table.hear(answer(published));
+    table.hear(json!({"type": "ok", "id": asked, "pos": "k.1"}));
+    assert!(table.answers().is_empty() && table.events().is_empty());
+    (0..2).for_each(|_| table.hear(answer(asked)));
+    let presence = Presence { topic: "a".into(), count: 300, members: None, scope: "node".into() };
+    assert_eq!(table.answers(), [(asked, Ok(Answer::Presence(presence)))]);
+}
+
+#[test]
+fn a_token_that_expires_is_asked_for_anew_and_said_on_the_same_connection() {
+    let mut table = welcomed(24);
+    let wants = |table: &mut Table| table.session.poll_token(table.now);
+    assert!(!wants(&mut table));
+    table.hear(json!({"type": "auth_expiring", "in_ms": 2500}));
+    assert!(wants(&mut table) && !wants(&mut table), "once");
+    table.session.handle_token(table.now, Some("secret"));
+    let said = table.said();
+    assert_eq!((&said[0]["type"], &said[0]["token"], said.len()), (&json!("auth"), &json!("secret"), 1));
+    // One that is not to be had: again while the old one holds.
+    table.hear(json!({"type": "auth_expiring", "in_ms": 2500}));
+    for again in [true, true, false] {
+        assert!(wants(&mut table));
+        table.session.handle_token(table.now, None);
+        assert!(!wants(&mut table) && table.said().is_empty());
+        assert_eq!(table.wait() == SECOND, again);
+    }
+    assert!(!wants(&mut table));
+    // A connection that is gone has no use for it.
+    table.hear(json!({"type": "auth_expiring", "in_ms": 60_000}));
+    table.lose(None, "cut off");
+    table.events();
+    table.connect();
+    table.said();
+    table.session.handle_token(table.now, Some("late"));
+    assert!(!wants(&mut table) && table.said().is_empty());
+    let mut table = table_without_tokens();
+    table.hear(json!({"type": "auth_expiring", "in_ms": 2500}));
+    assert!(!wants(&mut table), "there is nobody to ask");
+}
+
+fn table_without_tokens() -> Table {
+    let mut table = welcomed(24);
+    table.session.options.has_tokens = false;
+    table
+}
+
+#[test]
+fn a_window_that_is_told_anew_counts_as_that_of_the_welcome() {
+    let longest = |told: Option<u64>| {
+        let waits = (0..400).map(|seed| {
+            let mut table = welcomed(seed);
+            if let Some(retry_ms) = told {
+                table.hear(json!({"type": "retry", "retry_ms": retry_ms}));
+            }
+            table.lose(None, "cut off");
+            table.events();
+            table.wait().as_millis()
+        });
+        waits.max().expect("400")
+    };
+    for (told, bound) in [(None, 8000), (Some(60_000), 60_000), (Some(500), 500)] {
+        let waited = longest(told);
+        assert!(waited <= bound && waited > bound * 9 / 10, "told {told:?}: {waited} of {bound} ms");
+    }
 }
 
 /// A gateway that keeps a few messages of one topic, cut off anywhere, for thousands of steps: what is told is one sequence, whose gaps are told.

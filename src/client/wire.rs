@@ -1,4 +1,4 @@
-//! `shardcast.v1.json` from the client's side: what is asked, and what is heard (docs/protocol.md section 13).
+//! `shardcast.v1.json` from the client's side: what is asked, and what is heard (docs/protocol.md sections 13 and 14).
 
 use std::borrow::Cow;
 use std::fmt::Write;
@@ -12,6 +12,7 @@ use serde_json::value::RawValue;
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 
 use super::message::{Data, Gap, GapReason, History, Message, Position, PositionError, Start};
+use super::presence::{Member, Presence};
 
 /// The subprotocol.
 pub(super) const PROTOCOL: &str = "shardcast.v1.json";
@@ -50,6 +51,11 @@ impl Object {
         self
     }
 
+    fn flag(mut self, name: &str, value: bool) -> Self {
+        write!(self.0, ",\"{name}\":{value}").expect("a string takes everything");
+        self
+    }
+
     fn start(self, start: &Start) -> Self {
         match start {
             Start::Latest => self,
@@ -70,16 +76,33 @@ pub(super) fn hello(token: &str) -> Frame {
     Object::new("hello", token.len()).text("token", token).done()
 }
 
+pub(super) fn auth(id: u64, token: &str) -> Frame {
+    Object::new("auth", token.len()).number("id", id).text("token", token).done()
+}
+
 pub(super) fn ping() -> Frame {
     Object::new("ping", 0).done()
 }
 
-pub(super) fn subscribe(id: u64, topic: &str, start: &Start) -> Frame {
-    Object::new("subscribe", topic.len()).number("id", id).text("topic", topic).start(start).done()
+pub(super) fn subscribe(id: u64, topic: &str, start: &Start, watches: bool) -> Frame {
+    let object = Object::new("subscribe", topic.len()).number("id", id).text("topic", topic).start(start);
+    if watches { object.flag("presence", true).done() } else { object.done() }
 }
 
-pub(super) fn unsubscribe(topic: &str) -> Frame {
-    Object::new("unsubscribe", topic.len()).text("topic", topic).done()
+pub(super) fn unsubscribe(id: u64, topic: &str) -> Frame {
+    Object::new("unsubscribe", topic.len()).number("id", id).text("topic", topic).done()
+}
+
+pub(super) fn subscribe_to_pattern(id: u64, pattern: &str) -> Frame {
+    Object::new("subscribe", pattern.len()).number("id", id).text("pattern", pattern).done()
+}
+
+pub(super) fn unsubscribe_from_pattern(id: u64, pattern: &str) -> Frame {
+    Object::new("unsubscribe", pattern.len()).number("id", id).text("pattern", pattern).done()
+}
+
+pub(super) fn presence(id: u64, topic: &str) -> Frame {
+    Object::new("presence", topic.len()).number("id", id).text("topic", topic).done()
 }
 
 pub(super) fn history(id: u64, topic: &str, start: &Start, limit: Option<u32>) -> Frame {
@@ -98,7 +121,7 @@ pub(super) fn publish(id: u64, topic: &str, data: &Data, about: &About) -> Frame
         object = object.text("event", event);
     }
     if about.no_echo {
-        object.0.push_str(",\"echo\":false");
+        object = object.flag("echo", false);
     }
     match data {
         Data::Text(text) => object.text("data", text).done(),
@@ -125,6 +148,11 @@ pub(super) enum Said {
         pos: Position,
         recovered: bool,
     },
+    /// A pattern has brought a topic.
+    Brought {
+        topic: Box<str>,
+        pos: Position,
+    },
     Message {
         topic: Box<str>,
         pos: Position,
@@ -147,14 +175,33 @@ pub(super) enum Said {
         id: u64,
         history: History,
     },
-    Error {
+    /// What was asked for is done, and there is nothing to be said about it.
+    Done {
         id: u64,
+    },
+    Error {
+        /// Of the request that it is the answer to; none where nothing was asked.
+        id: Option<u64>,
         code: Box<str>,
         message: Box<str>,
         retry: Option<Duration>,
     },
+    Presence {
+        kind: Kind,
+        /// Of an answer.
+        id: Option<u64>,
+        presence: Presence,
+    },
     Announcement {
         text: Box<str>,
+    },
+    /// The token that it was told will not do for much longer.
+    AuthExpiring {
+        within: Duration,
+    },
+    /// The window of the welcome, told anew.
+    Retry {
+        window: Duration,
     },
     Bye {
         code: u16,
@@ -163,6 +210,15 @@ pub(super) enum Said {
     },
     /// What is not for this client, or newer than it.
     Other,
+}
+
+/// What is said of who is in a topic.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Kind {
+    /// All that are there.
+    All,
+    Join,
+    Leave,
 }
 
 /// What cannot be read.
@@ -205,6 +261,10 @@ struct Fields<'a> {
     conn: Option<Box<str>>,
     text: Option<Box<str>>,
     subscribers: Option<u64>,
+    in_ms: Option<u64>,
+    count: Option<u64>,
+    members: Option<Vec<Who>>,
+    scope: Option<Box<str>>,
     #[serde(default)]
     recovered: bool,
     #[serde(default)]
@@ -221,6 +281,13 @@ struct Item<'a> {
     data_b64: Option<Box<str>>,
     event: Option<Box<str>>,
     gap: Option<Missing>,
+}
+
+/// An entry of a roster.
+#[derive(Deserialize)]
+struct Who {
+    conn: Box<str>,
+    user: Option<Box<str>>,
 }
 
 #[derive(Deserialize)]
@@ -251,7 +318,6 @@ impl Said {
         let lacks = |field| Unreadable::Lacks { kind: kind.as_ref().into(), field };
         let millis = Duration::from_millis;
         let retry = fields.retry_ms.map(millis);
-        let no_id = u64::MAX;
         Ok(match kind.as_ref() {
             "welcome" => Self::Welcome {
                 conn: fields.conn.unwrap_or_default(),
@@ -259,11 +325,13 @@ impl Said {
                 window: retry.unwrap_or_default(),
                 max_bytes: fields.max_bytes.unwrap_or(u64::MAX),
             },
-            // Without an id it is what a pattern has brought, which nobody here has asked for.
-            "subscribed" => match fields.id {
-                Some(id) => Self::Subscribed { id, pos: position(fields.pos)?.ok_or_else(|| lacks("pos"))?, recovered: fields.recovered },
-                None => Self::Other,
-            },
+            "subscribed" => {
+                let pos = position(fields.pos)?.ok_or_else(|| lacks("pos"))?;
+                match fields.id {
+                    Some(id) => Self::Subscribed { id, pos, recovered: fields.recovered },
+                    None => Self::Brought { topic: fields.topic.ok_or_else(|| lacks("topic"))?, pos },
+                }
+            }
             "message" => Self::Message {
                 topic: fields.topic.ok_or_else(|| lacks("topic"))?,
                 pos: position(fields.pos)?.ok_or_else(|| lacks("pos"))?,
@@ -280,7 +348,8 @@ impl Said {
                 (Some(id), Some(pos)) => {
                     Self::Published { id, pos, subscribers: fields.subscribers.unwrap_or(0), duplicate: fields.duplicate }
                 }
-                _ => Self::Other,
+                (Some(id), None) => Self::Done { id },
+                (None, _) => Self::Other,
             },
             "history" => {
                 let id = fields.id.ok_or_else(|| lacks("id"))?;
@@ -299,11 +368,25 @@ impl Said {
                 Self::History { id, history }
             }
             "error" => Self::Error {
-                id: fields.id.unwrap_or(no_id),
+                id: fields.id,
                 code: fields.code.map(|code| serde_json::from_str(code.get())).transpose()?.ok_or_else(|| lacks("code"))?,
                 message: fields.message.unwrap_or_default(),
                 retry,
             },
+            "presence" | "join" | "leave" => {
+                let kind = match kind.as_ref() {
+                    "join" => Kind::Join,
+                    "leave" => Kind::Leave,
+                    _ => Kind::All,
+                };
+                let topic = fields.topic.ok_or_else(|| lacks("topic"))?.into();
+                let count = fields.count.ok_or_else(|| lacks("count"))?;
+                let members = fields.members.map(|members| members.into_iter().map(|Who { conn, user }| Member { conn, user }).collect());
+                let presence = Presence { topic, count, members, scope: fields.scope.unwrap_or_default() };
+                Self::Presence { kind, id: fields.id, presence }
+            }
+            "auth_expiring" => Self::AuthExpiring { within: millis(fields.in_ms.unwrap_or(0)) },
+            "retry" => Self::Retry { window: retry.ok_or_else(|| lacks("retry_ms"))? },
             "announcement" => Self::Announcement { text: fields.text.unwrap_or_default() },
             "bye" => Self::Bye {
                 code: fields.code.map(|code| serde_json::from_str(code.get())).transpose()?.ok_or_else(|| lacks("code"))?,
@@ -345,13 +428,19 @@ mod tests {
         ] {
             let mut expected = json!({"type": "subscribe", "id": 1, "topic": "größe"});
             expected[field] = value.clone();
-            assert_eq!(said(subscribe(1, "größe", &start)), expected);
+            assert_eq!(said(subscribe(1, "größe", &start, false)), expected);
             expected = json!({"type": "history", "id": 2, "topic": "a", "limit": 9});
             expected[field] = value;
             assert_eq!(said(history(2, "a", &start, Some(9))), expected);
         }
-        assert_eq!(said(subscribe(1, "a", &Start::Latest)), json!({"type": "subscribe", "id": 1, "topic": "a"}));
-        assert_eq!(said(unsubscribe("a")), json!({"type": "unsubscribe", "topic": "a"}));
+        assert_eq!(said(subscribe(1, "a", &Start::Latest, false)), json!({"type": "subscribe", "id": 1, "topic": "a"}));
+        let watching = json!({"type": "subscribe", "id": 1, "topic": "a", "last": 5, "presence": true});
+        assert_eq!(said(subscribe(1, "a", &Start::Last(5), true)), watching);
+        assert_eq!(said(unsubscribe(2, "a")), json!({"type": "unsubscribe", "id": 2, "topic": "a"}));
+        assert_eq!(said(subscribe_to_pattern(5, "a.*")), json!({"type": "subscribe", "id": 5, "pattern": "a.*"}));
+        assert_eq!(said(unsubscribe_from_pattern(6, "*")), json!({"type": "unsubscribe", "id": 6, "pattern": "*"}));
+        assert_eq!(said(presence(3, "a")), json!({"type": "presence", "id": 3, "topic": "a"}));
+        assert_eq!(said(auth(4, "t")), json!({"type": "auth", "id": 4, "token": "t"}));
         let about = About { msg_id: "m".into(), event: Some("e".into()), no_echo: true };
         let expected = json!({"type": "publish", "id": 3, "topic": "a", "msg_id": "m", "event": "e", "echo": false, "data": "{}\n"});
         assert_eq!(said(publish(3, "a", &Data::from("{}\n"), &about)), expected);
@@ -375,27 +464,52 @@ mod tests {
     }
 
     #[test]
+    fn a_roster_names_its_members_or_counts_them() {
+        for (text, kind, id, members) in [
+            (
+                r#"{"type":"presence","topic":"a","count":2,"members":[{"conn":"0-3-1","user":"anna"},{"conn":"1-7-1"}],"scope":"node"}"#,
+                Kind::All,
+                None,
+                Some(vec![("0-3-1", Some("anna")), ("1-7-1", None)]),
+            ),
+            (r#"{"type":"presence","id":7,"topic":"a","count":2,"scope":"node"}"#, Kind::All, Some(7), None),
+            (
+                r#"{"type":"join","topic":"a","count":2,"members":[{"conn":"0-3-1"}],"scope":"node"}"#,
+                Kind::Join,
+                None,
+                Some(vec![("0-3-1", None)]),
+            ),
+            (r#"{"type":"leave","topic":"a","count":2,"members":[],"scope":"node"}"#, Kind::Leave, None, Some(vec![])),
+        ] {
+            let member = |(conn, user): (&str, Option<&str>)| Member { conn: conn.into(), user: user.map(Box::from) };
+            let members = members.map(|members| members.into_iter().map(member).collect());
+            let presence = Presence { topic: "a".into(), count: 2, members, scope: "node".into() };
+            assert_eq!(Said::parse(text).expect(text), Said::Presence { kind, id, presence });
+        }
+    }
+
+    #[test]
     fn what_lacks_something_is_unreadable_and_what_is_newer_is_left_alone() {
         for text in [
             "",
             "[]",
             "{}",
             r#"{"type":"message"}"#,
+            r#"{"type":"subscribed","pos":"k.1"}"#,
+            r#"{"type":"subscribed","id":1,"topic":"a"}"#,
             r#"{"type":"message","topic":"a","pos":"k.1"}"#,
             r#"{"type":"message","topic":"a","pos":"nowhere","data":""}"#,
             r#"{"type":"message","topic":"a","pos":"k.1","data_b64":"?"}"#,
             r#"{"type":"bye","code":"4503"}"#,
             r#"{"type":"bye","code":70000}"#,
             r#"{"type":"error","code":7}"#,
+            r#"{"type":"join","topic":"a","members":[]}"#,
+            r#"{"type":"presence","topic":"a","count":1,"members":[{"user":"anna"}]}"#,
+            r#"{"type":"retry"}"#,
         ] {
             assert!(Said::parse(text).is_err(), "{text}");
         }
-        for text in [
-            r#"{"type":"subscribed","topic":"a","pos":"k.1"}"#,
-            r#"{"type":"pong"}"#,
-            r#"{"type":"presence","members":[]}"#,
-            r#"{"type":"ok","id":5}"#,
-        ] {
+        for text in [r#"{"type":"ok","pos":"k.1"}"#, r#"{"type":"pong"}"#, r#"{"type":"later","members":[]}"#] {
             assert_eq!(Said::parse(text).expect(text), Said::Other);
         }
     }
