@@ -174,6 +174,62 @@ fn a_subscription_begins_where_it_is_told_and_ends_after_so_many() {
 }
 
 #[test]
+fn a_star_at_the_end_means_all_topics_that_begin_so_unless_it_is_literal() {
+    let gateway = gateway().env("SHARDCAST_WILDCARDS", "true").limit("reconnect_window_ms", 100).start();
+    let url = url(&gateway);
+    let proxy = Proxy::before(gateway.port, common::seed());
+    let publish = |topic: &str, text: &str| assert_eq!(run(&["pub", &url, topic, text], b"").0, 0);
+    publish("prices.1", "before");
+    let (sub, json) = (Running::start(&["sub", &proxy.url(), "prices.*"]), Running::start(&["sub", &url, "prices.*", "news", "--json"]));
+    common::eventually(SOON, || if subscribers(&gateway, "prices.1") == 2 { Ok(()) } else { Err("it does not come".to_owned()) });
+    for (topic, text) in [("prices.1", "one"), ("prices.2", "two"), ("news", "three")] {
+        publish(topic, text);
+        let object: Value = serde_json::from_str(&json.line()).expect("an object");
+        assert_eq!((&object["topic"], &object["data"]), (&json!(topic), &json!(text)));
+    }
+    assert_eq!([sub.line(), sub.line()], ["prices.1\tone", "prices.2\ttwo"]);
+    proxy.cut();
+    publish("prices.2", "four");
+    assert_eq!(sub.line(), "prices.2\tfour");
+    let literal = Running::sub(&gateway, &[&url, "prices.*", "--literal"]);
+    publish("prices.*", "five");
+    assert_eq!((literal.line(), sub.line()), ("five".to_owned(), "prices.*\tfive".to_owned()));
+    let none = common::gateway().start();
+    let (code, _, err) = run(&["sub", &format!("ws://127.0.0.1:{}", none.port), "prices.*"], b"");
+    assert!(code == 1 && err.contains("prices.*: ") && err.contains("no_wildcards") && err.contains("`wildcards`"), "{err}");
+}
+
+#[test]
+fn who_is_there_is_told_where_it_is_asked_for() {
+    let gateway = gateway().env("SHARDCAST_PRESENCE", "lobby").limit("presence_tick_ms", 20).start();
+    let url = url(&gateway);
+    let sub = Running::start(&["sub", &format!("{url}?user=anna"), "lobby", "--presence"]);
+    let first = sub.complaint();
+    assert!(first.starts_with("shardcast: 1 are in lobby: anna (") && first.ends_with(')'), "{first}");
+    let json = Running::start(&["sub", &url, "lobby", "--presence", "--json"]);
+    let roster: Value = serde_json::from_str(&json.line()).expect("an object");
+    let members = roster["presence"]["members"].as_array().expect("a list");
+    assert_eq!(
+        (&roster["topic"], &roster["presence"]["count"], &roster["presence"]["scope"]),
+        (&json!("lobby"), &json!(2), &json!("node"))
+    );
+    assert!(members.len() == 2 && members.iter().any(|member| member["user"] == "anna" && member["conn"].is_string()), "{roster}");
+    let came = sub.complaint();
+    assert!(came.contains(" came to lobby, 2 are there"), "{came}");
+    sub.interrupt();
+    let left: Value = loop {
+        let line: Value = serde_json::from_str(&json.line()).expect("an object");
+        if line.get("leave").is_some() {
+            break line;
+        }
+    };
+    assert_eq!((&left["leave"]["count"], &left["leave"]["members"][0]["user"]), (&json!(1), &json!("anna")));
+    assert_eq!(sub.exit(), 0);
+    let (code, _, err) = run(&["sub", &url, "other", "--presence"], b"");
+    assert!(code == 1 && err.contains("no_presence") && err.contains("`presence`"), "{err}");
+}
+
+#[test]
 fn lines_are_published_in_order_without_a_round_trip_for_each() {
     const LINES: usize = 2000;
     let gateway = gateway().limit("history_messages", 10_000).start();
@@ -260,6 +316,8 @@ fn wrong_words_are_usage_errors_that_say_what_is_wrong() {
         (&["sub", "a", "--after", "yesterday"], "k3f9.1042"),
         (&["sub", "a", "b", "--after", "k3f9.7"], "one topic"),
         (&["sub", "a", "--after", "k3f9.7", "--last", "1"], "cannot be used with"),
+        (&["sub", "a.*", "--last", "1"], "--literal"),
+        (&["sub", "a.*", "--presence"], "--literal"),
         (&["pub"], "TOPIC"),
         (&["pub", "a", "two", "words"], "quote"),
         (&["pub", "a", "--in-flight", "0"], "in-flight"),

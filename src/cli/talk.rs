@@ -16,7 +16,9 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
 use super::{FAILED, USAGE, fail};
-use crate::client::{Builder, Client, Closed, Data, Error, Event, Events, Gap, Message, Pending, PublishOptions, Receipt, Start};
+use crate::client::{
+    Builder, Client, Closed, Data, Error, Event, Events, Gap, Member, Message, Pending, Presence, PublishOptions, Receipt, Start,
+};
 
 /// Where the gateway is, unless it is said.
 const URL: &str = "ws://127.0.0.1:8080";
@@ -29,11 +31,15 @@ Examples:
   shardcast sub ws://10.0.0.7:8080 a b --json        two topics of another gateway
   shardcast sub lobby --last 10 --count 10           the newest ten, and then the end
   shardcast sub lobby --after k3f9.1042 --json       all behind a position; each message has one
+  shardcast sub 'prices.*'                           all topics whose names begin so (wildcards)
+  shardcast sub 'ws://127.0.0.1:8080?user=anna' lobby --presence
+                                                     who is there, comes and goes, too (presence)
 
 Each message is a line: its data, behind its topic and a tab where there are several topics,
 line breaks as \\n, binary data as base64. With --json it is one object with topic, pos,
-data or data_b64, and event; or with gap, where messages are missing. All else is said on
-stderr. A connection that is lost comes back, and what was missed is printed then.
+data or data_b64, and event; or with gap, where messages are missing; or with presence, join
+or leave. All else is said on stderr. A connection that is lost comes back, and what was
+missed is printed then. `wildcards` and `presence` are the operator's to allow.
 Exit codes: 0 done, or Ctrl-C; 1 the gateway has refused; 2 usage.";
 
 pub(super) const PUB_EXAMPLES: &str = "\
@@ -61,7 +67,7 @@ struct Common {
 /// The words behind `sub`.
 #[derive(Args, Debug)]
 pub(super) struct Sub {
-    /// The gateway's URL [default: ws://127.0.0.1:8080], and names of topics
+    /// The gateway's URL [default: ws://127.0.0.1:8080], and names of topics, or what names begin with and a *
     #[arg(required = true, value_name = "[URL] TOPIC")]
     words: Vec<String>,
     /// Begin behind this position, with what is kept (earliest), or so far back (-30s, -5m, -1h)
@@ -70,6 +76,12 @@ pub(super) struct Sub {
     /// Begin with the newest N messages
     #[arg(long, value_name = "N")]
     last: Option<u32>,
+    /// Tell who is in the topics too, and who comes and goes, where the operator allows it
+    #[arg(long)]
+    presence: bool,
+    /// Take each TOPIC for a name, also one that ends with *
+    #[arg(long)]
+    literal: bool,
     /// End after N messages
     #[arg(short = 'n', long, value_name = "N")]
     count: Option<u64>,
@@ -188,12 +200,28 @@ pub(super) fn sub(ask: Sub) -> ExitCode {
         if matches!(start, Start::After(_)) && topics.len() > 1 {
             return Err(usage("a position is of one topic; ask for each topic by itself, or begin with --last or --after -5m"));
         }
+        let (patterns, names): (Vec<&String>, Vec<&String>) = topics.iter().partition(|topic| topic.ends_with('*') && !ask.literal);
+        if let Some(pattern) = patterns.first() {
+            let taken = "with --literal it is taken for the name of a topic";
+            if start != Start::Latest {
+                return Err(usage(format!("{pattern:?} is a pattern, which begins with what is published from now on; {taken}")));
+            }
+            if ask.presence {
+                return Err(usage(format!("{pattern:?} is a pattern, and who is there is told of topics by their names; {taken}")));
+            }
+        }
         let mut builder = ask.common.builder(url);
-        for topic in topics {
-            builder = builder.subscribe(topic, start.clone());
+        for name in names {
+            builder = match ask.presence {
+                true => builder.subscribe_with_presence(name, start.clone()),
+                false => builder.subscribe(name, start.clone()),
+            };
+        }
+        for pattern in &patterns {
+            builder = builder.subscribe_to_pattern(*pattern);
         }
         let (client, mut events) = builder.start().map_err(usage)?;
-        let printer = Printer { json: ask.json, with_topic: topics.len() > 1 };
+        let printer = Printer { json: ask.json, with_topic: topics.len() > 1 || !patterns.is_empty() };
         let done = read(&mut events, &printer, ask.count.unwrap_or(u64::MAX)).await;
         if !matches!(&done, Err(Failure { .. })) {
             client.close().await;
@@ -245,6 +273,9 @@ async fn read(events: &mut Events, printer: &Printer, count: u64) -> Result<(), 
                 Some(printer.message(&message))
             }
             Event::Gap(gap) => printer.gap(&gap),
+            Event::Presence(presence) => printer.presence("presence", &presence),
+            Event::Join(presence) => printer.presence("join", &presence),
+            Event::Leave(presence) => printer.presence("leave", &presence),
             Event::Refused { topic, code, message } => return Err(failed(format!("{topic}: {message} ({code})"))),
             other => {
                 tell(other)?;
@@ -274,6 +305,8 @@ fn flushed(written: io::Result<()>) -> Result<bool, Failure> {
 fn tell(event: Event) -> Result<(), Failure> {
     match event {
         Event::Reconnecting { wait, why } => eprintln!("shardcast: {why}; back in {:.1} s", wait.as_secs_f64()),
+        Event::LeftOut { message, .. } => eprintln!("shardcast: {message}"),
+        Event::PresenceRefused { topic, message } => eprintln!("shardcast: {topic}: {message}"),
         Event::Announcement(text) => eprintln!("shardcast: the operator says: {text}"),
         Event::Closed(Closed { reason, .. }) => return Err(failed(reason)),
         _ => {}
@@ -317,6 +350,38 @@ impl Printer {
         eprintln!("shardcast: messages of {}{from} up to {} are missing ({})", gap.topic, gap.to, gap.reason);
         None
     }
+
+    fn presence(&self, kind: &str, presence: &Presence) -> Option<String> {
+        let Presence { topic, count, members, scope } = presence;
+        if self.json {
+            let member = |member: &Member| match &member.user {
+                Some(user) => json!({"conn": &*member.conn, "user": &**user}),
+                None => json!({"conn": &*member.conn}),
+            };
+            let mut roster = json!({"count": count, "scope": &**scope});
+            if let Some(members) = members {
+                roster["members"] = members.iter().map(member).collect();
+            }
+            return Some(json!({"topic": &**topic, kind: roster}).to_string());
+        }
+        let members = named(members.as_deref().unwrap_or_default());
+        match kind {
+            "join" => eprintln!("shardcast: {members} came to {topic}, {count} are there"),
+            "leave" => eprintln!("shardcast: {members} left {topic}, {count} are there"),
+            _ if members.is_empty() => eprintln!("shardcast: {count} are in {topic}"),
+            _ => eprintln!("shardcast: {count} are in {topic}: {members}"),
+        }
+        None
+    }
+}
+
+/// Members in words: what they call themselves, and their connections.
+fn named(members: &[Member]) -> String {
+    let name = |member: &Member| match &member.user {
+        Some(user) => format!("{user} ({})", member.conn),
+        None => member.conn.to_string(),
+    };
+    members.iter().map(name).collect::<Vec<_>>().join(", ")
 }
 
 fn is_one_line_of_json(text: &str) -> bool {
