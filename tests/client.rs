@@ -583,6 +583,19 @@ async fn a_topic_of_a_pattern_can_be_named_besides_and_what_is_too_much_or_not_a
     assert!(matches!(&refused, Err(Error::Refused { code, .. }) if &**code == "no_wildcards"), "{refused:?}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn topics_and_patterns_that_are_too_many_from_the_start_are_refused_one_by_one() {
+    let mut builder = Client::builder("ws://127.0.0.1:1").subscribe("0", Start::Latest);
+    for number in 0..130 {
+        builder = builder.subscribe(number.to_string(), Start::Latest).subscribe_to_pattern(format!("{number}.*"));
+    }
+    let (_client, mut events) = builder.start().expect("a URL");
+    for expected in ["128", "129", "128.*", "129.*"] {
+        let Event::Refused { topic, code, message } = next(&mut events).await else { panic!("{expected} is refused first") };
+        assert!((&*topic, &*code) == (expected, "too_many_topics") && message.contains("128"), "{topic} {message}");
+    }
+}
+
 #[test]
 fn what_cannot_be_connected_to_is_said_at_once() {
     assert_eq!(Client::connect("ws://127.0.0.1:1").err(), Some(UrlError::NoRuntime));

@@ -59,6 +59,7 @@ impl Builder {
             connect_within: Duration::from_secs(10),
             pong_within: Duration::from_secs(10),
             has_tokens: false,
+            batch: false,
             tries_max: None,
             unanswered_max: 1024,
             unanswered_bytes_max: 4 << 20,
@@ -123,6 +124,12 @@ impl Builder {
             let token = hook();
             Box::pin(async move { token.await.map_err(Into::into) })
         }));
+        self
+    }
+
+    /// Whether the gateway may put several messages into one frame, which costs both sides less where much is said: it may not. A gateway that does not know this goes on as ever.
+    pub fn batch(mut self, batch: bool) -> Self {
+        self.options.batch = batch;
         self
     }
 
@@ -195,9 +202,11 @@ impl Builder {
         let mut session = Session::new(options, fastrand::u64(..));
         for (topic, start, watches) in self.topics {
             session.subscribe(&topic, start, watches);
+            session.refuse_at_start(&topic);
         }
         for pattern in self.patterns {
             session.subscribe_to_pattern(&pattern);
+            session.refuse_at_start(&pattern);
         }
         let (commands, command_receiver) = mpsc::channel(COMMANDS);
         let (queue, queued) = mpsc::unbounded_channel();

@@ -35,6 +35,11 @@ impl Position {
         &self.0
     }
 
+    /// Whether no message is before it.
+    pub(super) fn is_beginning(&self) -> bool {
+        self.0.split_once('.').is_some_and(|(_, offset)| offset.bytes().all(|digit| digit == b'0'))
+    }
+
     /// Whether it comes after another one of its topic. Offsets of two epochs say nothing about each other, so a new epoch is always after.
     pub(super) fn is_after(&self, other: &Self) -> bool {
         let offset = |text: &str| text.parse::<u64>().ok();
@@ -197,7 +202,7 @@ pub enum GapReason {
     Slow,
     /// The gateway has ended the connection for it twice (4510), so that it began anew.
     ContinuityLost,
-    /// A pattern had brought the topic, and more topics than could be asked for again by their names, each from its position.
+    /// The topic is of a pattern that has brought more of them than could be asked for again by their names after a loss, each from where it was.
     NotResumed,
     /// A word that this version of the client does not know.
     Other(Box<str>),
@@ -262,6 +267,13 @@ mod tests {
         }
         for text in ["", ".", "a.", ".5", "a.b", "a.1,2", "a b.1", "a.18446744073709551616", &format!("{}.1", "a".repeat(70))] {
             assert!(text.parse::<Position>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn before_the_first_message_is_the_beginning() {
+        for (text, is_beginning) in [("a.0", true), ("0.0", true), ("a.10", false), ("0.1", false)] {
+            assert_eq!(text.parse::<Position>().expect("a position").is_beginning(), is_beginning, "{text}");
         }
     }
 

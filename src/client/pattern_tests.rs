@@ -1,6 +1,6 @@
 //! The session's rules about patterns, and about topics that are meant by one and named besides.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
 use crate::client::topics::{PATTERNS_MAX, RESUMED_MAX};
@@ -247,6 +247,55 @@ fn patterns_and_what_they_bring_are_bounded() {
     assert!(matches!(&table.events()[..], [Event::Subscribed { .. }]));
 }
 
+#[test]
+fn a_topic_that_came_to_be_while_it_was_away_is_heard_from_then_on() {
+    let mut table = welcomed(48);
+    follow(&mut table, "a.*");
+    bring(&mut table, "a.1", "k.5");
+    table.lose(Some(4503), "retry=20000");
+    table.events();
+    assert_eq!(table.wait(), 20 * SECOND);
+    table.connect();
+    table.events();
+    let said = table.said();
+    bring(&mut table, "a.2", "k.3");
+    bring(&mut table, "a.3", "k.0");
+    let asked = table.said();
+    assert_eq!(words(&asked), ["unsubscribe a.2", "subscribe a.2 -30s"], "nothing is missing of one that nobody has spoken in");
+    table.message("a.2", "k.4");
+    assert!(matches!(&table.events()[..], [Event::Subscribed { topic, .. }] if &**topic == "a.3"));
+    // Cut off before it has its place, it is as new as before.
+    table.hear(json!({"type": "ok", "id": said[1]["id"]}));
+    table.lose(Some(4503), "retry=7000");
+    table.events();
+    table.wait();
+    table.connect();
+    table.events();
+    let said = table.said();
+    assert_eq!(words(&said), ["subscribe a.1 k.5", "subscribe a.3 k.0", "subscribe a.*"]);
+    bring(&mut table, "a.2", "k.4");
+    let asked = table.said();
+    assert_eq!(words(&asked), ["unsubscribe a.2", "subscribe a.2 -37s"]);
+    table.hear(json!({"type": "subscribed", "id": asked[1]["id"], "topic": "a.2", "pos": "k.0", "recovered": false}));
+    ["k.1", "k.2"].iter().for_each(|pos| table.message("a.2", pos));
+    assert_eq!(table.places(), ["k.1", "k.2"]);
+    table.hear(json!({"type": "ok", "id": said[2]["id"]}));
+    // While the pattern is followed what comes to be is heard from its first message on anyway.
+    table.events();
+    bring(&mut table, "a.4", "k.7");
+    assert!(table.said().is_empty() && matches!(&table.events()[..], [Event::Subscribed { .. }]));
+    // Without a name that is left, a gap says so.
+    (5..200).for_each(|number| bring(&mut table, &format!("a.{number}"), "k.7"));
+    reconnect(&mut table);
+    table.said();
+    bring(&mut table, "a.new", "k.2");
+    let events = table.events();
+    assert!(
+        matches!(&events[..], [Event::Subscribed { .. }, Event::Gap(Gap { from: None, to, reason: GapReason::NotResumed, .. })] if to.as_str() == "k.2"),
+        "{events:?}"
+    );
+}
+
 /// A gateway with more topics than can be named, cut off anywhere, for thousands of steps: nothing that a pattern means is missed or repeated without a gap.
 #[test]
 fn however_it_is_cut_off_nothing_that_a_pattern_means_is_missed_or_repeated_without_a_gap() {
@@ -260,6 +309,8 @@ fn however_it_is_cut_off_nothing_that_a_pattern_means_is_missed_or_repeated_with
         let (mut ends, mut said, mut told) =
             (BTreeMap::<String, u64>::new(), BTreeMap::<String, u64>::new(), BTreeMap::<String, u64>::new());
         let mut follows = false;
+        // Those that have come to be since it has followed the pattern, and those of them that it owes the beginning of.
+        let (mut has_followed, mut late, mut owed) = (false, BTreeSet::<String>::new(), BTreeSet::<String>::new());
         for _ in 0..3000 {
             match random.u32(..100) {
                 0 => {
@@ -268,6 +319,9 @@ fn however_it_is_cut_off_nothing_that_a_pattern_means_is_missed_or_repeated_with
                 }
                 1..50 => {
                     let topic = format!("a.{}", random.usize(..TOPICS));
+                    if has_followed && !ends.contains_key(&topic) {
+                        late.insert(topic.clone());
+                    }
                     let end = ends.entry(topic.clone()).or_default();
                     if follows && !said.contains_key(&topic) {
                         said.insert(topic.clone(), *end);
@@ -282,15 +336,11 @@ fn however_it_is_cut_off_nothing_that_a_pattern_means_is_missed_or_repeated_with
                     }
                     for asked in table.said().into_iter().filter(|said| said["type"] == "subscribe") {
                         if let Some(topic) = asked["topic"].as_str() {
-                            let after: u64 = asked["after"]
-                                .as_str()
-                                .and_then(|after| after.strip_prefix("k."))
-                                .expect("a position")
-                                .parse()
-                                .expect("ours");
-                            table.hear(
-                                json!({"type": "subscribed", "id": asked["id"], "topic": topic, "pos": asked["after"], "recovered": true}),
-                            );
+                            // All is kept: a time goes back to the beginning of a topic that is so new.
+                            let after = asked["after"].as_str().expect("it is of a pattern");
+                            let after: u64 = after.strip_prefix("k.").map_or(0, |after| after.parse().expect("ours"));
+                            let pos = format!("k.{after}");
+                            table.hear(json!({"type": "subscribed", "id": asked["id"], "topic": topic, "pos": pos, "recovered": true}));
                             said.insert(topic.to_owned(), after);
                             continue;
                         }
@@ -301,7 +351,7 @@ fn however_it_is_cut_off_nothing_that_a_pattern_means_is_missed_or_repeated_with
                             }
                         }
                         table.hear(json!({"type": "ok", "id": asked["id"]}));
-                        follows = true;
+                        (follows, has_followed) = (true, true);
                     }
                     let behind: Vec<String> =
                         said.iter().filter(|(topic, said)| **said < ends[*topic]).map(|(topic, _)| topic.clone()).collect();
@@ -324,17 +374,23 @@ fn however_it_is_cut_off_nothing_that_a_pattern_means_is_missed_or_repeated_with
                     }
                     Event::Gap(gap) => {
                         let had = told.insert(gap.topic.to_string(), number(&gap.to)).expect("it was brought");
-                        assert!(
-                            number(gap.from.as_ref().expect("it knows")) == had && number(&gap.to) > had,
-                            "seed {seed}: {gap:?} behind {had}"
-                        );
+                        match &gap.from {
+                            Some(from) => assert!(number(from) == had && number(&gap.to) > had, "seed {seed}: {gap:?} behind {had}"),
+                            None => assert!(owed.remove(&*gap.topic) && number(&gap.to) == had, "seed {seed}: {gap:?} behind {had}"),
+                        }
                         gaps += 1;
                     }
                     // The first time it begins there.
-                    Event::Subscribed { topic, pos, .. } => drop(told.entry(topic.to_string()).or_insert(number(&pos))),
+                    Event::Subscribed { topic, pos, .. } if !told.contains_key(&*topic) => {
+                        told.insert(topic.to_string(), number(&pos));
+                        if late.contains(&*topic) && number(&pos) > 0 {
+                            owed.insert(topic.to_string());
+                        }
+                    }
                     _ => {}
                 }
             }
+            assert!(owed.is_empty(), "seed {seed}: the beginning of {owed:?} is missing, and no gap says so");
         }
     }
     assert!(messages > 10_000 && gaps > 10, "{messages} messages, {gaps} gaps");

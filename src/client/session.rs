@@ -43,6 +43,8 @@ pub(super) struct Options {
     pub(super) pong_within: Duration,
     /// Whether there is somebody to ask for tokens.
     pub(super) has_tokens: bool,
+    /// The gateway may put several things into one message.
+    pub(super) batch: bool,
     pub(super) tries_max: Option<u32>,
     pub(super) unanswered_max: usize,
     pub(super) unanswered_bytes_max: usize,
@@ -223,6 +225,13 @@ impl Session {
         true
     }
 
+    /// Nobody waits for an answer before the client is made: what is too much is told as an event. What is wanted twice is there.
+    pub(super) fn refuse_at_start(&mut self, name: &str) {
+        if let Some((_, Err(error @ (Error::TooManyTopics { .. } | Error::TooManyPatterns { .. })))) = self.answers.pop_back() {
+            self.refuse(name.into(), None, "too_many_topics".into(), error.to_string().into());
+        }
+    }
+
     /// Publishes. The receipt comes under this id.
     pub(super) fn publish(&mut self, topic: &str, data: &Data, mut about: About, deadline: Time, within: Duration) -> u64 {
         let id = self.next_id();
@@ -268,8 +277,8 @@ impl Session {
 
     /// The upgrade is through.
     pub(super) fn handle_opened(&mut self, token: Option<&str>) {
-        if let (Phase::Connecting { .. }, Some(token)) = (&self.phase, token) {
-            self.outbox.push_back(wire::hello(token));
+        if matches!(self.phase, Phase::Connecting { .. }) {
+            self.outbox.extend(wire::hello(token, self.options.batch));
         }
     }
 
@@ -306,11 +315,13 @@ impl Session {
         if matches!(self.phase, Phase::Closing { .. } | Phase::Over(_)) {
             return;
         }
-        match Said::parse(text) {
-            Ok(said) => self.hear(now, said),
-            Err(error) => {
-                let shown: String = text.chars().take(80).collect();
-                self.lose(now, Loss::of(format!("the gateway has sent what cannot be read ({error}): {shown}")));
+        for said in Said::read(text) {
+            match said {
+                Ok(said) => self.hear(now, said),
+                Err(error) => {
+                    let shown: String = text.chars().take(80).collect();
+                    return self.lose(now, Loss::of(format!("the gateway has sent what cannot be read ({error}): {shown}")));
+                }
             }
         }
     }
@@ -508,7 +519,7 @@ impl Session {
                 patterns.iter().for_each(|pattern| self.ask_for_pattern(pattern));
             }
             Said::Subscribed { id, pos, recovered } => self.hear_subscribed(id, pos, recovered),
-            Said::Brought { topic, pos } => self.hear_brought(&topic, pos),
+            Said::Brought { topic, pos } => self.hear_brought(now, &topic, pos),
             Said::Done { id } => {
                 let Some((pattern, entry)) = self.topics.pattern_asked_by(id) else { return };
                 entry.stage = Stage::Placed;
@@ -588,11 +599,15 @@ impl Session {
         self.answers.extend(waiter.map(|id| (id, Ok(Answer::Subscribed(pos)))));
     }
 
-    fn hear_brought(&mut self, topic: &str, pos: Position) {
-        match self.topics.bring(topic, pos) {
+    fn hear_brought(&mut self, now: Time, topic: &str, pos: Position) {
+        match self.topics.bring(topic, pos, now) {
             Bringing::Placed(Brought { topic, pos, recovered, gap }) => {
                 self.events.push_back(Event::Subscribed { topic, pos, recovered });
                 self.events.extend(gap.map(Event::Gap));
+            }
+            Bringing::Late(name) => {
+                self.stop(&name);
+                self.ask_for(&name);
             }
             Bringing::LeftOut => {
                 self.stop(topic);
@@ -648,9 +663,9 @@ impl Session {
 
     fn lose(&mut self, now: Time, mut loss: Loss) {
         const CONTINUITY_LOST: u16 = 4510;
-        let (mut lasted, mut was_welcomed) = (false, false);
+        let (mut lasted, mut heard) = (false, None);
         if let Phase::Welcomed(welcomed) = &mut self.phase {
-            was_welcomed = true;
+            heard = Some(welcomed.heard);
             lasted = now.since(welcomed.since) >= LASTED;
             // What was said in words counts more than how the socket ended.
             loss = welcomed.bye.take().unwrap_or(loss);
@@ -666,10 +681,10 @@ impl Session {
         if loss.code == Some(CONTINUITY_LOST) {
             self.cut_off += 1;
         }
-        self.topics.lose(self.cut_off > 1);
+        self.topics.lose(heard, self.cut_off > 1);
         self.outbox.clear();
         // The first time that a connection is lost all may have been: it is spread over the window, however short that connection was.
-        let fails = if was_welcomed && self.fails == 1 { 0 } else { self.fails };
+        let fails = if heard.is_some() && self.fails == 1 { 0 } else { self.fails };
         let wait = Outlook { hint: loss.hint, window: self.window, fails }.wait(self.random.f64());
         self.phase = Phase::Waiting { until: now + wait };
         self.events.push_back(Event::Reconnecting { wait, why: loss.text().into() });

@@ -21,6 +21,7 @@ fn table(seed: u64) -> Table {
         connect_within: 10 * SECOND,
         pong_within: 10 * SECOND,
         has_tokens: true,
+        batch: false,
         tries_max: None,
         unanswered_max: 8,
         unanswered_bytes_max: 1 << 20,
@@ -633,6 +634,24 @@ fn a_window_that_is_told_anew_counts_as_that_of_the_welcome() {
         let waited = longest(told);
         assert!(waited <= bound && waited > bound * 9 / 10, "told {told:?}: {waited} of {bound} ms");
     }
+}
+
+#[test]
+fn several_things_in_one_message_are_heard_in_order_up_to_what_cannot_be_read() {
+    let mut table = table(25);
+    table.session.options.batch = true;
+    table.pass(Duration::ZERO);
+    assert_eq!(table.session.wanted_connection(), Some(1));
+    table.session.handle_opened(None);
+    assert_eq!(table.said(), [json!({"type": "hello", "batch": true})]);
+    table.connect();
+    table.said();
+    table.place("a", "k.5");
+    let message = |pos: &str| json!({"type": "message", "topic": "a", "pos": pos, "data": pos}).to_string() + "\n";
+    table.session.handle_text(table.now, &(message("k.6") + &message("k.7") + "\n" + &message("k.8")));
+    assert_eq!(table.places(), ["k.6", "k.7", "k.8"]);
+    table.session.handle_text(table.now, &(message("k.9") + "{}\n" + &message("k.10")));
+    assert_eq!((table.places(), table.session.wanted_connection()), (vec!["k.9".to_owned()], None));
 }
 
 /// A gateway that keeps a few messages of one topic, cut off anywhere, for thousands of steps: what is told is one sequence, whose gaps are told.

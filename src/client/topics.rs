@@ -2,11 +2,12 @@
 //! session does.
 //!
 //! A pattern is live only. So after a loss the topics that it has brought are asked for by their names first, each from its position, as many as fit. Of the others the
-//! position tells whether something is missing when the pattern brings them again.
+//! position tells whether something is missing when the pattern brings them again. One that has come to be meanwhile is asked for from when the pattern was last followed.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::event::Error;
 use super::message::{Gap, GapReason, Position, Start};
@@ -20,6 +21,9 @@ pub(super) const RESUMED_MAX: usize = 96;
 pub(super) const PATTERNS_MAX: usize = 128;
 /// Topics of patterns whose positions are known: as many as a gateway can be told to bring (`wildcard_topics_max`).
 pub(super) const BROUGHT_MAX: usize = 16_384;
+
+/// How much earlier than a connection was last heard the messages are asked for of a topic that has come to be since: what was on its way then, and the asking, take time.
+const SLACK: Duration = Duration::from_secs(10);
 
 /// How far it is on this connection.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -75,6 +79,8 @@ impl Topic {
 pub(super) struct Pattern {
     pub(super) stage: Stage,
     pub(super) waiter: Option<u64>,
+    /// Until when it was followed by a connection before.
+    followed: Option<Time>,
 }
 
 /// A topic of a pattern has its place.
@@ -91,6 +97,8 @@ pub(super) struct Brought {
 #[derive(Debug)]
 pub(super) enum Bringing {
     Placed(Brought),
+    /// It has come to be while there was no connection: to be asked for by this name.
+    Late(Arc<str>),
     /// There are too many.
     LeftOut,
     /// No pattern of ours, or a topic that was asked for by its name at the same moment.
@@ -158,7 +166,7 @@ impl Topics {
             return Err(Error::TooManyPatterns { max: PATTERNS_MAX });
         }
         let pattern: Arc<str> = pattern.into();
-        self.patterns.insert(Arc::clone(&pattern), Pattern { stage: Stage::Idle, waiter: Some(waiter) });
+        self.patterns.insert(Arc::clone(&pattern), Pattern { stage: Stage::Idle, waiter: Some(waiter), followed: None });
         Ok(pattern)
     }
 
@@ -245,15 +253,27 @@ impl Topics {
     }
 
     /// A topic of a pattern has its place, and what comes next is behind `pos`.
-    pub(super) fn bring(&mut self, name: &str, pos: Position) -> Bringing {
-        if self.all.get(name).is_none() {
+    pub(super) fn bring(&mut self, name: &str, pos: Position, now: Time) -> Bringing {
+        let mut is_late = false;
+        if !self.all.contains_key(name) {
             if !self.is_meant(name) {
                 return Bringing::Nothing;
             }
             if self.all.len() >= BROUGHT_MAX + TOPICS_MAX && !self.forget_one() {
                 return Bringing::LeftOut;
             }
-            self.all.insert(name.into(), brought());
+            // While it is being brought again, what is new was not there when the pattern was last followed.
+            let again = self.patterns.iter().filter(|(text, pattern)| matches!(pattern.stage, Stage::Asked(_)) && matches(text, name));
+            let since = again.filter_map(|(_, pattern)| pattern.followed).min();
+            is_late = since.is_some() && !pos.is_beginning();
+            let mut topic = brought();
+            if let Some(since) = since.filter(|_| is_late && self.has_name_to_resume()) {
+                topic.start = Start::Ago(now.since(since) + SLACK);
+                let name: Arc<str> = name.into();
+                self.all.insert(Arc::clone(&name), topic);
+                return Bringing::Late(name);
+            }
+            self.all.insert(name.into(), topic);
         }
         let topic = self.all.get_mut(name).expect("it is there, or was put there");
         if topic.is_own {
@@ -268,9 +288,9 @@ impl Topics {
         let (pos, recovered, gap) = match topic.pos.take() {
             Some(had) if !pos.is_after(&had) => (had, true, None),
             from => {
-                let gap =
-                    from.map(|from| Gap { topic: Arc::clone(&name), from: Some(from), to: pos.clone(), reason: GapReason::NotResumed });
-                (pos, false, gap)
+                let is_missing = from.is_some() || is_late;
+                let gap = Gap { topic: Arc::clone(&name), from, to: pos.clone(), reason: GapReason::NotResumed };
+                (pos, false, is_missing.then_some(gap))
             }
         };
         topic.pos = Some(pos.clone());
@@ -296,13 +316,23 @@ impl Topics {
         Some(name)
     }
 
-    /// There is no connection any more. Where the gateway does not go on from positions, topics begin anew.
-    pub(super) fn lose(&mut self, begins_anew: bool) {
-        for topic in self.all.values_mut() {
+    /// There is no connection any more, and `heard` is when something last came by it. Where the gateway does not go on from positions, topics begin anew.
+    pub(super) fn lose(&mut self, heard: Option<Time>, begins_anew: bool) {
+        // What has had no place yet has come to be since its pattern was last followed to the end.
+        let mut late = Vec::new();
+        self.all.retain(|name, topic| {
             (topic.stage, topic.is_named) = (Stage::Idle, false);
             topic.begins_anew |= begins_anew && topic.pos.is_some();
-        }
-        for pattern in self.patterns.values_mut() {
+            let stays = topic.is_own || topic.pos.is_some();
+            if !stays {
+                late.push(Arc::clone(name));
+            }
+            stays
+        });
+        for (text, pattern) in &mut self.patterns {
+            if pattern.stage == Stage::Placed && !late.iter().any(|name| matches(text, name)) {
+                pattern.followed = heard;
+            }
             pattern.stage = Stage::Idle;
         }
         self.later = None;
@@ -328,6 +358,12 @@ impl Topics {
     /// Names that are taken on this connection.
     fn names(&self) -> usize {
         self.all.values().filter(|topic| topic.is_own || topic.is_named).count()
+    }
+
+    /// Whether a topic of a pattern may be asked for by its name.
+    fn has_name_to_resume(&self) -> bool {
+        let resumed = self.all.values().filter(|topic| topic.is_named && !topic.is_own).count();
+        resumed < RESUMED_MAX && self.names() < TOPICS_MAX
     }
 
     /// Makes room: forgets the topic of a pattern that is not there now and was silent the longest.

@@ -72,8 +72,16 @@ impl Object {
     }
 }
 
-pub(super) fn hello(token: &str) -> Frame {
-    Object::new("hello", token.len()).text("token", token).done()
+/// What a client says of itself first; nothing where there is nothing to say.
+pub(super) fn hello(token: Option<&str>, batch: bool) -> Option<Frame> {
+    let mut hello = Object::new("hello", token.map_or(0, str::len));
+    if let Some(token) = token {
+        hello = hello.text("token", token);
+    }
+    if batch {
+        hello = hello.flag("batch", true);
+    }
+    (token.is_some() || batch).then(|| hello.done())
 }
 
 pub(super) fn auth(id: u64, token: &str) -> Frame {
@@ -311,9 +319,14 @@ fn payload(data: Option<&RawValue>, data_b64: Option<Box<str>>) -> Result<Option
 }
 
 impl Said {
-    /// Reads one message of the gateway.
-    pub(super) fn parse(text: &str) -> Result<Self, Unreadable> {
-        let fields: Fields<'_> = serde_json::from_str(text)?;
+    /// Reads what the gateway has put into one text message: an object, or several with line breaks between them (`hello` with `batch`). Behind what cannot be read
+    /// nothing is.
+    pub(super) fn read(text: &str) -> impl Iterator<Item = Result<Self, Unreadable>> {
+        // Not line by line: a payload is embedded as it was published, and may have line breaks of its own.
+        serde_json::Deserializer::from_str(text).into_iter().map(|fields| Self::of(fields?))
+    }
+
+    fn of(fields: Fields<'_>) -> Result<Self, Unreadable> {
         let kind = fields.kind;
         let lacks = |field| Unreadable::Lacks { kind: kind.as_ref().into(), field };
         let millis = Duration::from_millis;
@@ -411,6 +424,14 @@ mod tests {
 
     use super::*;
 
+    /// The one thing that a text says.
+    fn parse(text: &str) -> Result<Said, Unreadable> {
+        let mut said = Said::read(text);
+        let first = said.next().unwrap_or_else(|| panic!("{text:?} says nothing"));
+        assert!(first.is_err() || said.next().is_none(), "{text}");
+        first
+    }
+
     fn said(frame: Frame) -> Value {
         serde_json::from_str(&frame).expect("JSON")
     }
@@ -418,7 +439,14 @@ mod tests {
     #[test]
     fn requests_are_as_the_protocol_has_them() {
         let at = |text: &str| text.parse().expect("a position");
-        assert_eq!(said(hello("t\"")), json!({"type": "hello", "token": "t\""}));
+        for (token, batch, expected) in [
+            (Some("t\""), false, Some(json!({"type": "hello", "token": "t\""}))),
+            (Some("t"), true, Some(json!({"type": "hello", "token": "t", "batch": true}))),
+            (None, true, Some(json!({"type": "hello", "batch": true}))),
+            (None, false, None),
+        ] {
+            assert_eq!(hello(token, batch).map(said), expected);
+        }
         assert_eq!(said(ping()), json!({"type": "ping"}));
         for (start, field, value) in [
             (Start::Earliest, "after", json!("earliest")),
@@ -458,9 +486,23 @@ mod tests {
             (r#""data_b64":"AP8=""#, Data::from(vec![0, 255])),
         ] {
             let text = format!(r#"{{"type":"message","topic":"a","pos":"k.1",{fields},"event":null,"newer":[{{}}]}}"#);
-            let Said::Message { topic, pos, data, event } = Said::parse(&text).expect("a message") else { panic!("{text}") };
+            let Said::Message { topic, pos, data, event } = parse(&text).expect("a message") else { panic!("{text}") };
             assert_eq!((&*topic, pos.as_str(), data, event), ("a", "k.1", expected, None));
         }
+    }
+
+    #[test]
+    fn one_text_says_several_things_with_line_breaks_between_and_perhaps_within() {
+        let text = "\n{\"type\":\"ok\",\"id\":1}\n\n{\"type\":\"message\",\"topic\":\"a\",\"pos\":\"k.1\",\"data\":{\n\"n\": 1}}\r\n{\"type\":\"ok\",\"id\":2}\n";
+        let said: Vec<Said> = Said::read(text).collect::<Result<_, _>>().expect("all can be read");
+        let message =
+            Said::Message { topic: "a".into(), pos: "k.1".parse().expect("a position"), data: Data::from("{\n\"n\": 1}"), event: None };
+        assert_eq!(said, [Said::Done { id: 1 }, message, Said::Done { id: 2 }]);
+        for nothing in ["", "\n", " \n\n"] {
+            assert_eq!(Said::read(nothing).count(), 0);
+        }
+        let cut_short: Vec<bool> = Said::read("{\"type\":\"ok\",\"id\":1}\n{\"type\":").map(|said| said.is_ok()).collect();
+        assert_eq!(cut_short, [true, false]);
     }
 
     #[test]
@@ -484,14 +526,13 @@ mod tests {
             let member = |(conn, user): (&str, Option<&str>)| Member { conn: conn.into(), user: user.map(Box::from) };
             let members = members.map(|members| members.into_iter().map(member).collect());
             let presence = Presence { topic: "a".into(), count: 2, members, scope: "node".into() };
-            assert_eq!(Said::parse(text).expect(text), Said::Presence { kind, id, presence });
+            assert_eq!(parse(text).expect(text), Said::Presence { kind, id, presence });
         }
     }
 
     #[test]
     fn what_lacks_something_is_unreadable_and_what_is_newer_is_left_alone() {
         for text in [
-            "",
             "[]",
             "{}",
             r#"{"type":"message"}"#,
@@ -507,10 +548,10 @@ mod tests {
             r#"{"type":"presence","topic":"a","count":1,"members":[{"user":"anna"}]}"#,
             r#"{"type":"retry"}"#,
         ] {
-            assert!(Said::parse(text).is_err(), "{text}");
+            assert!(parse(text).is_err(), "{text}");
         }
         for text in [r#"{"type":"ok","pos":"k.1"}"#, r#"{"type":"pong"}"#, r#"{"type":"later","members":[]}"#] {
-            assert_eq!(Said::parse(text).expect(text), Said::Other);
+            assert_eq!(parse(text).expect(text), Said::Other);
         }
     }
 
