@@ -552,6 +552,26 @@ async fn topics_of_a_pattern_are_heard_from_their_first_message_on_and_nothing_i
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_topic_of_a_pattern_that_came_to_be_while_it_was_away_is_heard_from_its_first_message_on() {
+    let gateway = gateway().env("SHARDCAST_WILDCARDS", "true").limit("reconnect_window_ms", 100).start();
+    let proxy = Proxy::before(gateway.port, common::seed());
+    let (client, mut events) = Client::builder(&proxy.url()).batch(true).start().expect("a URL");
+    soon("their places", client.subscribe_to_pattern("a.*")).await.expect("allowed");
+    proxy.weather(|weather| weather.is_silent = true);
+    proxy.cut();
+    ["one", "two"].iter().for_each(|text| post(&gateway, "a.new", text));
+    proxy.weather(|weather| weather.is_silent = false);
+    proxy.cut();
+    assert_eq!(texts(&mut events, 2).await, ["one", "two"]);
+    post(&gateway, "a.new", "three");
+    assert_eq!(texts(&mut events, 1).await, ["three"]);
+    assert!(client.unsubscribe_from_pattern("a.*").await.expect("a client"));
+    soon("a place", client.subscribe("b", Start::Latest)).await.expect("subscribed");
+    ["a.new", "b"].iter().for_each(|topic| post(&gateway, topic, topic));
+    assert_eq!(texts(&mut events, 1).await, ["b"], "it was asked for by its name, and is given up by that");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_topic_of_a_pattern_can_be_named_besides_and_what_is_too_much_or_not_allowed_is_told() {
     let gateway = gateway().env("SHARDCAST_WILDCARDS", "true").limit("wildcard_topics_max", 3).limit("wildcards_max", 2).start();
     let (client, mut events) = Client::builder(&url(&gateway)).subscribe_to_pattern("a.*").start().expect("a URL");
