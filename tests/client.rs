@@ -7,7 +7,7 @@ mod hostile;
 
 use std::collections::HashMap;
 use std::future::Future;
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::JoinHandle;
@@ -18,6 +18,7 @@ use hostile::{Proxy, Refusal, Seen};
 use shardcast::client::{
     Client, Closed, Data, Error, Event, Events, Gap, GapReason, Message, Presence, PublishOptions, Receipt, Start, UrlError,
 };
+use tungstenite::WebSocket;
 
 fn url(gateway: &Gateway) -> String {
     format!("ws://127.0.0.1:{}", gateway.port)
@@ -291,24 +292,28 @@ async fn who_is_told_to_stop_stops_and_says_why() {
     server.join().expect("it has served");
 }
 
+/// Lets the next client in, by the subprotocol that is said to it.
+fn let_in(listener: &TcpListener, protocol: Option<String>) -> Option<WebSocket<TcpStream>> {
+    use tungstenite::handshake::server::{Request, Response};
+    let stream = listener.accept().expect("a connection").0;
+    #[expect(clippy::result_large_err, reason = "the library's own type")]
+    let shake = |_: &Request, mut response: Response| {
+        if let Some(protocol) = protocol {
+            response.headers_mut().insert("Sec-WebSocket-Protocol", protocol.parse().expect("a word"));
+        }
+        Ok(response)
+    };
+    tungstenite::accept_hdr(stream, shake).ok()
+}
+
 /// A server of so many connections, one after the other: welcomes who it lets in by its subprotocol, and says what it hears first; that connection ends then.
 fn scripted(connections: u32, answer: impl Fn(u32, &str) -> Option<String> + Send + 'static) -> (u16, JoinHandle<Vec<String>>) {
-    use tungstenite::handshake::server::{Request, Response};
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let port = listener.local_addr().expect("it is bound").port();
     let server = std::thread::spawn(move || {
         let mut first = Vec::new();
         for number in 0..connections {
-            let stream = listener.accept().expect("a connection").0;
-            let protocol = answer(number, "");
-            #[expect(clippy::result_large_err, reason = "the library's own type")]
-            let shake = |_: &Request, mut response: Response| {
-                if let Some(protocol) = protocol {
-                    response.headers_mut().insert("Sec-WebSocket-Protocol", protocol.parse().expect("a word"));
-                }
-                Ok(response)
-            };
-            let Ok(mut socket) = tungstenite::accept_hdr(stream, shake) else { continue };
+            let Some(mut socket) = let_in(&listener, answer(number, "")) else { continue };
             if let Ok(message) = socket.read() {
                 first.push(message.to_text().unwrap_or_default().to_owned());
             }
@@ -335,6 +340,36 @@ async fn a_token_is_asked_for_before_each_connection_and_said_first() {
     assert!(failures[1].contains("the vault is locked"), "{failures:?}");
     let hellos = server.join().expect("it has served");
     assert_eq!(hellos, [0, 2, 3].map(|number| format!(r#"{{"type":"hello","token":"token {number}"}}"#)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_expires_is_asked_for_anew_and_said_on_the_same_connection() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = listener.local_addr().expect("it is bound").port();
+    let server = std::thread::spawn(move || {
+        let mut socket = let_in(&listener, Some("shardcast.v1.json".to_owned())).expect("a client");
+        let say = [
+            r#"{"type":"welcome","conn":"0-0-0","ping_ms":45000,"retry_ms":100,"max_bytes":65536}"#,
+            r#"{"type":"auth_expiring","in_ms":60000}"#,
+        ];
+        say.map(|text| {
+            socket.send(text.into()).expect("it is there");
+            socket.read().expect("an answer").to_text().expect("a text").to_owned()
+        })
+    });
+    let count = Arc::new(AtomicU32::new(0));
+    let asked = Arc::clone(&count);
+    let builder = Client::builder(&format!("ws://127.0.0.1:{port}")).token(move || {
+        let number = asked.fetch_add(1, Ordering::Relaxed);
+        async move { if number == 1 { Err("the vault is locked") } else { Ok(format!("token {number}")) } }
+    });
+    let (_client, mut events) = builder.start().expect("a URL");
+    assert!(matches!(next(&mut events).await, Event::Connected { .. }));
+    let (_, why) = reconnecting(&mut events).await;
+    let heard = server.join().expect("it has served");
+    assert_eq!(heard[0], r#"{"type":"hello","token":"token 0"}"#, "{why}");
+    let auth: serde_json::Value = serde_json::from_str(&heard[1]).expect("JSON");
+    assert_eq!((&auth["type"], &auth["token"]), (&"auth".into(), &"token 2".into()), "the one between failed");
 }
 
 #[tokio::test(flavor = "multi_thread")]
