@@ -5,7 +5,7 @@ mod common;
 #[path = "common/hostile.rs"]
 mod hostile;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use std::time::Duration;
 use common::{Gateway, SOON, gateway, raw};
 use hostile::{Proxy, Refusal, Seen};
 use shardcast::client::{
-    Client, Closed, Data, Error, Event, Events, Gap, GapReason, Message, Presence, PublishOptions, Receipt, Start, UrlError,
+    Client, Closed, Data, Error, Event, Events, Gap, GapReason, Member, Message, Presence, PublishOptions, Receipt, Start, UrlError,
 };
 use tungstenite::WebSocket;
 
@@ -165,6 +165,39 @@ async fn what_is_said_while_it_is_away_comes_once_and_in_order() {
     for (topic, expected) in expected {
         assert_eq!(heard[topic], expected);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_messages_as_one_frame_are_heard_as_they_are_one_by_one() {
+    const COUNT: usize = 400;
+    let (gateway, proxy) = behind_a_proxy();
+    let builder = Client::builder(&proxy.url()).batch(true).subscribe("a", Start::Latest).subscribe("b", Start::Latest);
+    let (_client, mut events) = builder.start().expect("a URL");
+    for _ in 0..2 {
+        until(&mut events, |event| matches!(event, Event::Subscribed { .. }).then_some(())).await;
+    }
+    let (publisher, _) = Client::connect(&url(&gateway)).expect("a URL");
+    let mut last = None;
+    for number in 0..COUNT {
+        let data = format!("{{\n\"number\": {number}}}");
+        last = Some(publisher.send(["a", "b"][number % 2], data, PublishOptions::default()).await.expect("there is room"));
+        if number == COUNT / 2 {
+            proxy.cut();
+        }
+    }
+    soon("a receipt", last.expect("one was sent")).await.expect("published");
+    let mut heard = [Vec::new(), Vec::new()];
+    while heard.iter().map(Vec::len).sum::<usize>() < COUNT {
+        match next(&mut events).await {
+            Event::Message(message) => {
+                let value: serde_json::Value = message.data.parse().expect("JSON");
+                heard[usize::from(&*message.topic == "b")].push(value["number"].as_u64().expect("a number") as usize);
+            }
+            Event::Gap(gap) => panic!("{gap:?}"),
+            _ => {}
+        }
+    }
+    assert_eq!(heard, [0, 1].map(|first| (first..COUNT).step_by(2).collect::<Vec<_>>()));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -483,23 +516,26 @@ async fn a_client_lives_as_long_as_a_handle_or_its_events_and_then_says_goodbye(
     gateway.wait_for_closes("client_closed", 1);
 }
 
-/// What is told of who is in a topic: the kind, the number, and what the members call themselves.
-async fn told_of(events: &mut Events) -> (&'static str, u64, Vec<String>) {
-    let (kind, presence) = until(events, |event| match event {
-        Event::Presence(presence) => Some(("presence", presence)),
-        Event::Join(presence) => Some(("join", presence)),
-        Event::Leave(presence) => Some(("leave", presence)),
-        _ => None,
-    })
-    .await;
-    (kind, presence.count, users(&presence))
+fn name(member: &Member) -> String {
+    member.user.as_deref().unwrap_or("-").to_owned()
 }
 
-fn users(presence: &Presence) -> Vec<String> {
-    let members = presence.members.iter().flatten();
-    let mut users: Vec<String> = members.map(|member| member.user.as_deref().unwrap_or("-").to_owned()).collect();
-    users.sort();
-    users
+/// Applies what is told of who is in a topic, until they are these, by what they call themselves.
+async fn until_there(events: &mut Events, known: &mut BTreeMap<Box<str>, String>, expected: &[&str]) {
+    let members = |told: Presence| told.members.expect("they are few").into_iter().map(|member| (member.conn.clone(), name(&member)));
+    loop {
+        let mut names: Vec<&String> = known.values().collect();
+        names.sort();
+        if names == expected {
+            return;
+        }
+        match next(events).await {
+            Event::Presence(all) => *known = members(all).collect(),
+            Event::Join(came) => known.extend(members(came)),
+            Event::Leave(gone) => members(gone).for_each(|(conn, _)| drop(known.remove(&conn))),
+            _ => {}
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -513,27 +549,21 @@ async fn who_is_in_a_topic_is_told_as_they_come_and_go_and_anew_after_a_loss() {
     let proxy = Proxy::before(gateway.port, common::seed());
     let builder = Client::builder(&proxy.url()).user("Anna & Bö").subscribe_with_presence("lobby", Start::Latest);
     let (client, mut events) = builder.start().expect("a URL");
-    assert_eq!(told_of(&mut events).await, ("presence", 1, vec!["Anna & Bö".to_owned()]));
+    let mut known = BTreeMap::new();
+    until_there(&mut events, &mut known, &["Anna & Bö"]).await;
     let (other, _) = Client::builder(&url(&gateway)).user("ben").subscribe("lobby", Start::Latest).start().expect("a URL");
-    // Who is known already may be named again.
-    let (kind, count, came) = told_of(&mut events).await;
-    assert!(kind == "join" && count == 2 && came.contains(&"ben".to_owned()), "{came:?}");
+    until_there(&mut events, &mut known, &["Anna & Bö", "ben"]).await;
     proxy.cut();
     reconnecting(&mut events).await;
-    let anew = loop {
-        // Who was cut off may be there for a moment longer.
-        let told = told_of(&mut events).await;
-        if told.1 == 2 && told.0 == "presence" || told.0 == "leave" {
-            break told;
-        }
-    };
-    assert!(anew.1 == 2, "{anew:?}");
+    known.clear();
+    // Who was cut off may be there for a moment longer.
+    until_there(&mut events, &mut known, &["Anna & Bö", "ben"]).await;
     let now = soon("who is there", client.presence("lobby")).await.expect("it may be asked");
-    assert_eq!((&*now.topic, now.count, users(&now), &*now.scope), ("lobby", 2, vec!["Anna & Bö".to_owned(), "ben".to_owned()], "node"));
+    let mut names: Vec<String> = now.members.iter().flatten().map(name).collect();
+    names.sort();
+    assert_eq!((&*now.topic, now.count, names, &*now.scope), ("lobby", 2, vec!["Anna & Bö".to_owned(), "ben".to_owned()], "node"));
     other.close().await;
-    let (count, gone) =
-        until(&mut events, |event| if let Event::Leave(gone) = event { Some((gone.count, users(&gone))) } else { None }).await;
-    assert_eq!((count, gone), (1, vec!["ben".to_owned()]));
+    until_there(&mut events, &mut known, &["Anna & Bö"]).await;
     // What is refused is an error of its call.
     let refused = |error: &Error| matches!(error, Error::Refused { code, .. } if &**code == "no_presence");
     assert!(refused(&soon("an answer", client.presence("a")).await.expect_err("not named")));

@@ -127,7 +127,8 @@ impl Builder {
         self
     }
 
-    /// Whether the gateway may put several messages into one frame, which costs both sides less where much is said: it may not. A gateway that does not know this goes on as ever.
+    /// Whether many messages may come as one frame: no. They cost less then, and one may wait a moment for others (`batch_ms` of the gateway, 10 ms). A gateway that does
+    /// not know this goes on as ever.
     pub fn batch(mut self, batch: bool) -> Self {
         self.options.batch = batch;
         self
