@@ -169,7 +169,7 @@ fn where_presence_is_off_nobody_is_told_and_the_answer_says_so() {
     talker.expect_error("no_presence");
     talker.subscribe("private");
     let answer = get(&gateway, "/v1/presence?topic=private");
-    assert!(answer.status == 403 && answer.text().contains("presence"), "{answer:?}");
+    assert!(answer.status == 403 && answer.text().contains(r#""code":"no_presence""#), "{answer:?}");
     for (target, expect) in [
         ("/v1/presence", "name one topic"),
         ("/v1/presence?topic=lobby&topic=rooms.1", "name one topic"),

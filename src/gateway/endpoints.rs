@@ -421,7 +421,10 @@ fn presence(head: &Head<'_, '_>, context: &Context<'_>) -> Answer {
                 let keep = !body_closes(head, Response::new(200)).closes();
                 Answer::WhoIsIn(Box::new(Question { topic, by: By::Request { keep, origin: reader(head, context) } }))
             }
-            Ok(_) => refuse(403, NO_PRESENCE),
+            Ok(_) => {
+                let refused = Response::error_called("no_presence", 403, NO_PRESENCE);
+                Answer::Respond(body_closes(head, cross_origin(head, context, refused)))
+            }
             Err(_) => refuse(400, "name one topic: /v1/presence?topic=a"),
         },
         Err(message) => refuse(400, &message),

@@ -41,8 +41,13 @@ impl Response {
 
     /// An error with a JSON body: `{"error":{"code":"not_found","message":"…"}}`.
     pub fn error(status: u16, message: &str) -> Self {
+        Self::error_called(error_code(status), status, message)
+    }
+
+    /// The same where the status does not say all there is to say: with a code of its own.
+    pub fn error_called(code: &str, status: u16, message: &str) -> Self {
         let mut body = Vec::with_capacity(64 + message.len());
-        ErrorBody { code: error_code(status), message, retry_ms: None }.encode(&mut body);
+        ErrorBody { code, message, retry_ms: None }.encode(&mut body);
         Self { body, ..Self::new(status).header("Content-Type", "application/json") }
     }
 
