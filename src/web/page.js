@@ -2,8 +2,10 @@
 import { connect } from "./shardcast.js";
 
 const LINES = 500; // of the log
+const USERS = 20; // that are named
+const LOOK_MS = 30_000; // until it is asked again who is here, where that is not told
 const $ = (id) => document.getElementById(id);
-const [room, via, text, pane, log] = ["room", "via", "text", "pane", "log"].map($);
+const [room, via, user, text, pane, log] = ["room", "via", "user", "text", "pane", "log"].map($);
 const NAMES = { ws: "WebSocket", sse: "event stream", poll: "polls" };
 const asked = new URLSearchParams(location.search);
 let client;
@@ -12,6 +14,7 @@ let messages = 0;
 let gaps = 0;
 const began = new Map(); // when own messages were sent, by their place
 const heard = new Map(); // when the newest messages were heard, by theirs
+const there = new Map(); // by topic: how many are in it, and what they call themselves, by their connections
 
 function line(words, kind, about) {
   const isAtEnd = pane.scrollHeight - pane.scrollTop - pane.clientHeight < 40;
@@ -63,17 +66,54 @@ function onState({ state, transport, code, reason, retry_ms }) {
   $("why").hidden = state === "open" || why === "";
 }
 
+// Where the gateway tells nobody who is there nothing is shown.
+function onPresence({ topic, type, count, members = [] }) {
+  const isChange = type === "join" || type === "leave";
+  const users = (isChange && there.get(topic)?.users) || new Map();
+  for (const { conn, user } of members) type === "leave" ? users.delete(conn) : users.set(conn, user);
+  type === "error" ? there.delete(topic) : there.set(topic, { count, users });
+  showPresence();
+}
+
+function showPresence() {
+  $("presence").hidden = there.size === 0;
+  const words = ([topic, { count, users }]) => {
+    const known = [...users.values()].filter(Boolean).sort().slice(0, USERS);
+    const more = count - known.length;
+    const names = [known.join(", "), known.length > 0 && more > 0 && `and ${more} more`].filter(Boolean).join(" ");
+    return `${count} ${topics.length > 1 ? `in ${topic}` : "here"}${names && `: ${names}`}`;
+  };
+  $("here").textContent = [...there].map(words).join("; ");
+}
+
+// A stream and polls tell it only when they open.
+function look() {
+  if (client.state !== "open" || client.transport === "ws") return;
+  const asker = client;
+  for (const topic of there.keys()) {
+    const hear = (present) => asker === client && onPresence({ type: "presence", ...present });
+    client.presence(topic).then(hear, () => {}); // next time
+  }
+}
+
 function enter() {
+  const positions = client?.positions ?? {};
   client?.close();
   topics = [...new Set(room.value.split(",").map((name) => name.trim()).filter(Boolean))];
   if (topics.length === 0) topics = ["lobby"];
   room.value = topics.join(", ");
   asked.set("room", topics.join(","));
   asked.set("via", via.value);
+  user.value ? asked.set("user", user.value) : asked.delete("user");
   history.replaceState(null, "", `?${asked}`);
-  line(`in ${room.value}`, "note");
+  line(`in ${room.value}${user.value && ` as ${user.value}`}`, "note");
+  for (const topic of there.keys()) if (!topics.includes(topic)) there.delete(topic);
+  showPresence();
   client = connect("./", {
-    topics: Object.fromEntries(topics.map((topic) => [topic, "-5m"])),
+    topics: Object.fromEntries(topics.map((topic) => [topic, positions[topic] ?? "-5m"])),
+    presence: true,
+    user: user.value,
+    onPresence,
     transports: via.value.split(","),
     onMessage,
     onGap,
@@ -105,7 +145,10 @@ $("send").addEventListener("submit", (event) => {
 $("join").addEventListener("submit", (event) => event.preventDefault());
 room.addEventListener("change", enter);
 via.addEventListener("change", enter);
+user.addEventListener("change", enter);
+setInterval(look, LOOK_MS);
 
 room.value = asked.get("room") || "lobby";
+user.value = asked.get("user") ?? "";
 if ([...via.options].some(({ value }) => value === asked.get("via"))) via.value = asked.get("via");
 enter();

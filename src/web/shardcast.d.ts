@@ -27,6 +27,30 @@ export interface Gap {
   reason: "too_old" | "restart" | "unknown" | "slow";
 }
 
+/** A connection in a topic. */
+export interface Member {
+  conn: string;
+  /** What it calls itself; nobody has checked it. */
+  user?: string;
+}
+
+/** Who is in a topic, on the gateway that says so. */
+export interface Present {
+  topic: string;
+  count: number;
+  /** Left out where they are many. */
+  members?: Member[];
+  scope: "node";
+}
+
+/**
+ * `presence` is all who are there; `join` and `leave` are those who have come and gone since; what they tell applies in order. `error` says why nobody is
+ * told, such as `no_presence`.
+ */
+export type PresenceEvent =
+  | ({ type: "presence" | "join" | "leave" } & Present)
+  | { type: "error"; topic: string; code?: string; message: string };
+
 export interface Status {
   state: State;
   /** The one in use, or the next one to be tried. */
@@ -52,8 +76,13 @@ export interface Options {
    * as in `-5m`.
    */
   topics?: string[] | Record<string, string | null | undefined>;
+  /** Whether it is told who is in these topics. */
+  presence?: boolean;
+  /** What this client calls itself where it is told who is there: 1 to 128 bytes. */
+  user?: string;
   onMessage?(message: Message): void;
   onGap?(gap: Gap): void;
+  onPresence?(event: PresenceEvent): void;
   onState?(status: Status): void;
   /** What the operator says to everybody. */
   onAnnouncement?(text: string): void;
@@ -61,6 +90,8 @@ export interface Options {
   token?(): string | undefined | Promise<string | undefined>;
   /** Which to use, the best first; all three unless said. */
   transports?: Transport[];
+  /** Whether messages that come close together may come in one frame, up to 10 ms later, which costs a page much less; `true` unless said. */
+  batch?: boolean;
   /** How soon a better transport is tried again; 10,000 unless said, doubled with each failure up to 5 minutes. */
   climb_ms?: number;
   /** Of `fetch`; `include` sends cookies to another origin. */
@@ -83,15 +114,17 @@ export interface PublishOptions {
 export interface Client {
   readonly state: State;
   readonly transport: Transport;
-  /** Where it is in each topic: give it to `topics` to go on from there. */
-  readonly positions: Record<string, string | undefined>;
-  subscribe(topic: string, after?: string): void;
+  /** Where it is in each topic, or begins: give it to `topics` to go on from there. */
+  readonly positions: Record<string, string>;
+  subscribe(topic: string, after?: string, options?: { presence?: boolean }): void;
   unsubscribe(topic: string): void;
   /**
    * Text, bytes, or what JSON.stringify takes. The promise is the receipt; it is rejected with an Error whose `code` says why: one of the gateway's
    * (docs/protocol.md section 11), `timeout`, `too_many` (1,000 wait), `stopped` or `closed`.
    */
   publish(topic: string, data: unknown, options?: PublishOptions): Promise<Receipt>;
+  /** Who is in a topic, asked by HTTP; rejected with an Error whose `code` says why, as `no_presence`. */
+  presence(topic: string): Promise<Present>;
   close(): void;
 }
 

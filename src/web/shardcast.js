@@ -77,15 +77,14 @@ export class Machine {
     this.main = undefined;
     this.climbAt = Infinity;
     // These say that something must change first.
-    if ((code >= 4400 && code < 4500) || [1000, 1002, 1007, 1009].includes(code)) return this.close(now, "stopped", { code, reason });
-    const { since } = main;
-    if (now - since >= 10000) this.fails = 0;
+    if (/^(44..|100[0279])$/.test(code)) return this.close(now, "stopped", { code, reason });
+    if (now - main.since >= 10000) this.fails = 0;
     this.hinted = retry_ms !== undefined;
     const backoff = this.dice() * min(20000, 500 * 2 ** this.fails++);
     // Was it the transport? Not if the server spoke; nor if nothing gets through, but who knows: every third time.
-    if (!since && !this.hinted) this.level = unreachable && ++this.away % 3 ? 0 : (this.level + 1) % this.transports.length;
+    if (!main.since && !this.hinted) this.level = unreachable && ++this.away % 3 ? 0 : (this.level + 1) % this.transports.length;
     const isSoon = (held && this.level) || now - this.woke < 5000;
-    const wait = Math.round(retry_ms ?? (isSoon ? 0 : max(backoff, this.window * (since ? 1 : this.dice()))));
+    const wait = Math.round(retry_ms ?? (isSoon ? 0 : max(backoff, this.window * (main.since ? 1 : this.dice()))));
     this.woke = -Infinity;
     this.retryAt = now + wait;
     this.tell("waiting", { code, reason, retry_ms: wait });
@@ -160,10 +159,16 @@ export class Machine {
   }
 }
 
+// A place ends with an offset; another start, as `latest` or `-5m`, with a letter.
+const isPlace = (pos) => /\d$/.test(pos);
+const epoch = (pos) => pos.split(".")[0];
 // Offsets grow, at any length; those of two epochs say nothing about each other.
-const isAfter = (pos, last) => {
-  const [[epoch, offset], [was, had]] = [pos, last].map((text) => text.split("."));
-  return epoch !== was || offset.padStart(20) > had.padStart(20);
+const isAfter = (pos, last) => epoch(pos) !== epoch(last) || pos.padStart(40) > last.padStart(40);
+// A cursor is the places of several topics, and says an epoch where it is another one: k3f9.17,4,1a.5. An offset may be missing.
+const join = (places) => places.map((pos, index) => (index && epoch(pos) === epoch(places[index - 1]) ? pos.split(".")[1] : pos));
+const split = (cursor) => {
+  let last;
+  return cursor.split(",").map((text) => (last = /\./.test(text) ? text : `${epoch(last)}.${text}`));
 };
 // Objects and arrays are JSON, as they are on the other transports.
 const parse = (text) => {
@@ -176,14 +181,16 @@ const parse = (text) => {
 const query = (names, after) => new URLSearchParams([...names.map((topic) => ["topic", topic]), ["after", after]]);
 
 export function connect(url, options = {}) {
-  const { WebSocket = globalThis.WebSocket, transports = ["ws", "sse", "poll"], climb_ms = 10000, topics: wanted = [] } = options;
+  const {
+    WebSocket = globalThis.WebSocket, transports = ["ws", "sse", "poll"], climb_ms = 10000, batch = true, topics: wanted = [],
+    token, credentials, user,
+  } = options;
   const base = new URL(url, globalThis.location?.href);
   base.pathname = base.pathname.replace(/\/?$/, "/");
-  const topics = new Map(); // {after: where it begins, pos: where it is}
+  const topics = new Map(); // {pos: where it is or begins, presence: whether it is told who is there}
   const links = new Map(); // by the machine's ids
   const unsent = new Map(); // publications without a receipt
-  const prefix = `${Date.now()}-${random()}-`;
-  let count = 0;
+  const who = new URLSearchParams(user && { user });
   let timer, posts, renews;
 
   const machine = new Machine((what, id, name) => acts[what](id, name), { transports: transports.filter((name) => WebSocket || name !== "ws"), climb_ms });
@@ -201,10 +208,10 @@ export function connect(url, options = {}) {
       let end;
       try {
         await 0;
-        link.token = await options.token?.();
+        link.token = await token?.();
         if (links.has(id)) end = await ways[transport](link);
       } catch (error) {
-        end = error instanceof Error ? { reason: error.message, unreachable: true } : error;
+        end = error?.end ?? { reason: error?.message, unreachable: true };
       }
       link.stop.abort();
       if (links.delete(id)) step("lost", id, end);
@@ -224,99 +231,108 @@ export function connect(url, options = {}) {
     },
   };
 
-  // What the server says on every transport: a message, a gap, an announcement.
+  // What the server says on every transport: a message, a gap, an announcement; who is there, which has no place.
   const hear = ({ text, data_b64, ...said }) => {
     if (text) say("onAnnouncement", text);
     const at = topics.get(said.topic);
     const pos = said.pos ?? said.to;
-    if (!at || (at.pos && said.reason !== "unknown" && !isAfter(pos, at.pos))) return;
-    at.pos = pos;
+    if (!at || (pos && said.reason !== "unknown" && !isAfter(pos, at.pos))) return;
+    at.pos = pos ?? at.pos;
     if (data_b64 !== undefined) said.data = Uint8Array.from(atob(data_b64), (char) => char.charCodeAt());
-    say(said.to ? "onGap" : "onMessage", said);
+    say(said.to ? "onGap" : pos ? "onMessage" : "onPresence", said);
   };
   // Where a topic begins, unless that is known.
   const place = (topic, pos) => {
     const at = topics.get(topic);
-    if (at) at.pos ??= pos;
+    if (at && isPlace(pos) && !isPlace(at.pos)) at.pos = pos;
   };
 
   // A request of a link, or with a body one that publishes. Only the gateway's own refusal is final, and that of polls is about polls.
   const ask = async (path, { token, stop }, body) => {
     const answer = await fetch(new URL(path, base), {
-      method: body ? "POST" : "GET",
+      method: body && "POST",
       body,
-      headers: token ? { Authorization: `Bearer ${token}` } : {},
-      credentials: options.credentials,
+      headers: token && { Authorization: `Bearer ${token}` },
+      credentials,
       cache: "no-store",
       signal: stop?.signal ?? AbortSignal.timeout(10000),
     });
     const { status } = answer;
     if (answer.ok) return path[0] === "e" ? answer.body : answer.json();
-    const { error } = await answer.json().catch(() => ({}));
-    const isFinal = error && status < 500 && !error.retry_ms && status !== 408 && (status !== 400 || path[0] !== "p");
-    throw { ...error, code: isFinal ? 4000 + status : 0, reason: error?.message ?? `HTTP ${status}`, unreachable: status >= 500, held: !error };
+    const { error: { code, message: reason = `HTTP ${status}`, retry_ms } = {} } = await answer.json().catch(() => ({}));
+    const isFinal = code && status < 500 && !retry_ms && status !== 408 && (status !== 400 || path[0] !== "p");
+    const end = { code: isFinal ? 4000 + status : 0, reason, retry_ms, unreachable: status >= 500, held: !code };
+    throw Object.assign(new Error(reason), { code, end });
   };
 
   // The answer to a poll.
   const heard = (names, { messages, next }) => {
     for (const { gap, announcement, ...said } of messages) hear({ ...said, ...gap, text: announcement });
-    const [epoch, offsets] = next.split(".");
-    offsets.split(",").forEach((offset, index) => offset && place(names[index], `${epoch}.${offset}`));
+    split(next).forEach((pos, index) => place(names[index], pos));
   };
 
-  // The topics and where they are. One cursor says that for all: who has no place in its epoch asks for one first.
+  // The topics and where they are. Who has no place asks for one first, unless all begin alike.
   const where = async (link) => {
-    const from = ({ pos, after }) => (pos ? pos.split(".")[0] + "." : after);
-    if (new Set([...topics.values()].map(from)).size > 1) {
-      for (const [topic, at] of topics) heard([topic], await ask(`poll?${query([topic], at.pos ?? at.after)}&wait=0`, link));
+    if (new Set([...topics.values()].map(({ pos }) => isPlace(pos) || pos)).size > 1) {
+      for (const [topic, { pos }] of topics) if (!isPlace(pos)) heard([topic], await ask(`poll?${query([topic], pos)}&wait=0`, link));
     }
-    const all = [...topics.values()];
     link.names = [...topics.keys()];
-    return query(link.names, from(all[0]) + (all[0].pos ? all.map(({ pos }) => pos.split(".")[1]) : ""));
+    const all = [...topics.values()].map(({ pos }) => pos);
+    return query(link.names, isPlace(all[0]) ? join(all) : all[0]);
+  };
+
+  // A stream and polls do not tell who is there: it is asked when they open. A better transport that is tried beside them has newer words.
+  const look = (link) => {
+    for (const [topic, { presence }] of topics) {
+      const tell = (said) => links.size < 2 && links.has(link.id) && hear({ type: "presence", ...said });
+      if (presence) client.presence(topic).then(tell, ({ code, message }) => tell({ type: "error", topic, code, message }));
+    }
   };
 
   // Each uses a link until it ends, and says how it ended.
   const ways = {
     ws: (link) => new Promise((resolve) => {
-      const socket = new WebSocket(new URL("ws", base).href.replace("http", "ws"), ["shardcast.v1.json"]);
+      const socket = new WebSocket(new URL(`ws?${who}`, base).href.replace("http", "ws"), ["shardcast.v1.json"]);
       link.send = (type, about) => socket.send(JSON.stringify({ type, ...about }));
       link.ask = () => link.send("ping");
-      link.follow = (topic) => {
+      link.follow = (topic, isPlain) => {
         const at = topics.get(topic);
-        link.send(at ? "subscribe" : "unsubscribe", { id: topic, topic, after: at?.pos ?? at?.after });
+        link.send(at ? "subscribe" : "unsubscribe", { id: topic, topic, after: at?.pos, presence: !isPlain && at?.presence });
       };
       link.stop.signal.onabort = () => socket.close();
-      socket.onopen = () => link.send("hello", { token: link.token });
+      socket.onopen = () => link.send("hello", { token: link.token, batch });
       socket.onclose = ({ code, reason }) => {
         resolve({ code, reason, retry_ms: /retry=(\d+)/.exec(reason)?.[1], ...link.bye });
       };
-      socket.onmessage = async ({ data }) => {
-        if (!links.has(link.id)) return;
-        const said = JSON.parse(data);
+      // A frame has one object, or several with a line for each. Who waits for a token holds none of them up.
+      socket.onmessage = ({ data }) => data.trim().split("\n").forEach((line) => links.has(link.id) && heed(JSON.parse(line)));
+      const heed = async (said) => {
         const { type, id } = said;
         step("heard", link.id);
         if (type === "subscribed") place(said.topic, said.pos);
+        // It is that of all clients; the other transports give each its own time.
+        if (type === "welcome" || type === "retry") machine.window = random() * said.retry_ms;
         if (type === "welcome") {
-          link.window = random() * said.retry_ms; // it is that of all clients; the other transports give each its own time
           link.left = topics.size + 1;
           for (const topic of topics.keys()) link.follow(topic);
         }
         // It is open when it knows where it is.
-        if (type === "welcome" || type === "subscribed") --link.left || step("opened", link.id, link.window);
+        if (type === "welcome" || type === "subscribed") --link.left || step("opened", link.id);
         else if (type === "ok") settle(id, said);
+        else if (said.code === "no_presence") hear({ ...said, topic: id }), link.follow(id, true);
         else if (type === "error" && topics.has(id)) resolve({ ...said, code: said.retry_ms ? 0 : 4400, reason: said.message });
         else if (type === "error") setTimeout(pump, settle(id, { error: said }));
-        else if (type === "auth_expiring") link.send("auth", { token: await options.token?.() });
+        else if (type === "auth_expiring") link.send("auth", { token: await token?.() });
         else if (type === "bye") link.bye = said;
         else hear(said);
       };
     }),
 
     async sse(link) {
-      const body = await ask(`events?${await where(link)}`, link);
+      const body = await ask(`events?${await where(link)}&${who}`, link);
       const reader = body.pipeThrough(new TextDecoderStream()).getReader();
       let text = "";
-      let last = []; // offsets
+      let last = []; // the place in each topic
       for (;;) {
         const { value, done } = await reader.read();
         if (done) return link.bye;
@@ -327,8 +343,8 @@ export function connect(url, options = {}) {
           if (!links.has(link.id)) return;
           const fields = {};
           for (const line of block.split("\n")) {
-            const [, name, value] = /^(\w*): ?(.*)/s.exec(line) ?? [];
-            fields[name] = name === "data" && fields.data !== undefined ? `${fields.data}\n${value}` : value;
+            const [, name, value] = /^(\w*):\x20?(.*)/s.exec(line) ?? [];
+            fields[name] = name in fields ? `${fields[name]}\n${value}` : value;
           }
           const { id, event, data, retry } = fields;
           const type = /^shardcast:(.*)/.exec(event)?.[1];
@@ -336,19 +352,19 @@ export function connect(url, options = {}) {
           if (retry) machine.window = +retry;
           if (type === "open") {
             step("opened", link.id, said.retry_ms);
-            last = link.names.map((topic) => said.topics[topic].split(".")[1]);
-            for (const topic of link.names) place(topic, said.topics[topic]);
+            look(link);
+            last = link.names.map((topic) => said.topics[topic]);
+            last.forEach((pos, index) => place(link.names[index], pos));
           } else if (type === "auth") step("again");
           else if (type === "bye") link.bye = said;
           else if (type) {
             hear(said);
-            if (said.to) last[link.names.indexOf(said.topic)] = said.to.split(".")[1];
+            if (said.to) last[link.names.indexOf(said.topic)] = said.to;
           } else if (id) {
-            // The topic is the one whose offset has changed.
-            const [epoch, offsets] = id.split(".");
-            const index = offsets.split(",").findIndex((offset, index) => offset !== last[index]);
-            last = offsets.split(",");
-            hear({ topic: link.names[index], pos: `${epoch}.${last[index]}`, event, ...(fields[""] ? { data_b64: data } : { data: parse(data) }) });
+            // The topic is the one whose place has changed.
+            const said = fields[""] ? { data_b64: data } : { data: parse(data) };
+            split(id).forEach((pos, index) => pos === last[index] || hear({ topic: link.names[index], pos, event, ...said }));
+            last = split(id);
           }
         }
       }
@@ -362,6 +378,7 @@ export function connect(url, options = {}) {
         const answer = await ask(path, link);
         if (!links.has(link.id)) return;
         step(wait ? "heard" : "opened", link.id, answer.retry_ms);
+        wait || look(link);
         heard(link.names, answer);
         // Somebody answers in the gateway's place.
         if (wait && !answer.messages.length && Date.now() - began < 1000) await new Promise((resolve) => setTimeout(resolve, 1000));
@@ -394,9 +411,9 @@ export function connect(url, options = {}) {
       let said;
       try {
         const body = JSON.stringify(batch.map(([id, { item }]) => ({ id, ...item })));
-        said = await ask("v1/publish", { token: await options.token?.() }, body);
-      } catch ({ code, reason, retry_ms = code >= 4400 ? 0 : 1000 }) {
-        said = batch.map(() => ({ error: { code, message: reason, retry_ms } }));
+        said = await ask("v1/publish", { token: await token?.() }, body);
+      } catch ({ code, message, end: { code: isFinal, retry_ms = isFinal ? 0 : 1000 } = {} }) {
+        said = batch.map(() => ({ error: { code, message, retry_ms } }));
       }
       posts = false;
       setTimeout(pump, max(...batch.map(([id], index) => settle(id, said[index]))));
@@ -406,7 +423,7 @@ export function connect(url, options = {}) {
   // A WebSocket is told; the others begin anew, once for all that changes now.
   const follow = (topic) => {
     const link = links.get(machine.main?.id);
-    if (link?.send) return link.window >= 0 && link.follow(topic);
+    if (link?.send) return "left" in link && link.follow(topic);
     renews ||= setTimeout(() => {
       renews = 0;
       if (!machine.main) step(machine.state ? "wake" : "start");
@@ -423,15 +440,16 @@ export function connect(url, options = {}) {
     get positions() {
       return Object.fromEntries([...topics].map(([topic, { pos }]) => [topic, pos]));
     },
-    subscribe(topic, after) {
+    subscribe(topic, after, { presence } = {}) {
       if (topics.has(topic)) return;
-      topics.set(topic, /\./.test(after) ? { pos: after } : { after: after || "latest" });
+      topics.set(topic, { pos: after || "latest", presence });
       follow(topic);
     },
+    presence: async (topic) => ask(`v1/presence?${new URLSearchParams({ topic })}`, { token: await token?.() }),
     unsubscribe(topic) {
       if (topics.delete(topic)) follow(topic);
     },
-    publish(topic, data, { event, key, id = prefix + count++, timeout_ms = 30000 } = {}) {
+    publish(topic, data, { event, key, id = `${random()}${random()}`, timeout_ms = 30000 } = {}) {
       return new Promise((resolve, reject) => {
         const fail = (code, message) => settle(id, { error: { code, message } });
         const timer = setTimeout(fail, timeout_ms, "timeout", `no receipt in ${timeout_ms} ms`);
@@ -446,6 +464,6 @@ export function connect(url, options = {}) {
       step("close");
     },
   };
-  for (const [key, value] of Object.entries(wanted)) client.subscribe(...(wanted.map ? [value] : [key, value]));
+  for (const [key, value] of Object.entries(wanted)) client.subscribe(...(wanted.map ? [value, ""] : [key, value]), options);
   return client;
 }

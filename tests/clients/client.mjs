@@ -25,6 +25,7 @@ class Listener {
   messages = [];
   gaps = [];
   states = [];
+  presence = [];
   #waiting = [];
 
   constructor(port, options) {
@@ -32,7 +33,7 @@ class Listener {
       this[list].push(about);
       for (const check of this.#waiting.splice(0)) check();
     };
-    this.client = connect(`http://127.0.0.1:${port}`, { WebSocket, onMessage: note("messages"), onGap: note("gaps"), onState: note("states"), ...options });
+    this.client = connect(`http://127.0.0.1:${port}`, { WebSocket, onMessage: note("messages"), onGap: note("gaps"), onState: note("states"), onPresence: note("presence"), ...options });
   }
 
   // Until something is true, looked at whenever the client says something.
@@ -52,12 +53,23 @@ class Listener {
 
   on = (transport) => this.until(`open on ${transport}`, () => this.client.state === "open" && this.client.transport === transport);
   has = (count) => this.until(`${count} messages`, () => this.messages.length >= count);
+  // What they call themselves who are in a topic, as far as it was told.
+  there(topic) {
+    const known = new Map();
+    for (const { type, members } of this.presence.filter((said) => said.topic === topic)) {
+      if (type === "presence") known.clear();
+      for (const { conn, user } of members) type === "leave" ? known.delete(conn) : known.set(conn, user);
+    }
+    return [...known.values()];
+  }
+
+  told = (type, test = () => true) => this.until(`${type}`, () => this.presence.some((said) => said.type === type && test(said)));
   data = (topic) => this.messages.filter((message) => message.topic === topic).map(({ data }) => data);
 }
 
 // A gateway, a proxy and clients, and the end of all of them.
 const within = (run, options = {}) => async () => {
-  const gateway = await startGateway({ limits: { ...limits, ...options.limits } });
+  const gateway = await startGateway({ ...options, limits: { ...limits, ...options.limits } });
   const proxy = await new Hostile().start(gateway.port);
   const listeners = [];
   const listen = (about) => {
@@ -336,6 +348,153 @@ const cases = {
     } finally {
       listener.client.close();
       server.stop();
+    }
+  },
+
+  who_is_there_is_told_when_it_opens_on_every_transport_and_comes_and_goes_on_a_socket: within(async ({ proxy, listen }) => {
+    const watch = (transport) => listen({ transports: [transport], topics: ["lobby"], presence: true, user: `${transport} 日本` });
+    const sees = (listener, ...users) => listener.until(`${users} are there`, () => String(listener.there("lobby").sort()) === String(users.map((user) => `${user} 日本`)));
+    const socket = watch("ws");
+    await sees(socket, "ws");
+    const stream = watch("sse");
+    await sees(stream, "sse", "ws");
+    await sees(socket, "sse", "ws");
+    const polls = watch("poll");
+    await sees(polls, "sse", "ws");
+    // After a loss each is told anew. Who has been lost may still be there.
+    const listeners = [socket, stream, polls];
+    for (const listener of listeners) listener.presence.length = 0;
+    proxy.cut();
+    for (const listener of listeners) await listener.told("presence", ({ topic, scope, count, members }) => topic === "lobby" && scope === "node" && count === members.length);
+    await sees(socket, "sse", "ws");
+    stream.client.close();
+    await sees(socket, "ws");
+    assert.ok([stream, polls].every(({ presence }) => presence.every(({ type }) => type === "presence")));
+    // Of one topic only, and no more when it is left.
+    socket.client.subscribe("rooms.1", "latest", { presence: true });
+    await socket.told("presence", ({ topic }) => topic === "rooms.1");
+    socket.client.subscribe("rooms.2");
+    await socket.client.publish("rooms.2", "there");
+    socket.client.unsubscribe("rooms.1");
+    assert.ok(socket.presence.every(({ topic }) => topic !== "rooms.2"));
+    assert.deepEqual(await socket.client.presence("rooms.1").then(({ topic }) => topic), "rooms.1");
+  }, { presence: ["lobby", "rooms.*"] }),
+
+  a_topic_of_which_nobody_is_told_who_is_there_goes_on_without: within(async ({ gateway, proxy, listen }) => {
+    for (const transport of ALL) {
+      const listener = listen({ transports: [transport], topics: [transport], presence: true });
+      for (const text of ["before", "after a loss"]) {
+        await listener.told("error", ({ topic, code, message }) => topic === transport && code === "no_presence" && /operator/.test(message));
+        await listener.on(transport);
+        listener.presence.length = 0;
+        await publish(gateway.port, transport, text);
+        await listener.until(text, () => listener.data(transport).includes(text));
+        proxy.cut();
+      }
+      await listener.told("error");
+      await listener.on(transport);
+      await assert.rejects(listener.client.presence(transport), ({ code, message }) => code === "no_presence" && /operator/.test(message));
+      assert.deepEqual([listener.data(transport), listener.gaps], [["before", "after a loss"], []]);
+    }
+  }),
+
+  // The server of this case says several things in a frame.
+  a_frame_of_several_lines_is_heard_in_order_and_a_token_holds_none_of_them_up: async () => {
+    const hellos = [];
+    const server = await scripted((socket) => {
+      const say = (...lines) => socket.send(lines.map((line) => `${JSON.stringify(line)}\n`).join(""));
+      const message = (number) => ({ type: "message", topic: "a", pos: `k.${number}`, data: `${number}\u2028\n` });
+      socket.on("message", (text) => {
+        const said = JSON.parse(text);
+        if (said.type === "hello") {
+          hellos.push(said);
+          socket.send(JSON.stringify({ type: "welcome", conn: "1", ping_ms: 45_000, retry_ms: 1, max_bytes: 1000 }));
+        }
+        if (said.type === "subscribe") say({ type: "subscribed", id: "a", topic: "a", pos: "k.1", recovered: false, replayed: 0 }, message(2), { type: "auth_expiring", in_ms: 1000 }, message(3));
+        if (said.type === "auth") say(message(4), { type: "bye", code: 4401, reason: said.token }, message(5));
+        if (said.type === "auth") socket.close(4401, "bad token");
+      });
+    });
+    try {
+      for (const batch of [undefined, false]) {
+        const listener = new Listener(server.port, { topics: ["a"], transports: ["ws"], batch, token: async () => "t" });
+        await listener.until("stopped", () => listener.client.state === "stopped");
+        listener.client.close();
+        assert.deepEqual(listener.data("a"), [2, 3, 4, 5].map((number) => `${number}\u2028\n`));
+        assert.equal(listener.states.find(({ state }) => state === "stopped").reason, "t");
+      }
+      assert.deepEqual(hellos, [true, false].map((batch) => ({ type: "hello", token: "t", batch })));
+    } finally {
+      server.stop();
+    }
+  },
+
+  // As long as it was told last, and not as it was at first.
+  a_window_that_is_told_anew_is_obeyed: async () => {
+    const server = await scripted((socket) => {
+      const say = (about) => socket.send(JSON.stringify(about));
+      say({ type: "welcome", conn: "1", ping_ms: 45_000, retry_ms: 1e9, max_bytes: 1000 });
+      socket.on("message", (data) => {
+        const { type, topic } = JSON.parse(data);
+        if (type !== "subscribe") return;
+        say({ type: "subscribed", id: topic, topic, pos: "a.1", recovered: false, replayed: 0 });
+        say({ type: "retry", retry_ms: 1 });
+        setTimeout(() => socket.terminate(), 50);
+      });
+    });
+    const listener = new Listener(server.port, { topics: ["a"], transports: ["ws"] });
+    try {
+      await listener.until("lost", () => listener.states.some(({ state }) => state === "waiting"));
+      const { retry_ms } = listener.states.find(({ state }) => state === "waiting");
+      assert.ok(retry_ms <= 500, `${retry_ms} ms`);
+    } finally {
+      listener.client.close();
+      server.stop();
+    }
+  },
+
+  // Topics whose places a stream of NATS gives, and others: their cursor says each epoch. The server of this case has them.
+  topics_of_two_epochs_go_on_where_they_were: async () => {
+    const asked = [];
+    const places = { a: ["k.1", "k.2"], b: ["z.8", "z.9"], c: ["k.5", "k.6"] };
+    const cursor = ([a, b, c]) => `${a},${b},${c}`;
+    const server = createServer((request, response) => {
+      const { pathname, searchParams } = new URL(request.url, "http://a");
+      const after = searchParams.get("after");
+      asked.push(`${pathname} ${after}`);
+      const isFirst = after === "latest";
+      const message = (topic) => ({ topic, pos: places[topic][1], data: topic });
+      if (pathname === "/poll") {
+        if (!isFirst && after === cursor(["k.2", "z.9", "k.6"])) return; // nothing more
+        response.setHeader("Content-Type", "application/json");
+        const messages = isFirst ? [] : ["a", "b", "c"].map(message);
+        return response.end(JSON.stringify({ messages, next: cursor(isFirst ? ["k.1", "z.8", "k.5"] : ["k.2", "z.9", "k.6"]), retry_ms: 1 }));
+      }
+      response.writeHead(200, { "Content-Type": "text/event-stream" });
+      const topics = Object.fromEntries(Object.entries(places).map(([topic, [first, last]]) => [topic, isFirst ? first : last]));
+      response.write(`id: ${cursor(Object.values(topics))}\nevent: shardcast:open\ndata: ${JSON.stringify({ topics, retry_ms: 1 })}\n\n`);
+      if (!isFirst) return;
+      response.write(`id: k.1,z.9,k.5\ndata: b\n\nid: k.1,z.9,k.6\ndata: c\n\nid: k.2,z.9,k.6\ndata: a\n\n`);
+      setTimeout(() => response.end(), 50);
+    });
+    await new Promise((resolve) => server.listen(0, "127.0.0.1", resolve));
+    try {
+      for (const [transport, path] of [["sse", "/events"], ["poll", "/poll"]]) {
+        asked.length = 0;
+        const listener = new Listener(server.address().port, { topics: ["a", "b", "c"], transports: [transport] });
+        await listener.has(3);
+        for (const end = Date.now() + WAIT; !asked.includes(`${path} k.2,z.9,k.6`); ) {
+          assert.ok(Date.now() < end, asked.join("; "));
+          await new Promise((resolve) => setTimeout(resolve, 10));
+        }
+        assert.equal(asked[0], `${path} latest`);
+        assert.deepEqual(listener.messages.map(({ topic, pos, data }) => [topic, pos, data]).sort(), [["a", "k.2", "a"], ["b", "z.9", "b"], ["c", "k.6", "c"]], transport);
+        assert.deepEqual(listener.client.positions, { a: "k.2", b: "z.9", c: "k.6" });
+        listener.client.close();
+      }
+    } finally {
+      server.closeAllConnections();
+      server.close();
     }
   },
 
