@@ -4,31 +4,32 @@ import { mkdirSync, readFileSync } from "node:fs";
 import { createServer } from "node:http";
 import { join } from "node:path";
 import { gzipSync } from "node:zlib";
-import { dice } from "./browser-events.mjs";
 import { root, startGateway, stopGateway, WAIT } from "./gateway.mjs";
 import { Hostile } from "./hostile.mjs";
+import { dice } from "./payloads.mjs";
 
 const SECONDS = Number(process.env.SHARDCAST_SOAK_SECONDS || 20);
 const CLIENT_BYTES_MAX = 5 * 1024;
 
 // A tab that has nothing but the client, of the module at `from`. What it hears is in `window.heard`.
-async function listen(context, pagePort, from, options) {
+export async function listen(context, pagePort, from, options) {
   const page = await context.newPage();
   await page.goto(`http://127.0.0.1:${pagePort}/healthz`);
   await page.evaluate(async ([from, options]) => {
     const { connect } = await import(`${from}/shardcast.js`);
-    Object.assign(window, { heard: [], gaps: [], states: [], receipts: [] });
+    Object.assign(window, { heard: [], gaps: [], states: [], receipts: [], presence: [] });
     window.client = connect(`${from}/`, {
       ...options,
       onMessage: (message) => window.heard.push(message),
       onGap: (gap) => window.gaps.push(gap),
       onState: (state) => window.states.push(state),
+      onPresence: (event) => window.presence.push(event),
     });
   }, [from, options]);
   return page;
 }
 
-const isOn = (page, transport, timeout = WAIT) =>
+export const isOn = (page, transport, timeout = WAIT) =>
   page.waitForFunction((wanted) => window.client.state === "open" && window.client.transport === wanted, transport, { timeout }).catch(async (error) => {
     throw new Error(`not on ${transport}: ${JSON.stringify(await page.evaluate(() => window.states.slice(-8)))}: ${error.message}`);
   });
@@ -104,6 +105,75 @@ async function everything_arrives_once_and_in_order_through_a_hostile_proxy({ co
     isOver = true;
     proxy.stop();
   }
+}
+
+// By socket, by stream and by polls, as the proxy lets it; who comes and goes is told by socket.
+async function a_page_knows_who_is_there_whatever_gets_through({ context, gateway }) {
+  const proxy = await new Hostile().start(gateway.port);
+  const people = new AbortController();
+  const come = (user) => fetch(`http://127.0.0.1:${gateway.port}/events?topic=rooms.1&user=${user}`, { signal: people.signal });
+  try {
+    await come("Ada");
+    const page = await listen(context, proxy.port, `http://127.0.0.1:${proxy.port}`, { topics: ["rooms.1"], presence: true, user: "Bob & co", climb_ms: 600_000 });
+    const knows = (users) =>
+      page.waitForFunction((users) => {
+        const known = new Map();
+        for (const { type, members } of window.presence) {
+          if (type === "presence") known.clear();
+          for (const { conn, user } of members) type === "leave" ? known.delete(conn) : known.set(conn, user);
+        }
+        return [...known.values()].sort().join() === users;
+      }, users, { timeout: 2 * WAIT });
+    await knows("Ada,Bob & co");
+    await come("Cleo");
+    await knows("Ada,Bob & co,Cleo");
+    assert.ok(await page.evaluate(() => window.presence.some(({ type }) => type === "join")));
+    for (const [transport, mood, users] of [["sse", { ws: "refuse" }, "Ada,Bob & co,Cleo"], ["poll", { ws: "refuse", sse: "refuse" }, "Ada,Cleo"]]) {
+      await page.evaluate(() => (window.presence.length = 0));
+      Object.assign(proxy, mood);
+      proxy.cut();
+      await isOn(page, transport, 2 * WAIT);
+      await knows(users);
+    }
+    assert.deepEqual(await page.evaluate(async () => (await window.client.presence("rooms.1")).count), 2);
+    assert.equal(await page.evaluate(() => window.client.presence("private").catch(({ code }) => code)), "no_presence");
+  } finally {
+    people.abort();
+    proxy.stop();
+  }
+}
+
+async function tabs_show_who_is_here_by_the_names_they_give({ context, gateway }) {
+  const open = async (query) => {
+    const page = await context.newPage();
+    await page.setViewportSize({ width: 390, height: 760 });
+    await page.goto(`http://127.0.0.1:${gateway.port}/?${query}`);
+    return page;
+  };
+  const shows = (page, words) => page.locator("#here", { hasText: words }).waitFor({ timeout: WAIT });
+  const [ada, bob] = [await open("room=rooms.1&user=Ada"), await open("room=rooms.1")];
+  for (const page of [ada, bob]) await shows(page, /^2 here: Ada and 1 more$/);
+  await ada.getByRole("textbox", { name: "Message", exact: true }).fill("hello");
+  await ada.keyboard.press("Enter");
+  const log = bob.getByRole("log");
+  await log.getByText("hello", { exact: true }).waitFor({ timeout: WAIT });
+  // Another name is another connection, and what was heard is not heard again.
+  await bob.getByRole("textbox", { name: "Your name", exact: true }).fill("Bob <b>");
+  await bob.keyboard.press("Enter");
+  for (const page of [ada, bob]) await shows(page, /^2 here: Ada, Bob <b>$/);
+  assert.ok(await bob.evaluate(() => document.activeElement.id === "user" && new URLSearchParams(location.search).get("user") === "Bob <b>"));
+  assert.equal(await log.getByText("hello", { exact: true }).count(), 1);
+  assert.ok(await bob.evaluate(() => document.documentElement.scrollWidth <= innerWidth), "nothing is wider than the phone");
+  // By stream it is known too, and of several topics each is told apart; what is told of none is shown of none.
+  await bob.getByRole("combobox", { name: "by", exact: true }).selectOption("sse");
+  await shows(bob, /^2 here: Ada, Bob <b>$/);
+  await bob.locator("#room").fill("rooms.1, rooms.2, private");
+  await bob.locator("#room").press("Enter");
+  await shows(bob, /^2 in rooms\.1: Ada, Bob <b>; 1 in rooms\.2: Bob <b>$/);
+  await ada.close();
+  await bob.locator("#room").fill("private");
+  await bob.locator("#room").press("Enter");
+  await bob.locator("#presence").waitFor({ state: "hidden", timeout: WAIT });
 }
 
 // Without it the tab would wait a minute.
@@ -215,24 +285,27 @@ async function the_page_can_be_used_with_keyboard_and_screen_reader_and_shows_wh
   const proxy = await new Hostile().start(gateway.port);
   const pictures = join(root, "tests", ".cache");
   mkdirSync(pictures, { recursive: true });
+  const people = new AbortController();
   try {
+    for (const user of ["Ada", "Bob"]) await fetch(`http://127.0.0.1:${gateway.port}/events?topic=lobby&user=${user}`, { signal: people.signal });
     const page = await context.newPage();
     const [problems, requests] = [[], []];
     page.on("pageerror", (error) => problems.push(error.message));
     page.on("console", (message) => message.type() === "error" && problems.push(message.text()));
     page.on("request", (request) => requests.push(new URL(request.url()).host));
     await page.setViewportSize({ width: 960, height: 640 });
-    await page.goto(`http://127.0.0.1:${proxy.port}/?room=lobby`);
+    await page.goto(`http://127.0.0.1:${proxy.port}/?room=lobby&user=Cleo`);
     const state = page.getByRole("status");
     await state.filter({ hasText: /^open$/ }).waitFor({ timeout: WAIT });
-    // From the first key on: topics, transport, log, message, button.
+    await page.getByText("3 here: Ada, Bob, Cleo").waitFor({ timeout: WAIT });
+    // From the first key on: topics, transport, name, log, message, button.
     const stops = [];
-    for (let stop = 0; stop < 5; stop += 1) {
+    for (let stop = 0; stop < 6; stop += 1) {
       await page.keyboard.press("Tab");
       stops.push(await page.evaluate(() => document.activeElement.id || document.activeElement.textContent));
     }
-    assert.deepEqual(stops, ["room", "via", "pane", "text", "Send"]);
-    for (const [role, name] of [["textbox", "Topics"], ["combobox", "by"], ["log", "Messages"], ["textbox", "Message"], ["button", "Send"], ["heading", "shardcast"]]) {
+    assert.deepEqual(stops, ["room", "via", "user", "pane", "text", "Send"]);
+    for (const [role, name] of [["textbox", "Topics"], ["combobox", "by"], ["region", "Who is here"], ["textbox", "Your name"], ["log", "Messages"], ["textbox", "Message"], ["button", "Send"], ["heading", "shardcast"]]) {
       assert.equal(await page.getByRole(role, { name, exact: true }).count(), 1, `${role} ${name}`);
     }
     const log = page.getByRole("log");
@@ -268,6 +341,7 @@ async function the_page_can_be_used_with_keyboard_and_screen_reader_and_shows_wh
     assert.deepEqual(problems.filter((problem) => !/WebSocket connection|ERR_|Failed to load resource/.test(problem)), []);
     assert.deepEqual([...new Set(requests)], [`127.0.0.1:${proxy.port}`]);
   } finally {
+    people.abort();
     proxy.stop();
   }
 }
@@ -299,6 +373,8 @@ const contrasts = (page) =>
 
 export const cases = {
   everything_arrives_once_and_in_order_through_a_hostile_proxy,
+  a_page_knows_who_is_there_whatever_gets_through,
+  tabs_show_who_is_here_by_the_names_they_give,
   back_from_offline_it_is_back_at_once,
   a_page_of_another_origin_imports_the_client_and_uses_every_transport,
   a_page_that_may_not_connect_is_told_to_stop,
@@ -306,4 +382,5 @@ export const cases = {
   files_are_small_checked_each_time_and_sent_once,
   the_page_can_be_used_with_keyboard_and_screen_reader_and_shows_what_happens,
 };
+export const presence = ["lobby", "rooms.*"];
 export const limits = { reconnect_window_ms: 200, history_messages: 20_000, history_bytes_max: "64MiB" };

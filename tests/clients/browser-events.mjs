@@ -3,22 +3,11 @@ import assert from "node:assert/strict";
 import { createServer } from "node:http";
 import { Cut } from "./cut.mjs";
 import { killGateway, startGateway, stopGateway, WAIT } from "./gateway.mjs";
+import { dice } from "./payloads.mjs";
 
 // Bounds of the gateway that the cases are given.
 export const limits = { reconnect_window_ms: 200, history_messages: 1000 };
-export const seed = Number(process.env.SHARDCAST_TEST_SEED || Math.floor(Math.random() * 2 ** 32));
 const ROUNDS = 12;
-
-// Random numbers below `end` that depend on the seed alone (mulberry32).
-export function dice() {
-  let state = seed >>> 0;
-  return (end) => {
-    state = (state + 0x6d2b79f5) >>> 0;
-    let mixed = Math.imul(state ^ (state >>> 15), state | 1);
-    mixed ^= mixed + Math.imul(mixed ^ (mixed >>> 7), mixed | 61);
-    return ((mixed ^ (mixed >>> 14)) >>> 0) % end;
-  };
-}
 
 async function publish(port, topic, body, query = "") {
   const answer = await fetch(`http://127.0.0.1:${port}/publish?topic=${topic}${query}`, { method: "POST", body });

@@ -1,5 +1,5 @@
-// A real browser: two tabs chat through the page `/`, and the cases of `browser-events.mjs` and `browser-client.mjs`. Run by `tests/run browser`; the last line is
-// `N passed, N failed`. `node browser.mjs [WORD...]` runs those whose name has one of the words.
+// A real browser: two tabs chat through the page `/`, and the cases of `browser-events.mjs`, `browser-client.mjs` and `browser-deflate.mjs`. Run by `tests/run browser`; the last
+// line is `N passed, N failed`. `node browser.mjs [WORD...]` runs those whose name has one of the words.
 //
 // Chromium is the system's own (package `chromium`), driven by playwright-core. The profile is new and temporary; nothing but loopback is asked for.
 import assert from "node:assert/strict";
@@ -9,8 +9,10 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { chromium } from "playwright-core";
 import * as client from "./browser-client.mjs";
+import * as deflate from "./browser-deflate.mjs";
 import * as events from "./browser-events.mjs";
 import { startGateway, stopGateway, WAIT } from "./gateway.mjs";
+import { seed } from "./payloads.mjs";
 
 // A tab on the page, connected to a room.
 async function openTab(context, port, room) {
@@ -52,6 +54,8 @@ const cases = {
     await say(bob, "and hello from Bob");
     await hears(ada, "and hello from Bob");
     assert.deepEqual([...ada.problems, ...bob.problems], []);
+    // Who is here is told to nobody, unless the operator says so.
+    assert.ok(await ada.locator("#presence").isHidden());
   },
 
   async rooms_do_not_hear_each_other({ context, gateway }) {
@@ -97,7 +101,7 @@ const cases = {
 };
 
 const words = process.argv.slice(2);
-console.log(`seed ${events.seed}: run again with SHARDCAST_TEST_SEED=${events.seed}`);
+console.log(`seed ${seed}: run again with SHARDCAST_TEST_SEED=${seed}`);
 const profile = mkdtempSync(join(tmpdir(), "shardcast-browser-"));
 let passed = 0;
 let failed = 0;
@@ -107,8 +111,8 @@ const context = await chromium.launchPersistentContext(profile, {
   args: ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"],
 });
 try {
-  const with_limits = ({ cases, limits }) => Object.entries(cases).map((named) => [...named, { limits }]);
-  const all = [...Object.entries(cases), ...with_limits(events), ...with_limits(client)];
+  const under = ({ cases, limits, presence, more }) => Object.entries(cases).map((named) => [...named, { limits, presence, more }]);
+  const all = [...Object.entries(cases), ...under(events), ...under(client), ...under(deflate)];
   for (const [name, run, options] of all) {
     if (words.length > 0 && !words.some((word) => name.includes(word))) continue;
     let gateway;
