@@ -398,6 +398,35 @@ const cases = {
     }
   }),
 
+  many_messages_come_in_few_frames_unless_it_asks_not_to: within(async ({ gateway, proxy, listen }) => {
+    const texts = Array.from({ length: 200 }, (_, number) => `${number}\u2028 {"n":\n}`);
+    for (const [batch, isMany] of [[true, false], [false, true]]) {
+      let frames = 0;
+      class Counting extends WebSocket {
+        constructor(...about) {
+          super(...about);
+          this.on("message", () => (frames += 1));
+        }
+      }
+      const topic = `batch-${batch}`;
+      const listener = listen({ transports: ["ws"], topics: [topic], batch, WebSocket: Counting });
+      for (const round of [1, 2]) {
+        await listener.on("ws");
+        const body = JSON.stringify(texts.map((data) => ({ topic, data: `${round} ${data}` })));
+        const before = frames;
+        const answer = await fetch(`http://127.0.0.1:${gateway.port}/v1/publish`, { method: "POST", body });
+        assert.equal(answer.status, 200);
+        await listener.has(round * texts.length);
+        assert.equal(frames - before >= texts.length, isMany, `${frames - before} frames`);
+        listener.states.length = 0;
+        proxy.cut();
+        await listener.until("lost", () => listener.states.length > 0);
+      }
+      assert.deepEqual(listener.data(topic), [1, 2].flatMap((round) => texts.map((text) => `${round} ${text}`)));
+      assert.deepEqual(listener.gaps, []);
+    }
+  }),
+
   // The server of this case says several things in a frame.
   a_frame_of_several_lines_is_heard_in_order_and_a_token_holds_none_of_them_up: async () => {
     const hellos = [];
