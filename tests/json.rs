@@ -128,6 +128,22 @@ fn what_is_published_without_echo_comes_back_to_all_but_its_publisher() {
     }
 }
 
+/// A piece of a history in which all was its own once ended the process: an empty send was queued. Its own are more than a piece, so one has nothing else.
+#[test]
+fn who_is_given_a_history_of_nothing_but_its_own_messages_without_echo_hears_what_is_behind_them() {
+    let gateway = gateway().start();
+    for topic in topics(&gateway) {
+        let (mut own, mut other) = (talk::connect(gateway.port), talk::connect(gateway.port));
+        for id in 0..8 {
+            own.say(json!({"type": "publish", "id": id, "topic": topic, "data": "x".repeat(60_000), "echo": false}));
+            assert_eq!(own.expect("ok")["id"], id);
+        }
+        assert_eq!(own.subscribe_with(&topic, json!({"last": 8}))["replayed"], 8);
+        other.published(&topic, "another's");
+        own.expect_message(&topic, "another's");
+    }
+}
+
 #[test]
 fn who_unsubscribes_hears_nothing_behind_the_answer() {
     let gateway = gateway().start();

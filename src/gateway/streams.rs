@@ -469,7 +469,10 @@ impl<D: Driver> Gateway<D> {
                     self.maker.push(Format::Json, &mut out, &name, Position { epoch, offset: part.at }, frame, bytes);
                 }
             });
-            self.push_direct(key, &out, &[]);
+            // All of it may be what it does not want back.
+            if !out.is_empty() {
+                self.push_direct(key, &out, &[]);
+            }
         } else if !shares {
             each_of(parcel, |frame, bytes| {
                 let part = &mut stream.parts[usize::from(number)];
