@@ -186,6 +186,8 @@ fn a_connection_has_at_most_128_topics_and_each_place_can_be_used_again() {
     }
     client.say(json!({"type": "subscribe", "id": 1, "topic": "one more"}));
     assert_eq!(client.expect_error("too_many_topics")["id"], 1);
+    client.say(json!({"type": "history", "id": 2, "topic": "another"}));
+    assert_eq!(client.expect("history")["id"], 2, "a history takes no topic's place");
     client.say(json!({"type": "subscribe", "id": 2, "topic": "topic 7"}));
     assert_eq!(client.expect_error("already_subscribed")["id"], 2);
     client.say(json!({"type": "unsubscribe", "topic": "topic 7"}));

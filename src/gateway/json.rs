@@ -281,7 +281,9 @@ impl<D: Driver> Gateway<D> {
             return self.say(key, &Reply::Error { id, code: "already_subscribed", message, retry_ms: None });
         }
         let own = stream.parts.iter().filter(|part| !part.by_pattern && part.topic.is_some()).count();
-        let number = (own < TOPICS_MAX).then(|| stream.add_part(Part::new(topic, start, turn), usize::from(u16::MAX))).flatten();
+        // A history is asked for and gone again: it takes no topic's place.
+        let has_room = own < TOPICS_MAX || matches!(wants, Wants::History(_));
+        let number = has_room.then(|| stream.add_part(Part::new(topic, start, turn), usize::from(u16::MAX))).flatten();
         let Some(number) = number else {
             let message = format!("a connection has at most {TOPICS_MAX} topics; open another one for more");
             return self.say(key, &Reply::Error { id, code: "too_many_topics", message: &message, retry_ms: None });
