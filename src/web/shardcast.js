@@ -393,7 +393,7 @@ export function connect(url, options = {}) {
     else if (one) {
       unsent.delete(id);
       clearTimeout(one.timer);
-      if (error) one.reject(Object.assign(new Error(error.message), { code: error.code }));
+      if (error) one.reject(Object.assign(new Error(error.message), error));
       else one.resolve(receipt);
     }
     return error?.retry_ms ?? 0;
