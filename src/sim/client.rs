@@ -1,51 +1,29 @@
-//! A simulated client: tungstenite over a byte stream in memory, with a will and habits of its own.
+//! A simulated client of one room: a WebSocket with a will and habits of its own.
 
 use std::cell::RefCell;
-use std::io::ErrorKind;
 use std::rc::Rc;
 use std::time::Duration;
 
-use tungstenite::handshake::client::ClientHandshake;
-use tungstenite::handshake::{HandshakeError, MidHandshake};
-use tungstenite::protocol::WebSocketConfig;
-use tungstenite::protocol::frame::coding::{CloseCode, Data, OpCode};
-use tungstenite::protocol::frame::{CloseFrame, Frame};
-use tungstenite::{Error, Message, WebSocket};
-
 use super::ears::stray;
-use super::ledger::{Account, Ledger, Loss, MessageId, Said};
+use super::ledger::{Account, Ledger, Loss, MessageId};
 use super::plan::{Begin, ClientPlan, Leaving, Reading, Wish};
-use super::stream::SimStream;
+use super::socket::{self, Ended, Heard, Shaken, Shaking, Socket};
 use crate::engine::sim::{LinkId, World};
 use crate::proto::position::{Epoch, Position};
 use crate::time::Time;
-
-/// Any sixteen bytes in base64 will do (RFC 6455 section 4.1); always the same ones, so that a seed is a run.
-const KEY: &str = "c2ltdWxhdGVkIGNsaWVudA==";
 
 /// The close code for messages that are missing.
 pub(super) const LOST: u16 = 4510;
 /// The close code for NATS that is not there, among others.
 pub(super) const CUT_OFF: u16 = 4503;
+/// The close code for what is no request of `shardcast.v1.json`.
+pub(super) const BAD_MESSAGE: u16 = 4400;
 
 enum Wire {
     Waiting,
-    Shaking(Box<MidHandshake<ClientHandshake<SimStream>>>),
-    Open(Box<WebSocket<SimStream>>),
+    Shaking(Shaking),
+    Open(Socket),
     Over,
-}
-
-/// How a connection ended, from its client's point of view.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) enum Ended {
-    /// With close frames; the code that the server sent.
-    Closed(Option<u16>),
-    /// The upgrade was answered with a status.
-    Refused(u16),
-    /// The stream ended or broke without a word.
-    Broken(&'static str),
-    /// The client itself broke it off.
-    Left,
 }
 
 /// One client.
@@ -120,7 +98,7 @@ impl Client {
         self.next_at = world.borrow().now + pause;
         match std::mem::replace(&mut self.wire, Wire::Over) {
             Wire::Waiting => self.connect(world, ledger),
-            Wire::Shaking(mid) => self.shaken(mid.handshake(), world, ledger),
+            Wire::Shaking(shaking) => self.shaken(shaking.go_on(format_args!("client {}", self.id)), world, ledger),
             Wire::Open(socket) => {
                 self.wire = Wire::Open(socket);
                 self.talk(world, ledger);
@@ -135,7 +113,7 @@ impl Client {
 
     fn flushed(&mut self) -> bool {
         match &mut self.wire {
-            Wire::Open(socket) => socket.flush().is_ok(),
+            Wire::Open(socket) => socket.flush(),
             _ => false,
         }
     }
@@ -162,18 +140,7 @@ impl Client {
             }
             _ => "/echo".to_owned(),
         };
-        let request = tungstenite::http::Request::builder()
-            .uri(format!("ws://gateway{path}"))
-            .header("Host", "gateway")
-            .header("Connection", "Upgrade")
-            .header("Upgrade", "websocket")
-            .header("Sec-WebSocket-Version", "13")
-            .header("Sec-WebSocket-Key", KEY)
-            .body(())
-            .expect("a request");
-        let config = WebSocketConfig::default().read_buffer_size(2048).write_buffer_size(0);
-        let stream = SimStream::new(world, link);
-        self.shaken(tungstenite::client::client_with_config(request, stream, Some(config)), world, ledger);
+        self.shaken(socket::ask(world, link, &path, None, format_args!("client {}", self.id)), world, ledger);
     }
 
     /// What it says about where to begin.
@@ -195,27 +162,15 @@ impl Client {
         }
     }
 
-    fn shaken(
-        &mut self,
-        result: Result<(WebSocket<SimStream>, tungstenite::handshake::client::Response), HandshakeError<ClientHandshake<SimStream>>>,
-        world: &Rc<RefCell<World>>,
-        ledger: &mut Ledger,
-    ) {
-        match result {
-            Ok((socket, _)) => {
+    fn shaken(&mut self, shaken: Shaken, world: &Rc<RefCell<World>>, ledger: &mut Ledger) {
+        match shaken {
+            Shaken::Open(socket) => {
                 ledger.let_in(self.id);
                 self.expect_the_past(world.borrow().now, ledger);
-                self.wire = Wire::Open(Box::new(socket));
+                self.wire = Wire::Open(socket);
             }
-            Err(HandshakeError::Interrupted(mid)) => self.wire = Wire::Shaking(Box::new(mid)),
-            Err(HandshakeError::Failure(error)) => self.end(
-                match error {
-                    Error::Http(response) => Ended::Refused(response.status().as_u16()),
-                    Error::Io(_) | Error::Protocol(_) | Error::ConnectionClosed => Ended::Broken("during the handshake"),
-                    other => panic!("client {}: the handshake's answer is wrong: {other}", self.id),
-                },
-                world,
-            ),
+            Shaken::Waits(shaking) => self.wire = Wire::Shaking(shaking),
+            Shaken::Failed(ended) => self.end(ended, world),
         }
     }
 
@@ -231,7 +186,7 @@ impl Client {
         self.listen(world, ledger);
         if let Wire::Open(socket) = &mut self.wire {
             // What the stream did not take before.
-            let _ = socket.flush();
+            socket.flush();
         }
         if !self.is_open() || self.closing {
             return;
@@ -255,19 +210,12 @@ impl Client {
         };
         let said = ledger.say(self.id, bytes, text, world.borrow().now);
         let Wire::Open(socket) = &mut self.wire else { return };
-        for message in messages(&said, fragments) {
-            // What the stream does not take now stays with the codec, in order.
-            match socket.send(message) {
-                Ok(()) => {}
-                Err(Error::Io(error)) if error.kind() == ErrorKind::WouldBlock => {}
-                Err(_) => return,
-            }
-        }
+        socket.say(&said, fragments);
     }
 
     fn leave(&mut self, world: &Rc<RefCell<World>>) {
         let (Wire::Open(socket), Some(link)) = (&mut self.wire, self.link) else { return };
-        if !matches!(self.plan.leaving, Leaving::Closes) && socket.flush().is_err() && world.borrow_mut().choices.chance(500) {
+        if !matches!(self.plan.leaving, Leaving::Closes) && !socket.flush() && world.borrow_mut().choices.chance(500) {
             return;
         }
         match self.plan.leaving {
@@ -311,7 +259,7 @@ impl Client {
         {
             self.left = true;
             self.plan.reading = Reading::Greedy;
-            let _ = socket.close(Some(CloseFrame { code: CloseCode::Normal, reason: "".into() }));
+            socket.close();
         }
     }
 
@@ -331,27 +279,22 @@ impl Client {
         };
         for _ in 0..most {
             let Wire::Open(socket) = &mut self.wire else { return };
-            match socket.read() {
-                Ok(Message::Text(text)) => self.hear(ledger, true, text.as_bytes()),
-                Ok(Message::Binary(bytes)) => self.hear(ledger, false, &bytes),
-                Ok(Message::Close(frame)) => {
+            match socket.read(format_args!("client {}", self.id)) {
+                Heard::Text(text) => self.hear(ledger, true, text.as_bytes()),
+                Heard::Binary(bytes) => self.hear(ledger, false, &bytes),
+                Heard::Close(code) => {
                     self.closing = true;
-                    if frame.as_ref().is_some_and(|frame| u16::from(frame.code) == LOST) {
+                    if code == Some(LOST) {
                         self.lose(world.borrow().now, ledger);
                     }
-                    if frame.as_ref().is_some_and(|frame| u16::from(frame.code) == CUT_OFF) {
+                    if code == Some(CUT_OFF) {
                         self.cut_off = !ledger.excuses(world.borrow().now);
                     }
-                    self.ended = Some(Ended::Closed(frame.map(|frame| frame.code.into())));
+                    self.ended = Some(Ended::Closed(code));
                 }
-                Ok(_) => {}
-                Err(Error::Io(error)) if error.kind() == ErrorKind::WouldBlock => return,
-                Err(Error::ConnectionClosed | Error::AlreadyClosed) => return self.end(Ended::Closed(None), world),
-                Err(Error::Io(_)) => return self.end(Ended::Broken("reset"), world),
-                Err(Error::Protocol(tungstenite::error::ProtocolError::ResetWithoutClosingHandshake)) => {
-                    return self.end(Ended::Broken("end of stream without a close frame"), world);
-                }
-                Err(error) => panic!("client {}: the server's bytes are wrong: {error}", self.id),
+                Heard::Sign => {}
+                Heard::Nothing => return,
+                Heard::Ended(ended) => return self.end(ended, world),
             }
         }
     }
@@ -415,28 +358,4 @@ impl Client {
         let account = &ledger.accounts[self.id];
         self.plan.wish != Wish::Echo || !account.listens || !account.stays || self.echoed == account.said.len()
     }
-}
-
-/// A message as frames: whole, or in fragments (RFC 6455 section 5.4).
-fn messages(said: &Said, fragments: usize) -> Vec<Message> {
-    let whole = if said.text {
-        Message::text(String::from_utf8(said.payload.clone()).expect("text is made of characters"))
-    } else {
-        Message::binary(said.payload.clone())
-    };
-    if fragments == 1 {
-        return vec![whole];
-    }
-    let piece = said.payload.len().div_ceil(fragments).max(1);
-    let pieces: Vec<&[u8]> = said.payload.chunks(piece).collect();
-    let last = pieces.len() - 1;
-    let kind = if said.text { Data::Text } else { Data::Binary };
-    pieces
-        .iter()
-        .enumerate()
-        .map(|(at, bytes)| {
-            let opcode = OpCode::Data(if at == 0 { kind } else { Data::Continue });
-            Message::Frame(Frame::message(bytes.to_vec(), opcode, at == last))
-        })
-        .collect()
 }

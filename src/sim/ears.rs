@@ -2,7 +2,9 @@
 //!
 //! An ear goes on over connections. Only a gap ends it: what comes after one is another ear's.
 
-use super::ledger::{Account, Ledger, LeftOut, Loss};
+use std::collections::HashSet;
+
+use super::ledger::{Account, Ledger, LeftOut, Loss, MessageId};
 use super::plan::Begin;
 use crate::engine::sim::Choices;
 use crate::proto::gap::GapReason;
@@ -59,21 +61,61 @@ impl Ears {
 
     /// What it says of where to begin when it has no cursor yet.
     pub(super) fn start(&mut self, ledger: &Ledger, choices: &mut Choices) -> String {
+        self.begin(ledger, choices).map_or(String::new(), |(name, value)| format!("&{name}={value}"))
+    }
+
+    /// The same as the name of a parameter and its value, if it says anything.
+    pub(super) fn begin(&mut self, ledger: &Ledger, choices: &mut Choices) -> Option<(&'static str, String)> {
         self.at.fill(None);
         match self.begin {
-            Begin::Live => String::new(),
-            Begin::Last(count) => format!("&last={count}"),
-            Begin::Earliest => "&after=earliest".to_owned(),
+            Begin::Live => None,
+            Begin::Last(count) => Some(("last", count.to_string())),
+            Begin::Earliest => Some(("after", "earliest".to_owned())),
             Begin::After { newest } => {
                 let offsets: Vec<u64> = self.rooms.iter().map(|&room| ledger.known_offset(room, newest, choices)).collect();
                 self.at = offsets.iter().map(|offset| Some(*offset)).collect();
-                format!("&after={}", Cursor::new(self.epoch, offsets.into_iter().map(Some)))
+                Some(("after", Cursor::new(self.epoch, offsets.into_iter().map(Some)).to_string()))
             }
             Begin::Stray { restart } => {
                 self.strays.fill(true);
                 let stray = stray(self.epoch, restart);
-                format!("&after={}", Cursor::new(stray.epoch, self.rooms.iter().map(|_| Some(stray.offset))))
+                Some(("after", Cursor::new(stray.epoch, self.rooms.iter().map(|_| Some(stray.offset))).to_string()))
             }
+        }
+    }
+
+    /// It has let go of its topics, and begins anew.
+    pub(super) fn begin_anew(&mut self, begin: Begin, ledger: &mut Ledger) {
+        self.tell(false, ledger);
+        self.begin = begin;
+        self.at.fill(None);
+        self.accounts.fill(None);
+        self.strays.fill(false);
+    }
+
+    /// It was told where it begins in a topic, and is to be told of a gap from there: it begins there.
+    pub(super) fn begin_again_at(&mut self, index: usize, offset: u64) {
+        self.at[index] = Some(offset);
+    }
+
+    /// Where it is in a topic, if it was told or has said so.
+    pub(super) fn place(&self, index: usize) -> Option<Position> {
+        self.at[index].map(|offset| self.position(offset))
+    }
+
+    /// A message of its own connection is not to come back to it, once it is in the topic.
+    pub(super) fn does_not_want(&self, index: usize, id: MessageId, ledger: &mut Ledger) {
+        if let Some(account) = self.accounts[index] {
+            ledger.does_not_want(account, id);
+        }
+    }
+
+    /// It is another connection now: what is not to come back is what this one has said.
+    pub(super) fn is_another(&mut self, index: usize, unwanted: &HashSet<MessageId>, ledger: &mut Ledger) {
+        if self.accounts[index].is_some_and(|account| ledger.accounts[account].unwanted != *unwanted) {
+            self.new_account(index, ledger);
+            let account = self.accounts[index].expect("made above");
+            ledger.accounts[account].unwanted.clone_from(unwanted);
         }
     }
 
@@ -110,7 +152,7 @@ impl Ears {
     /// has nothing.
     pub(super) fn expect_at(&mut self, offsets: &[u64], what: &str, ledger: &Ledger) {
         for ((at, &offset), &room) in self.at.iter_mut().zip(offsets).zip(&self.rooms) {
-            if ledger.record.is_some() && at.is_some_and(|at| at < offset && ledger.is_next(room, at, offset + 1)) {
+            if ledger.record.is_some() && at.is_some_and(|at| at < offset && ledger.is_next(None, room, at, offset + 1)) {
                 *at = Some(offset);
             }
         }
@@ -125,7 +167,8 @@ impl Ears {
         match self.at[index].replace(offset) {
             Some(at) => {
                 // In a stream both are the same place if the room has nothing between.
-                let same = at == offset || (ledger.record.is_some() && at < offset && ledger.is_next(room, at, offset + 1));
+                let same =
+                    at == offset || (ledger.record.is_some() && at < offset && ledger.is_next(self.accounts[index], room, at, offset + 1));
                 assert!(same, "{who}: comes back to room {room} at {at} and goes on at {offset}, without a gap");
             }
             None => {
@@ -135,7 +178,7 @@ impl Ears {
                 };
                 let what = format!("{who} begins with {:?} behind {offset}", self.begin);
                 if let (Begin::Earliest, Some(record)) = (self.begin, &ledger.record) {
-                    let left_out = record.between(room, 0, offset + 1, None);
+                    let left_out = record.between(room, 0, offset + 1, |_| false);
                     assert!(left_out.is_none(), "{what}, and {left_out:?} lies before");
                 }
                 match self.begin {
@@ -162,8 +205,14 @@ impl Ears {
 
     /// It is told that messages are missing.
     pub(super) fn gap(&mut self, gap: &ToldGap<'_>, now: Time, ledger: &mut Ledger) {
-        let (who, room, to) = (&self.who, gap.room, gap.to.offset);
+        let (room, to) = (gap.room, gap.to.offset);
         let index = self.index_of(room);
+        if let (Some(at), Some(from)) = (self.at[index], gap.from.filter(|from| from.epoch == self.epoch)) {
+            // Nothing but what it does not want lies between.
+            let passes = at < from.offset && ledger.is_next(self.accounts[index], room, at, from.offset + 1);
+            self.at[index] = Some(if passes { from.offset } else { at });
+        }
+        let who = &self.who;
         let told = format!("{who}, at {:?}, is told of a gap from {:?} to {to} in room {room}: {}", self.at[index], gap.from, gap.reason);
         assert!(gap.to.epoch == self.epoch, "{told}: another epoch");
         match (std::mem::take(&mut self.strays[index]), self.begin) {
@@ -216,7 +265,7 @@ impl Ears {
         let who = &self.who;
         let at = self.at[index].replace(offset);
         assert!(
-            at.is_some_and(|at| ledger.is_next(room, at, offset)),
+            at.is_some_and(|at| ledger.is_next(self.accounts[index], room, at, offset)),
             "{who}: hears message {offset} of room {room}, where it was at {at:?}"
         );
         let account = self.accounts[index].expect("it was told where it begins");
@@ -238,6 +287,7 @@ impl Ears {
         let new = ledger.accounts.len();
         if let Some(old) = self.accounts[index].replace(new) {
             ledger.accounts[old].listens = false;
+            account.unwanted.clone_from(&ledger.accounts[old].unwanted);
         }
         ledger.accounts.push(account);
         ledger.let_in(new);
@@ -245,7 +295,8 @@ impl Ears {
 
     /// Whether there is something that it has not been given or told.
     pub(super) fn is_behind(&self, ledger: &Ledger) -> bool {
-        self.strays.contains(&true) || self.rooms.iter().zip(&self.at).any(|(&room, at)| *at < ledger.newest(room))
+        let mut topics = self.rooms.iter().zip(&self.at).zip(&self.accounts);
+        self.strays.contains(&true) || topics.any(|((&room, at), account)| ledger.has_more(*account, room, *at))
     }
 
     /// Where it is, for who finds something wrong with it.

@@ -18,7 +18,7 @@
 //! Where a stream gives messages their places everybody is compared with what it has (`record`): offsets grow and have holes, nobody is told of a gap, and
 //! only what was not acknowledged may be missing.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
@@ -51,6 +51,8 @@ pub(super) struct Said {
 pub(super) struct Account {
     pub(super) room: Option<usize>,
     pub(super) no_echo: bool,
+    /// What others have said that it does not get: messages of its own connection, which does not want them back.
+    pub(super) unwanted: HashSet<MessageId>,
     /// What it has said, in order.
     pub(super) said: Vec<Said>,
     /// And when.
@@ -77,6 +79,15 @@ pub(super) struct Account {
 impl Account {
     pub(super) fn new(room: Option<usize>, no_echo: bool) -> Self {
         Self { room, no_echo, ..Self::default() }
+    }
+
+    /// Whether a message is left out for it, which is `who`.
+    pub(super) fn leaves_out(&self, who: usize, id: MessageId) -> bool {
+        (self.no_echo && usize::from(id.speaker) == who) || self.unwanted.contains(&id)
+    }
+
+    fn leaves_some_out(&self) -> bool {
+        self.no_echo || !self.unwanted.is_empty()
     }
 }
 
@@ -202,9 +213,16 @@ impl Ledger {
         let room = self.accounts[who].room;
         let is_first = self.accounts.iter().all(|account| account.room != room || account.said.is_empty());
         let account = &mut self.accounts[who];
-        account.from_the_first = is_first && !account.no_echo && self.record.is_none();
+        account.from_the_first = is_first && !account.leaves_some_out() && self.record.is_none();
         account.let_in_at = self.record.as_ref().map_or(0, |record| record.last);
         account.let_in = Some(said);
+    }
+
+    /// A message is said that is not to come back to this one.
+    pub(super) fn does_not_want(&mut self, who: usize, id: MessageId) {
+        let account = &mut self.accounts[who];
+        account.from_the_first = false;
+        account.unwanted.insert(id);
     }
 
     /// A member of a room hears a message.
@@ -220,13 +238,15 @@ impl Ledger {
         assert!(said.text == text && said.payload == payload, "client {who} hears message {id:?} changed");
         let account = &mut self.accounts[who];
         assert!(room == account.room, "client {who} hears message {id:?} of another room");
-        assert!(!account.no_echo || usize::from(id.speaker) != who, "client {who} wants no echo and hears {id:?}");
+        assert!(!account.leaves_out(who, id), "client {who} wants no echo and hears {id:?}");
         if let Some(record) = &self.record {
             account.heard_to = Some(record.hear(who, account, id));
             account.heard.push(id);
             return;
         }
+        let unwanted = &account.unwanted;
         let next = account.next.entry(id.speaker).or_insert(id.number);
+        *next = (*next..).find(|&number| !unwanted.contains(&MessageId { number, ..id })).unwrap_or(*next);
         assert!(*next == id.number, "client {who} hears {id:?} when number {next} of that speaker is next");
         *next += 1;
         account.heard.push(id);
@@ -289,11 +309,28 @@ impl Ledger {
         assert!(had == offset, "in room {room} message {id:?} has the offsets {had} and {offset}");
     }
 
-    /// Whether somebody who is at an offset may be given one that lies behind it next.
-    pub(super) fn is_next(&self, room: usize, at: u64, offset: u64) -> bool {
+    /// Whether somebody who is at an offset may be given one that lies behind it next. `who` leaves some messages out; whose place is not known yet is looked
+    /// at again in the end.
+    pub(super) fn is_next(&self, who: Option<usize>, room: usize, at: u64, offset: u64) -> bool {
+        let account = who.map(|who| (who, &self.accounts[who]));
+        let leaves_out = |id| account.is_some_and(|(who, account)| account.leaves_out(who, id));
+        if let Some(record) = &self.record {
+            return at < offset && record.between(room, at, offset, leaves_out).is_none();
+        }
+        let apart = offset.saturating_sub(at);
+        let most = account.map_or(0, |(_, account)| account.unwanted.len() as u64);
+        let known = || self.order.get(&room).into_iter().flat_map(|order| order.range(at + 1..offset));
+        apart == 1 || (apart > 1 && apart - 1 <= most && known().all(|(_, id)| leaves_out(*id)))
+    }
+
+    /// Whether there is a message behind an offset that `who` is to get.
+    pub(super) fn has_more(&self, who: Option<usize>, room: usize, at: Option<u64>) -> bool {
+        let account = who.map(|who| (who, &self.accounts[who])).filter(|(_, account)| account.leaves_some_out());
+        let Some((who, account)) = account else { return at < self.newest(room) };
+        let after = at.unwrap_or(0);
         match &self.record {
-            Some(record) => at < offset && record.between(room, at, offset, None).is_none(),
-            None => at + 1 == offset,
+            Some(record) => record.between(room, after, u64::MAX, |id| account.leaves_out(who, id)).is_some(),
+            None => self.order.get(&room).is_some_and(|order| order.range(after + 1..).any(|(_, id)| !account.leaves_out(who, *id))),
         }
     }
 
@@ -327,7 +364,7 @@ impl Ledger {
         }
         let frame_bytes = (HEADER_MAX + size_of::<Frame>()) as u64;
         let said = |account: &Account| account.said.iter().map(|said| said.payload.len() as u64 + frame_bytes).sum::<u64>();
-        loss.said = self.accounts.iter().filter(|account| account.room == Some(loss.room)).map(|account| account.said.len() as u64).sum();
+        loss.said = self.said_in(loss.room);
         loss.bytes = self.accounts.iter().map(said).sum();
         self.losses.push(loss);
     }
@@ -343,6 +380,31 @@ impl Ledger {
         self.keys.insert(MessageId { speaker: speaker as u16, number }, key);
     }
 
+    /// How many messages were said in a room.
+    pub(super) fn said_in(&self, room: usize) -> u64 {
+        self.accounts.iter().filter(|account| account.room == Some(room)).map(|account| account.said.len() as u64).sum()
+    }
+
+    /// What a message replaces others by.
+    pub(super) fn key_of(&self, id: MessageId) -> Option<u16> {
+        self.keys.get(&id).copied()
+    }
+
+    /// Somebody reads a message in a history.
+    ///
+    /// # Panics
+    /// If it was not said so, or in another room, or lies elsewhere (rules 1 and 5).
+    pub(super) fn read(&mut self, who: &str, room: usize, offset: u64, text: bool, payload: &[u8]) {
+        let id = name_of(payload).unwrap_or_else(|| panic!("{who} reads {} bytes that nobody has said", payload.len()));
+        let speaker = self.accounts.get(usize::from(id.speaker));
+        let said = speaker.filter(|speaker| speaker.room == Some(room)).and_then(|speaker| speaker.said.get(usize::from(id.number)));
+        assert!(
+            said.is_some_and(|said| said.text == text && said.payload == payload),
+            "{who} reads {id:?} in room {room}, which nobody has said so"
+        );
+        self.place(room, offset, id);
+    }
+
     /// Checks that messages could be left out for somebody who is slow (rule 7).
     fn check_left_out(&self, left_out: &LeftOut) {
         let LeftOut { room, waits_after, offsets, what } = left_out;
@@ -352,7 +414,7 @@ impl Ledger {
         let Some(order) = self.order.get(room) else { return };
         let newest = order.keys().next_back().copied().unwrap_or(0);
         // Somebody may be the only one who has heard of the newest, or who is told of it.
-        let said = self.accounts.iter().filter(|account| account.room == Some(*room)).map(|account| account.said.len() as u64).sum::<u64>();
+        let said = self.said_in(*room);
         assert!(*offsets.end() < said.max(newest), "{what}: the newest message always comes");
         let bytes = |id: &MessageId| self.accounts[usize::from(id.speaker)].said[usize::from(id.number)].payload.len() as u64 * 4 / 3;
         let known = order.range(waits_after + 1..).map(|(_, id)| bytes(id) + EVENT_BYTES).sum::<u64>();
@@ -423,7 +485,7 @@ impl Ledger {
             if let (Some(after), Some(newest)) = (listener.after, self.newest(room))
                 && after < newest
                 && listener.heard.is_empty()
-                && !listener.no_echo
+                && !listener.leaves_some_out()
             {
                 return Some(format!(
                     "client {who} came with offset {after} of room {room} and has heard nothing, where {newest} is the newest"
@@ -431,7 +493,7 @@ impl Ledger {
             }
             if let Some((offset, newest)) = self.order.get(&room).and_then(BTreeMap::last_key_value)
                 && usize::from(newest.number) >= let_in.get(usize::from(newest.speaker)).copied().unwrap_or(0)
-                && (usize::from(newest.speaker) != who || !listener.no_echo)
+                && !listener.leaves_out(who, *newest)
                 && listener.heard.last() != Some(newest)
                 && !listener.heard.contains(newest)
             {
@@ -441,8 +503,11 @@ impl Ledger {
                 if speaker.room != listener.room || !speaker.stays || (by == who && listener.no_echo) {
                     continue;
                 }
+                let said_before = let_in.get(by).copied().unwrap_or(0);
                 let heard = listener.next.get(&(by as u16)).map_or(0, |next| usize::from(*next));
-                if speaker.said.len() > let_in.get(by).copied().unwrap_or(0) && heard < speaker.said.len() {
+                let id = |number| MessageId { speaker: by as u16, number: number as u16 };
+                let awaited = |number: &usize| !listener.leaves_out(who, id(*number));
+                if speaker.said.len() > said_before && (heard.max(said_before)..speaker.said.len()).any(|number| awaited(&number)) {
                     return Some(format!("client {who} has not heard message {heard} of {} of client {by}", speaker.said.len()));
                 }
             }
@@ -484,8 +549,7 @@ impl Ledger {
     fn compare(&self, reference: usize, who: usize) {
         let (one, other) = (&self.accounts[reference], &self.accounts[who]);
         let without = |list: &[MessageId]| -> Vec<MessageId> {
-            let own =
-                |id: &MessageId| (one.no_echo && usize::from(id.speaker) == reference) || (other.no_echo && usize::from(id.speaker) == who);
+            let own = |id: &MessageId| one.leaves_out(reference, *id) || other.leaves_out(who, *id);
             list.iter().copied().filter(|id| !own(id)).collect()
         };
         let (one, other) = (without(&one.heard), without(&other.heard));
@@ -514,8 +578,10 @@ impl Ledger {
             first.entry(id.speaker).or_insert(id.number);
         }
         for (speaker, number) in first {
+            let said = let_in.get(usize::from(speaker)).copied().unwrap_or(0) as u16;
+            let first = (said..).find(|&number| !account.leaves_out(who, MessageId { speaker, number }));
             assert!(
-                usize::from(number) <= let_in.get(usize::from(speaker)).copied().unwrap_or(0),
+                first.is_some_and(|first| number <= first),
                 "client {who} was let in when client {speaker} had said {:?} messages, and hears him from number {number} on",
                 let_in.get(usize::from(speaker))
             );
@@ -527,14 +593,14 @@ impl Ledger {
     fn check_offsets(&self, who: usize) {
         let account = &self.accounts[who];
         let Some(order) = account.room.and_then(|room| self.order.get(&room)) else { return };
-        let is_own = |id: &MessageId| account.no_echo && usize::from(id.speaker) == who;
+        let is_own = |id: &MessageId| account.leaves_out(who, *id);
         let mut last = account.after.map(|after| (after, -1));
         for (at, id) in account.heard.iter().enumerate() {
             let Some(&offset) = self.offsets.get(id) else { continue };
             if let Some((before, at_before)) = last {
                 let apart = (at as i64 - at_before) as u64;
                 // Who does not want his own messages hears less than there are.
-                let fine = if account.no_echo { offset >= before + apart } else { offset == before + apart };
+                let fine = if account.leaves_some_out() { offset >= before + apart } else { offset == before + apart };
                 assert!(fine, "client {who} hears {id:?} with offset {offset}, {apart} messages after the offset {before}");
                 let others = order.range(before + 1..offset).filter(|(_, id)| !is_own(id)).count() as u64;
                 assert!(others < apart, "client {who} hears {id:?} with offset {offset} next to {before}: {others} messages lie between");

@@ -7,7 +7,9 @@
 //! |---|---|
 //! | `plan` | what a simulation consists of |
 //! | `shards`, `takeover` | gateways over simulated kernels; how another process goes on with what they have |
-//! | `client`, `stream`, `reader`, `poller`, `poster`, `exchange`, `stranger` | who connects |
+//! | `client`, `reader`, `poller`, `poster`, `stranger` | who connects |
+//! | `talker`, `voice` | who connects and speaks `shardcast.v1.json`; what it publishes |
+//! | `socket`, `stream`, `exchange`, `words` | how they speak: WebSockets, bytes, requests by HTTP, JSON |
 //! | `epilogue` | those who come back when everything has been said |
 //! | `ears` | where a reader with a cursor is in each topic |
 //! | `ledger` | who said and heard what: the oracle |
@@ -30,10 +32,14 @@ mod poster;
 mod reader;
 mod record;
 mod shards;
+mod socket;
 mod storm;
 mod stranger;
 mod stream;
 mod takeover;
+mod talker;
+mod voice;
+mod words;
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -42,17 +48,19 @@ use std::time::Duration;
 pub use border::{Border, Bordered};
 pub use crowd::Crowd;
 pub use nats::{Fault, NatsPlan, OtherPlan};
-pub use plan::{Begin, ClientPlan, End, Epilogue, Interlude, Leaving, Plan, PollerPlan, PosterPlan, ReaderPlan, Reading, Wish};
+pub use plan::{Begin, ClientPlan, End, Epilogue, Interlude, Leaving, Plan, PollerPlan, PosterPlan, ReaderPlan, Reading, TalkerPlan, Wish};
 pub use shards::{Shards, ShardsPlan};
 pub use storm::{Obeys, Storm, StormPlan};
 
-use self::client::{CUT_OFF, Client, Ended, LOST};
+use self::client::{BAD_MESSAGE, CUT_OFF, Client, LOST};
 use self::ledger::{Kept, Ledger};
 use self::nats::Nats;
 use self::poller::Poller;
 use self::poster::Poster;
 use self::reader::{Cut, Reader};
+use self::socket::Ended;
 use self::stranger::Stranger;
+use self::talker::Talker;
 use crate::engine::sim::{Choices, World};
 use crate::gateway::Holdings;
 use crate::gateway::close_cause::CloseCause;
@@ -94,6 +102,8 @@ pub struct Report {
     pub streams: u64,
     /// Answers to polls.
     pub polls: u64,
+    /// Connections of clients of `shardcast.v1.json`.
+    pub talks: u64,
     /// Messages that were published again with their idempotency key.
     pub repeats: u64,
     /// Messages that clients said.
@@ -122,6 +132,7 @@ impl Report {
         self.gaps += other.gaps;
         self.streams += other.streams;
         self.polls += other.polls;
+        self.talks += other.talks;
         self.repeats += other.repeats;
         self.said += other.said;
         self.closes.resize(self.closes.len().max(other.closes.len()), 0);
@@ -152,6 +163,7 @@ struct Simulation {
     readers: Vec<Reader>,
     pollers: Vec<Poller>,
     posters: Vec<Poster>,
+    talkers: Vec<Talker>,
     strangers: Vec<Stranger>,
     ledger: Ledger,
     /// The link to NATS, if there is one.
@@ -181,6 +193,7 @@ enum Actor {
     Reader(usize),
     Poller(usize),
     Poster(usize),
+    Talker(usize),
     Stranger(usize),
     Nats,
 }
@@ -210,6 +223,8 @@ impl Simulation {
         let readers = plan.readers.iter().enumerate().map(|(id, reader)| Reader::new(id, *reader, epoch, plan.shards.shards)).collect();
         let posters = plan.posters.iter().map(|poster| Poster::new(*poster, epoch, &mut ledger)).collect();
         let pollers = plan.pollers.iter().enumerate().map(|(id, poller)| Poller::new(id, *poller, epoch, plan.shards.shards)).collect();
+        let about = (plan.shards.shards, plan.rooms, plan.harsh);
+        let talkers = plan.talkers.iter().enumerate().map(|(id, talker)| Talker::new(id, *talker, epoch, about, &mut ledger)).collect();
         Self {
             plan,
             world,
@@ -218,6 +233,7 @@ impl Simulation {
             readers,
             pollers,
             posters,
+            talkers,
             strangers,
             ledger,
             nats,
@@ -258,6 +274,7 @@ impl Simulation {
         self.readers.iter_mut().for_each(|reader| reader.next_at = never);
         self.pollers.iter_mut().for_each(|poller| poller.next_at = never);
         self.posters.iter_mut().for_each(|poster| poster.next_at = never);
+        self.talkers.iter_mut().for_each(|talker| talker.next_at = never);
         self.strangers.iter_mut().for_each(|stranger| stranger.next_at = never);
         let all_in = |me: &Self| me.clients.iter().all(|client| !client.plan.witness || client.is_open() || client.is_over());
         let end = now + LET_IN_WITHIN;
@@ -281,6 +298,9 @@ impl Simulation {
         for poster in &mut self.posters {
             poster.next_at = now + poster.plan.begins;
         }
+        for talker in &mut self.talkers {
+            talker.next_at = now + talker.plan.begins;
+        }
         for stranger in &mut self.strangers {
             stranger.next_at = now;
         }
@@ -290,6 +310,7 @@ impl Simulation {
             me.nats.as_ref().is_none_or(|nats| nats.is_over(me.now()))
                 && me.clients.iter().all(|client| client.is_done(&me.ledger))
                 && me.posters.iter().all(|poster| poster.is_done(&me.ledger))
+                && me.talkers.iter().all(Talker::is_done)
                 && me.strangers.iter().all(Stranger::is_over)
         };
         let end = self.now() + TALK;
@@ -317,6 +338,10 @@ impl Simulation {
             let waits = poster.plan.ack == "sent";
             let fine = self.plan.harsh || poster.plan.link.fragile || waits || poster.is_done(&self.ledger);
             assert!(fine, "after {TALK:?} {}", poster.describe());
+        }
+        for talker in &self.talkers {
+            let fine = self.plan.harsh || talker.is_excused() || talker.is_done();
+            assert!(fine, "after {TALK:?} {}", talker.describe());
         }
     }
 
@@ -380,9 +405,12 @@ impl Simulation {
             let calm = |me: &Self| me.nats.as_ref().is_none_or(|nats| nats.is_over(me.now()));
             self.run_until(CALM_WITHIN, calm, |_| "the link does not come to rest".into());
         }
+        self.talkers.iter_mut().for_each(Talker::calm_down);
         let opened = |reader: &Reader| reader.is_over() || reader.is_open() || reader.plan.reading != Reading::Greedy;
         if !self.plan.harsh {
             self.run_until(LET_IN_WITHIN, |me| me.readers.iter().all(opened), |me| me.open_reader("a reader is not opened"));
+            let settled = |me: &Self| me.talkers.iter().all(Talker::is_done);
+            self.run_until(LET_IN_WITHIN, settled, |me| me.open_talker("a client of JSON has not got what it has asked for"));
             let served = |me: &Self| !me.pollers.iter().any(|poller| poller.is_behind(&me.ledger, true));
             self.run_until(LET_IN_WITHIN, served, |me| {
                 let behind = me.pollers.iter().find(|poller| poller.is_behind(&me.ledger, true)).map(Poller::describe);
@@ -393,13 +421,15 @@ impl Simulation {
             me.ledger.is_settled()
                 && !me.readers.iter().any(|reader| reader.is_behind(&me.ledger))
                 && !me.pollers.iter().any(|poller| poller.is_behind(&me.ledger, false))
+                && !me.talkers.iter().any(|talker| talker.is_behind(&me.ledger))
                 && me.clients.iter().all(|client| client.is_answered(&me.ledger))
                 && me.nats.as_ref().is_none_or(Nats::is_idle)
         };
         let within = SERVED_WITHIN + Duration::from_micros(self.ledger.bytes_to_deliver());
         self.run_until(within, settled, |me| {
             let behind = me.pollers.iter().find(|poller| poller.is_behind(&me.ledger, false)).map(Poller::describe);
-            let unheard = me.ledger.unheard().or(behind).unwrap_or_else(|| "an echo, or an event, has not come".into());
+            let talker = me.talkers.iter().find(|talker| talker.is_behind(&me.ledger)).map(Talker::describe);
+            let unheard = me.ledger.unheard().or(behind).or(talker).unwrap_or_else(|| "an echo, or an event, has not come".into());
             format!("{unheard}, {within:?} after everything was said")
         });
         self.disturbed = false;
@@ -424,6 +454,12 @@ impl Simulation {
         }
         self.pollers.iter_mut().for_each(|poller| poller.give_up(&self.world, &mut self.ledger));
         self.posters.iter_mut().for_each(|poster| poster.give_up(&self.world));
+        self.talkers.iter_mut().for_each(|talker| talker.finish(&self.world, &mut self.ledger));
+        self.run_until(
+            GONE_WITHIN,
+            |me| me.talkers.iter().all(Talker::is_over),
+            |me| me.open_talker("a client of JSON that closes is not let go"),
+        );
         self.run_until(
             GONE_WITHIN,
             |me| me.readers.iter().all(Reader::is_over),
@@ -445,6 +481,7 @@ impl Simulation {
         self.shards.drain(DRAIN, true);
         self.readers.iter_mut().for_each(Reader::stop_coming_back);
         self.posters.iter_mut().for_each(|poster| poster.give_up(&self.world));
+        self.talkers.iter_mut().for_each(|talker| talker.stop_coming_back(&mut self.ledger));
         self.draining = true;
         for stranger in &mut self.strangers {
             stranger.give_up(&self.world);
@@ -456,6 +493,11 @@ impl Simulation {
             GONE_WITHIN,
             |me| me.readers.iter().all(|reader| reader.is_over() || reader.is_excused()),
             |me| me.open_reader("after the drain, a stream has not ended"),
+        );
+        self.run_until(
+            GONE_WITHIN,
+            |me| me.talkers.iter().all(|talker| talker.is_over() || talker.is_excused()),
+            |me| me.open_talker("after the drain, a client of JSON is there"),
         );
         // Who polls comes back until nobody listens any more.
         self.run_until(
@@ -517,6 +559,9 @@ impl Simulation {
         for (index, poster) in self.posters.iter().enumerate() {
             consider((!poster.is_done(&self.ledger)).then_some(poster.next_at), Actor::Poster(index), &mut next);
         }
+        for (index, talker) in self.talkers.iter().enumerate() {
+            consider(talker.due(&self.world.borrow()), Actor::Talker(index), &mut next);
+        }
         for (index, stranger) in self.strangers.iter().enumerate() {
             consider((!stranger.is_over()).then_some(stranger.next_at), Actor::Stranger(index), &mut next);
         }
@@ -557,6 +602,10 @@ impl Simulation {
             Actor::Poster(index) => {
                 let served = self.serves() && !self.draining && !self.ledger.excuses(now);
                 self.posters[index].act(&self.world, &mut self.ledger, served);
+            }
+            Actor::Talker(index) => {
+                let served = self.serves() && !self.draining && !self.ledger.excuses(now);
+                self.talkers[index].act(&self.world, &mut self.ledger, served);
             }
             Actor::Stranger(index) => {
                 let served = self.serves() && !self.shards.have_finished();
@@ -647,6 +696,22 @@ impl Simulation {
             };
             assert!(fine || self.plan.harsh, "{}", reader.describe());
         }
+        for talker in &self.talkers {
+            let fine = match talker.cut {
+                None | Some(Cut::Left) => true,
+                Some(Cut::Bye(CUT_OFF)) => tells || (self.nats.is_some() && !talker.cut_off),
+                Some(Cut::Bye(BAD_MESSAGE)) => talker.has_blundered,
+                Some(Cut::Refused(503)) => drains,
+                Some(Cut::Bye(_) | Cut::Refused(_)) => talker.is_excused(),
+                Some(Cut::Broken) => talker.is_excused() || drains,
+            };
+            assert!(fine || self.plan.harsh, "{}", talker.describe());
+        }
+    }
+
+    fn open_talker(&self, what: &str) -> String {
+        let open: Vec<String> = self.talkers.iter().filter(|talker| !talker.is_over()).map(Talker::describe).collect();
+        format!("{what}: {}", open.join("; "))
     }
 
     fn open_reader(&self, what: &str) -> String {
@@ -666,7 +731,8 @@ impl Simulation {
             gaps: self.ledger.gaps,
             streams: self.readers.iter().map(|reader| reader.lives as u64).sum(),
             polls: self.pollers.iter().map(|poller| poller.answers).sum(),
-            repeats: self.posters.iter().map(|poster| poster.repeats).sum(),
+            talks: self.talkers.iter().map(|talker| talker.lives as u64).sum(),
+            repeats: self.posters.iter().map(|poster| poster.repeats).chain(self.talkers.iter().map(|talker| talker.voices.repeats)).sum(),
             said: self.ledger.accounts.iter().map(|account| account.said.len() as u64).sum(),
             closes: CloseCause::ALL
                 .iter()

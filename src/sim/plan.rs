@@ -31,6 +31,8 @@ pub struct Plan {
     pub pollers: Vec<PollerPlan>,
     /// The publishers over HTTP.
     pub posters: Vec<PosterPlan>,
+    /// The clients of `shardcast.v1.json`.
+    pub talkers: Vec<TalkerPlan>,
     /// The link to NATS, if there is one.
     pub nats: Option<NatsPlan>,
     /// Whether others come back to where everybody was.
@@ -192,6 +194,48 @@ pub struct PosterPlan {
     pub begins: Duration,
 }
 
+/// A client of `shardcast.v1.json`.
+#[derive(Clone, Copy, Debug)]
+pub struct TalkerPlan {
+    /// Its rooms are this one and those that follow it, so many.
+    pub rooms: [usize; READER_ROOMS_MAX],
+    /// How many of them there are.
+    pub rooms_len: usize,
+    /// Where it begins in each in its first life; later it goes on where it was, or begins somewhere else.
+    pub begin: Begin,
+    /// How it reads.
+    pub reading: Reading,
+    /// How it is connected.
+    pub link: LinkOptions,
+    /// How many connections it makes.
+    pub lives: usize,
+    /// It breaks off after so many messages of one life, but for the last.
+    pub cut_after: usize,
+    /// When it connects, after the witnesses have.
+    pub begins: Duration,
+    /// How many messages it publishes.
+    pub messages: usize,
+    /// The largest of them, in bytes.
+    pub bytes_max: usize,
+    /// It names its messages (`msg_id`), and says again what was not answered.
+    pub names: bool,
+    /// Sometimes it says again what was.
+    pub repeats: bool,
+    /// Its messages have keys, by which newer ones replace older ones for who is slow.
+    pub values: bool,
+    /// Some of them it does not want back (`"echo":false`).
+    pub mutes: bool,
+    /// How often it does something else: lets go of a topic for a while, asks for a history, or for what cannot be.
+    pub whims: usize,
+}
+
+impl TalkerPlan {
+    /// Its rooms, in the order in which it asks for them.
+    pub fn topics(&self) -> &[usize] {
+        &self.rooms[..self.rooms_len]
+    }
+}
+
 /// How a client reads.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Reading {
@@ -301,6 +345,14 @@ impl Plan {
         let slow = SlowRules::new(slow.parse().into_iter().collect()).expect("a rule");
         limits.queue_soft_bytes = [300, 1000, 4000][seed as usize / 500_000 % 3];
         posters.iter_mut().for_each(|poster: &mut PosterPlan| poster.values = slow.thin_anybody());
+        // In two of five some speak JSON; the others are drawn as if there were none in any.
+        let talkers = match seed / 36_000_000 % 5 {
+            0 => 1,
+            1 => 3,
+            _ => 0,
+        };
+        let thins = slow.thin_anybody();
+        let talkers = (0..talkers).map(|_| draw_talker(choices, rooms, message_bytes_max, harsh, thins)).collect();
         let shards = ShardsPlan { shards, limits, slow, ring, seed };
         let interlude = match seed % 10 {
             0 => Interlude::Rebalance,
@@ -308,7 +360,7 @@ impl Plan {
             2 | 3 if nats.is_none() => Interlude::HandOver,
             _ => Interlude::None,
         };
-        Self { shards, chaos, fds_max, harsh, rooms, clients, readers, pollers, posters, nats, epilogue, interlude, end }
+        Self { shards, chaos, fds_max, harsh, rooms, clients, readers, pollers, posters, talkers, nats, epilogue, interlude, end }
     }
 
     /// The epoch of all positions.
@@ -415,7 +467,7 @@ fn draw_client(choices: &mut Choices, shards: u16, rooms: usize, message_bytes_m
     }
 }
 
-fn draw_begin(choices: &mut Choices) -> Begin {
+pub(super) fn draw_begin(choices: &mut Choices) -> Begin {
     let last = Begin::Last(choices.of(&[0, 1, 2, 7, 1000]));
     let after = Begin::After { newest: choices.chance(300) };
     let stray = if choices.chance(100) { Begin::Stray { restart: choices.chance(500) } } else { after };
@@ -479,5 +531,31 @@ fn draw_poster(choices: &mut Choices, shards: u16, rooms: usize, message_bytes_m
         values: false,
         link: LinkOptions { up_max: choices.of(&[64, 1024, 64 << 10]), down_max: choices.of(&[64, 1024]), fragile, sink: false },
         begins: Duration::from_micros(choices.below(30_000) as u64),
+    }
+}
+
+fn draw_talker(choices: &mut Choices, rooms: usize, message_bytes_max: usize, harsh: bool, thins: bool) -> TalkerPlan {
+    let ReaderPlan { rooms, rooms_len, begin, reading, link, lives, cut_after, begins } =
+        draw_reader(choices, rooms, message_bytes_max, harsh);
+    let speaks = !matches!(reading, Reading::DeafAfter(_));
+    let names = choices.chance(500);
+    TalkerPlan {
+        rooms,
+        rooms_len,
+        begin,
+        reading,
+        link,
+        lives,
+        cut_after,
+        begins,
+        // Fewer than idempotency keys are remembered, with those of publishers over HTTP.
+        messages: if speaks { choices.of(&[0, 1, 5, 10]) } else { 0 },
+        bytes_max: message_bytes_max.min(choices.of(&[16, 200, 1000, 70_000])),
+        names,
+        repeats: names && !harsh && choices.chance(500),
+        values: thins,
+        // With keys, what it does not want replaces what it wants.
+        mutes: !thins && choices.chance(300),
+        whims: if speaks { choices.of(&[0, 3, 10]) } else { 0 },
     }
 }

@@ -4,8 +4,6 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 
 use super::SERVED_WITHIN;
@@ -13,6 +11,7 @@ use super::ears::{Ears, ToldGap};
 use super::exchange::{Answer, Exchange, Progress};
 use super::ledger::Ledger;
 use super::plan::{Begin, PollerPlan};
+use super::words::{Entry, payload, room_of};
 use crate::engine::sim::World;
 use crate::ids::ShardId;
 use crate::proto::position::Epoch;
@@ -28,23 +27,6 @@ struct Answered<'a> {
     #[serde(borrow)]
     messages: Vec<Entry<'a>>,
     next: String,
-}
-
-#[derive(Deserialize)]
-struct Entry<'a> {
-    topic: &'a str,
-    pos: Option<&'a str>,
-    data: Option<String>,
-    data_b64: Option<&'a str>,
-    #[serde(borrow)]
-    gap: Option<Gap<'a>>,
-}
-
-#[derive(Deserialize)]
-struct Gap<'a> {
-    from: Option<&'a str>,
-    to: &'a str,
-    reason: &'a str,
 }
 
 /// One poller.
@@ -188,8 +170,7 @@ impl Poller {
         let early = answered.messages.is_empty() && waited.is_some_and(|waited| waited < self.plan.wait);
         assert!(!early, "poller {id}: nothing after {waited:?} instead of {:?}", self.plan.wait);
         for entry in &answered.messages {
-            let room = entry.topic.strip_prefix("room-").and_then(|room| room.parse().ok());
-            let room = room.unwrap_or_else(|| panic!("poller {id}: hears of topic {}", entry.topic));
+            let room = room_of(entry.topic).unwrap_or_else(|| panic!("poller {id}: hears of topic {}", entry.topic));
             match (entry, &entry.gap) {
                 (Entry { pos: None, .. }, Some(gap)) => {
                     let from = gap.from.map(|from| self.ears.read_position(from));
@@ -210,13 +191,8 @@ impl Poller {
                     if self.next.is_empty() {
                         self.ears.begins_before(index, position.offset, now, ledger);
                     }
-                    let (is_text, payload) = match (data, data_b64) {
-                        (Some(data), None) => (true, data.clone().into_bytes()),
-                        (None, Some(bytes)) => {
-                            (false, STANDARD.decode(bytes).unwrap_or_else(|error| panic!("poller {id}: {error}: {text}")))
-                        }
-                        _ => panic!("poller {id}: neither text nor bytes: {text}"),
-                    };
+                    let said = payload(data.as_deref(), *data_b64);
+                    let (is_text, payload) = said.unwrap_or_else(|| panic!("poller {id}: neither text nor bytes: {text}"));
                     self.ears.hear(index, position.offset, is_text, &payload, ledger);
                 }
                 _ => panic!("poller {id}: neither a message nor a gap: {text}"),

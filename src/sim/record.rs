@@ -58,11 +58,11 @@ impl Record {
         self.rooms.get(&room)?.keys().next_back().copied()
     }
 
-    /// A message that lies behind one offset of a room and before another, but for those of one speaker.
-    pub(super) fn between(&self, room: usize, after: u64, before: u64, but_of: Option<usize>) -> Option<(u64, MessageId)> {
+    /// A message that lies behind one offset of a room and before another, but for those that are left out.
+    pub(super) fn between(&self, room: usize, after: u64, before: u64, left_out: impl Fn(MessageId) -> bool) -> Option<(u64, MessageId)> {
         let there = self.rooms.get(&room)?;
         let mut between = there.range(after + 1..before.max(after + 1)).map(|(offset, id)| (*offset, *id));
-        between.find(|(_, id)| but_of != Some(usize::from(id.speaker)))
+        between.find(|(_, id)| !left_out(*id))
     }
 
     /// Checks that a message has a place that somebody was told.
@@ -81,7 +81,7 @@ impl Record {
     pub(super) fn hear(&self, who: usize, account: &Account, id: MessageId) -> u64 {
         let place = self.places.get(&id).copied();
         let (room, offset) = place.unwrap_or_else(|| panic!("client {who} hears {id:?}, which the stream does not have"));
-        let own = account.no_echo.then_some(who);
+        let own = |id| account.leaves_out(who, id);
         match account.heard_to.or(account.after) {
             Some(at) => {
                 assert!(offset > at, "client {who} hears {id:?} of room {room}, which lies at {offset}, where he was at {at}");
@@ -109,7 +109,7 @@ impl Record {
             let Some(room) = account.room else { continue };
             if account.listens && account.let_in.is_some() {
                 let at = account.heard_to.or(account.after).unwrap_or(account.let_in_at);
-                if let Some((offset, id)) = self.between(room, at, u64::MAX, account.no_echo.then_some(who)) {
+                if let Some((offset, id)) = self.between(room, at, u64::MAX, |id| account.leaves_out(who, id)) {
                     return Some(format!("client {who}, who is at {at} of room {room}, has not heard {id:?} at {offset}"));
                 }
             }
