@@ -558,7 +558,10 @@ impl Simulated {
         for (name, value) in &scenario.limits {
             (Limits::find(name).expect("a limit").set)(&mut limits, *value);
         }
-        let shards = Shards::start(&ShardsPlan { shards: 2, limits, slow: Default::default(), ring: SimRingSize::default(), seed }, &world);
+        let shards = Shards::start(
+            &ShardsPlan { shards: 2, limits, slow: Default::default(), features: Default::default(), ring: SimRingSize::default(), seed },
+            &world,
+        );
         Self { world, shards, clients: Vec::new() }
     }
 

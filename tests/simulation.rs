@@ -139,8 +139,10 @@ fn shards_whose_drain_is_called_off_take_clients_again() {
 fn no_shard_ends_while_another_has_messages_for_it() {
     let world = Rc::new(RefCell::new(World::new(Choices::seeded(1), Chaos::CALM)));
     let limits = Limits { connections_max: 10, queued_bytes_max: 1 << 30, ..Limits::default() };
-    let mut shards =
-        Shards::start(&ShardsPlan { shards: 2, limits, slow: Default::default(), ring: SimRingSize::default(), seed: 1 }, &world);
+    let mut shards = Shards::start(
+        &ShardsPlan { shards: 2, limits, slow: Default::default(), features: Default::default(), ring: SimRingSize::default(), seed: 1 },
+        &world,
+    );
     let (home, away) = (ShardId(0), ShardId(1));
     let placement = Placement::new(2, (1, !1));
     let room = (0..).map(|number| format!("room-{number}")).find(|room| placement.home(room) == home).expect("half of all");

@@ -208,7 +208,7 @@ fn many(args: &Args) -> ExitCode {
 /// What the simulations went through: a rule that was never put to the test proves nothing.
 fn summarise(total: &Report, run: u64, first: u64, took: Duration) {
     println!(
-        "{run} seeds from {first} in {:.1} s: {:.0} s simulated, {} steps, {} messages said, {} heard, {} streams, {} answers to polls, {} talks, {} gaps, {} repeats, {} wake-ups, {} waits for buffers, {} pauses of accepting, {} of publishers",
+        "{run} seeds from {first} in {:.1} s: {:.0} s simulated, {} steps, {} messages said, {} heard, {} streams, {} answers to polls, {} talks, {} messages inflated, {} deflated, {} gaps, {} repeats, {} wake-ups, {} waits for buffers, {} pauses of accepting, {} of publishers",
         took.as_secs_f64(),
         total.nanos as f64 / 1e9,
         total.steps,
@@ -217,6 +217,8 @@ fn summarise(total: &Report, run: u64, first: u64, took: Duration) {
         total.streams,
         total.polls,
         total.talks,
+        total.inflated,
+        total.deflated,
         total.gaps,
         total.repeats,
         total.wakes,

@@ -140,7 +140,7 @@ impl Client {
             }
             _ => "/echo".to_owned(),
         };
-        self.shaken(socket::ask(world, link, &path, None, format_args!("client {}", self.id)), world, ledger);
+        self.shaken(socket::ask(world, link, &path, (None, self.plan.offer), format_args!("client {}", self.id)), world, ledger);
     }
 
     /// What it says about where to begin.

@@ -32,7 +32,8 @@ impl<K: Kernel> Crowd<K> {
     pub fn new(shards: u16, rooms: usize, connections: usize, around: impl Fn(SimKernel) -> K) -> Self {
         let world = Rc::new(RefCell::new(World::new(Choices::seeded(1), Chaos::CALM)));
         let limits = Limits { connections_max: u64::MAX, queued_bytes_max: u64::MAX, ..Limits::default() };
-        let plan = ShardsPlan { shards, limits, slow: Default::default(), ring: SimRingSize::default(), seed: 1 };
+        let plan =
+            ShardsPlan { shards, limits, slow: Default::default(), features: Default::default(), ring: SimRingSize::default(), seed: 1 };
         let shards = Shards::start_on(&plan, &world, around);
         world.borrow_mut().reserve(connections);
         Self { world, shards, clients: Vec::with_capacity(connections), rooms }

@@ -104,6 +104,7 @@ impl Simulation {
                 reading: Reading::Greedy,
                 leaving: Leaving::Stays,
                 link: LinkOptions::default(),
+                offer: None,
                 witness: false,
                 begins: Duration::ZERO,
             };

@@ -9,7 +9,7 @@
 //! | `shards`, `takeover` | gateways over simulated kernels; how another process goes on with what they have |
 //! | `client`, `reader`, `poller`, `poster`, `stranger` | who connects |
 //! | `talker`, `voice` | who connects and speaks `shardcast.v1.json`; what it publishes |
-//! | `socket`, `stream`, `exchange`, `words` | how they speak: WebSockets, bytes, requests by HTTP, JSON |
+//! | `socket`, `squeeze`, `stream`, `exchange`, `words` | how they speak: WebSockets, compressed ones, bytes, requests by HTTP, JSON |
 //! | `epilogue` | those who come back when everything has been said |
 //! | `ears` | where a reader with a cursor is in each topic |
 //! | `ledger` | who said and heard what: the oracle |
@@ -33,6 +33,7 @@ mod reader;
 mod record;
 mod shards;
 mod socket;
+mod squeeze;
 mod storm;
 mod stranger;
 mod stream;
@@ -49,7 +50,7 @@ pub use border::{Border, Bordered};
 pub use crowd::Crowd;
 pub use nats::{Fault, NatsPlan, OtherPlan};
 pub use plan::{Begin, ClientPlan, End, Epilogue, Interlude, Leaving, Plan, PollerPlan, PosterPlan, ReaderPlan, Reading, TalkerPlan, Wish};
-pub use shards::{Shards, ShardsPlan};
+pub use shards::{Features, Shards, ShardsPlan};
 pub use storm::{Obeys, Storm, StormPlan};
 
 use self::client::{BAD_MESSAGE, CUT_OFF, Client, LOST};
@@ -104,6 +105,10 @@ pub struct Report {
     pub polls: u64,
     /// Connections of clients of `shardcast.v1.json`.
     pub talks: u64,
+    /// Messages that clients sent compressed.
+    pub inflated: u64,
+    /// Messages that were compressed for clients.
+    pub deflated: u64,
     /// Messages that were published again with their idempotency key.
     pub repeats: u64,
     /// Messages that clients said.
@@ -133,6 +138,8 @@ impl Report {
         self.streams += other.streams;
         self.polls += other.polls;
         self.talks += other.talks;
+        self.inflated += other.inflated;
+        self.deflated += other.deflated;
         self.repeats += other.repeats;
         self.said += other.said;
         self.closes.resize(self.closes.len().max(other.closes.len()), 0);
@@ -738,6 +745,8 @@ impl Simulation {
                 .iter()
                 .map(|cause| self.shards.all_counters().map(|counters| counters.closes.of(*cause).value()).sum())
                 .collect(),
+            inflated: sum(|counters| counters.inflated.value()),
+            deflated: sum(|counters| counters.deflated.value()),
             wakes: self.world.borrow().wakes,
             starved: sum(|counters| counters.recv_starved.value()),
             accept_paused: sum(|counters| counters.accept_paused.value()),

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use super::nats::NatsPlan;
-use super::shards::ShardsPlan;
+use super::shards::{Features, ShardsPlan};
+use super::squeeze::OFFERS;
 use crate::engine::sim::{Chaos, Choices, LinkOptions, SimRingSize};
 use crate::ids::ShardId;
 use crate::limits::Limits;
@@ -223,6 +224,8 @@ pub struct TalkerPlan {
     pub repeats: bool,
     /// Its messages have keys, by which newer ones replace older ones for who is slow.
     pub values: bool,
+    /// Which of the known offers to compress it makes.
+    pub offer: Option<usize>,
     /// Some of them it does not want back (`"echo":false`).
     pub mutes: bool,
     /// How often it does something else: lets go of a topic for a while, asks for a history, or for what cannot be.
@@ -283,6 +286,8 @@ pub struct ClientPlan {
     pub leaving: Leaving,
     /// How it is connected.
     pub link: LinkOptions,
+    /// Which of the known offers to compress it makes.
+    pub offer: Option<usize>,
     /// It sees everything that its room is sent, from the beginning to the end.
     pub witness: bool,
     /// When it connects, after the witnesses have.
@@ -299,7 +304,7 @@ impl Plan {
         let rooms = choices.of(&[1, 1, 2, 2, 3, 4]);
         let count = choices.within(rooms..=rooms + 10);
         let message_bytes_max = limits.message_bytes_max as usize;
-        let clients = (0..count)
+        let mut clients: Vec<ClientPlan> = (0..count)
             .map(|index| {
                 let witness = index < rooms;
                 let mut client = draw_client(choices, shards, rooms, message_bytes_max, harsh);
@@ -352,8 +357,17 @@ impl Plan {
             _ => 0,
         };
         let thins = slow.thin_anybody();
-        let talkers = (0..talkers).map(|_| draw_talker(choices, rooms, message_bytes_max, harsh, thins)).collect();
-        let shards = ShardsPlan { shards, limits, slow, ring, seed };
+        let mut talkers: Vec<TalkerPlan> = (0..talkers).map(|_| draw_talker(choices, rooms, message_bytes_max, harsh, thins)).collect();
+        // In one of four the gateway compresses.
+        let compression = (seed / 180_000_000).is_multiple_of(4);
+        if compression {
+            limits.deflate_bytes_min = choices.of(&[0, 16, 128]);
+            limits.inflate_bytes_per_turn = choices.of(&[4 << 10, 4 << 20]);
+            let offers = clients.iter_mut().map(|client| &mut client.offer).chain(talkers.iter_mut().map(|talker| &mut talker.offer));
+            offers.for_each(|offer| *offer = choices.chance(700).then(|| choices.below(OFFERS.len())));
+        }
+        let features = Features { compression };
+        let shards = ShardsPlan { shards, limits, slow, features, ring, seed };
         let interlude = match seed % 10 {
             0 => Interlude::Rebalance,
             1 => Interlude::CalledOff,
@@ -462,6 +476,7 @@ fn draw_client(choices: &mut Choices, shards: u16, rooms: usize, message_bytes_m
             fragile: choices.chance(if harsh { 300 } else { 100 }),
             sink: false,
         },
+        offer: None,
         witness: false,
         begins: Duration::from_micros(choices.below(30_000) as u64),
     }
@@ -555,6 +570,7 @@ fn draw_talker(choices: &mut Choices, rooms: usize, message_bytes_max: usize, ha
         repeats: names && !harsh && choices.chance(500),
         values: thins,
         // With keys, what it does not want replaces what it wants.
+        offer: None,
         mutes: !thins && choices.chance(300),
         whims: if speaks { choices.of(&[0, 3, 10]) } else { 0 },
     }

@@ -33,10 +33,19 @@ pub struct ShardsPlan {
     pub limits: Limits,
     /// What becomes of slow readers.
     pub slow: SlowRules,
+    /// What is off unless an operator switches it on.
+    pub features: Features,
     /// Sizes of the simulated rings.
     pub ring: SimRingSize,
     /// Seed of what is random inside the gateways.
     pub seed: u64,
+}
+
+/// What is off unless an operator switches it on.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Features {
+    /// WebSockets that offer it may compress.
+    pub compression: bool,
 }
 
 /// How long a step takes, where nobody says otherwise.
@@ -128,7 +137,7 @@ impl<K: Kernel> Shards<K> {
                 counters: Arc::clone(&counters[index]),
                 limits: Arc::clone(&limits),
                 origins: Arc::new([]),
-                compression: false,
+                compression: plan.features.compression,
                 presence: Arc::new([]),
                 wildcards: false,
                 addressing: Arc::default(),

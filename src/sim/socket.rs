@@ -13,6 +13,7 @@ use tungstenite::protocol::frame::{CloseFrame, Frame};
 use tungstenite::{Error, Message, WebSocket};
 
 use super::ledger::Said;
+use super::squeeze::{OFFERS, Squeezed};
 use super::stream::SimStream;
 use crate::engine::sim::{LinkId, World};
 
@@ -33,7 +34,7 @@ pub(super) enum Ended {
 }
 
 /// A handshake whose answer is not here.
-pub(super) struct Shaking(Box<MidHandshake<ClientHandshake<SimStream>>>);
+pub(super) struct Shaking(Box<MidHandshake<ClientHandshake<Squeezed>>>);
 
 /// What a handshake has come to.
 pub(super) enum Shaken {
@@ -57,10 +58,16 @@ pub(super) enum Heard {
 }
 
 /// An open one.
-pub(super) struct Socket(Box<WebSocket<SimStream>>);
+pub(super) struct Socket(Box<WebSocket<Squeezed>>);
 
-/// Asks for an upgrade, of `who`, who fails when the answer is none.
-pub(super) fn ask(world: &Rc<RefCell<World>>, link: LinkId, path: &str, protocol: Option<&str>, who: fmt::Arguments<'_>) -> Shaken {
+/// Asks for an upgrade with one of the offers to compress, or none, for `who`, who fails when the answer is none.
+pub(super) fn ask(
+    world: &Rc<RefCell<World>>,
+    link: LinkId,
+    path: &str,
+    (protocol, offer): (Option<&str>, Option<usize>),
+    who: fmt::Arguments<'_>,
+) -> Shaken {
     let mut request = tungstenite::http::Request::builder()
         .uri(format!("ws://gateway{path}"))
         .header("Host", "gateway")
@@ -71,12 +78,16 @@ pub(super) fn ask(world: &Rc<RefCell<World>>, link: LinkId, path: &str, protocol
     if let Some(protocol) = protocol {
         request = request.header("Sec-WebSocket-Protocol", protocol);
     }
+    if let Some(offer) = offer {
+        request = request.header("Sec-WebSocket-Extensions", OFFERS[offer].0);
+    }
     let request = request.body(()).expect("a request");
+    let stream = Squeezed::new(SimStream::new(world, link), world, offer, protocol.is_some());
     let config = WebSocketConfig::default().read_buffer_size(2048).write_buffer_size(0);
-    shaken(tungstenite::client::client_with_config(request, SimStream::new(world, link), Some(config)), who)
+    shaken(tungstenite::client::client_with_config(request, stream, Some(config)), who)
 }
 
-type Answer = Result<(WebSocket<SimStream>, tungstenite::handshake::client::Response), HandshakeError<ClientHandshake<SimStream>>>;
+type Answer = Result<(WebSocket<Squeezed>, tungstenite::handshake::client::Response), HandshakeError<ClientHandshake<Squeezed>>>;
 
 fn shaken(answer: Answer, who: fmt::Arguments<'_>) -> Shaken {
     match answer {

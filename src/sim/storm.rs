@@ -147,8 +147,14 @@ struct Returning {
 impl Returning {
     fn new(plan: StormPlan) -> Self {
         let world = Rc::new(RefCell::new(World::new(Choices::seeded(1), Chaos::CALM)));
-        let shards =
-            ShardsPlan { shards: plan.shards, limits: plan.limits(), slow: Default::default(), ring: SimRingSize::default(), seed: 1 };
+        let shards = ShardsPlan {
+            shards: plan.shards,
+            limits: plan.limits(),
+            slow: Default::default(),
+            features: Default::default(),
+            ring: SimRingSize::default(),
+            seed: 1,
+        };
         let shards = Shards::start(&shards, &world);
         let begun = world.borrow().now;
         Self {

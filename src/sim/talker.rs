@@ -233,7 +233,7 @@ impl Talker {
         };
         self.lives += 1;
         self.life = Some(Life { link, wire: Wire::Over, welcomed: false, asked: VecDeque::new(), bye: None, closing: false, heard: 0 });
-        let shaken = socket::ask(world, link, "/ws", Some(PROTOCOL), format_args!("talker {}", self.id));
+        let shaken = socket::ask(world, link, "/ws", (Some(PROTOCOL), self.plan.offer), format_args!("talker {}", self.id));
         self.shaken(shaken, world, ledger);
     }
 
