@@ -62,9 +62,11 @@ impl History {
         self.oldest.as_ref().map(|oldest| oldest.seek_frame(frame))
     }
 
-    /// When the frames from this number on came, to within a grain: the noted times, each with the first frame after it.
-    pub(super) fn times(&self) -> impl Iterator<Item = (Time, u64)> + '_ {
-        self.marks.iter().copied()
+    /// When a frame that is kept came, or at most a grain later: what is kept for an age from then on is kept no less. The newest came at `last`.
+    pub(super) fn came_by(&self, frame: u64, last: Time, limits: &Limits) -> Time {
+        let marks = self.marks.partition_point(|&(_, first)| first <= frame);
+        // Frames of a mark came within a grain of it.
+        marks.checked_sub(1).map_or(last, |mark| last.min(self.marks[mark].0 + grain(limits)))
     }
 
     /// The first frame that came at most so long ago, or one a little before it.
@@ -297,6 +299,17 @@ mod tests {
         past.remember(A, Gone::at(7));
         past.remember(B, Gone::at(3));
         assert_eq!(past.recall(C), Gone::at(0), "nothing was forgotten");
+    }
+
+    #[test]
+    fn a_message_counts_as_no_older_than_it_is() {
+        let limits = Limits { history_age_ms: 64_000, ..Limits::default() };
+        let at = Time::from_millis;
+        let history = History { marks: [(at(5_000), 3), (at(9_000), 7)].into(), ..History::default() };
+        for (frame, expect) in [(2, 9_300), (3, 6_000), (6, 6_000), (7, 9_300), (8, 9_300)] {
+            assert_eq!(history.came_by(frame, at(9_300), &limits), at(expect), "frame {frame}");
+        }
+        assert_eq!(history.came_by(8, at(30_000), &limits), at(10_000), "a later one would have had a mark");
     }
 
     #[test]

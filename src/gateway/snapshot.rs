@@ -146,12 +146,8 @@ impl<D: Driver> Gateway<D> {
         };
         let messages = topic.raw.log.frames() - first;
         add(&Record::Topic { name: name.clone(), after: topic.raw.base + first, messages });
-        let mut times = side.history.times().peekable();
-        let mut at = Time::ZERO;
         oldest.each(|number, frame, bytes| {
-            while let Some((noted, _)) = times.next_if(|&(_, frame)| frame <= number) {
-                at = noted;
-            }
+            let at = side.history.came_by(number, topic.last_append, &self.limits);
             let (kind, payload) = message(bytes.as_slice());
             let (event, key) = (frame.event(), frame.key());
             add(&Record::Message { at_ms: at_ms(at), kind, event, key, payload });
