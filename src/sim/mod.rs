@@ -8,7 +8,7 @@
 //! | `plan` | what a simulation consists of |
 //! | `shards`, `takeover` | gateways over simulated kernels; how another process goes on with what they have |
 //! | `client`, `reader`, `poller`, `poster`, `stranger` | who connects |
-//! | `talker`, `voice` | who connects and speaks `shardcast.v1.json`; what it publishes |
+//! | `talker` | who connects and speaks `shardcast.v1.json` |
 //! | `socket`, `squeeze`, `stream`, `exchange`, `words` | how they speak: WebSockets, compressed ones, bytes, requests by HTTP, JSON |
 //! | `epilogue` | those who come back when everything has been said |
 //! | `ears` | where a reader with a cursor is in each topic |
@@ -39,7 +39,6 @@ mod stranger;
 mod stream;
 mod takeover;
 mod talker;
-mod voice;
 mod words;
 
 use std::cell::RefCell;
@@ -61,7 +60,7 @@ use self::poster::Poster;
 use self::reader::{Cut, Reader};
 use self::socket::Ended;
 use self::stranger::Stranger;
-use self::talker::Talker;
+use self::talker::{About, Talker};
 use crate::engine::sim::{Choices, World};
 use crate::gateway::Holdings;
 use crate::gateway::close_cause::CloseCause;
@@ -230,7 +229,13 @@ impl Simulation {
         let readers = plan.readers.iter().enumerate().map(|(id, reader)| Reader::new(id, *reader, epoch, plan.shards.shards)).collect();
         let posters = plan.posters.iter().map(|poster| Poster::new(*poster, epoch, &mut ledger)).collect();
         let pollers = plan.pollers.iter().enumerate().map(|(id, poller)| Poller::new(id, *poller, epoch, plan.shards.shards)).collect();
-        let about = (plan.shards.shards, plan.rooms, plan.harsh);
+        let about = About {
+            shards: plan.shards.shards,
+            rooms: plan.rooms,
+            harsh: plan.harsh,
+            features: plan.shards.features,
+            all_are_there: !plan.harsh && plan.interlude == Interlude::None && plan.nats.is_none(),
+        };
         let talkers = plan.talkers.iter().enumerate().map(|(id, talker)| Talker::new(id, *talker, epoch, about, &mut ledger)).collect();
         Self {
             plan,
@@ -441,6 +446,15 @@ impl Simulation {
         });
         self.disturbed = false;
         self.calm_from = self.now();
+        self.agree_on_who_is_there();
+    }
+
+    /// In a gentle world who watches knows who is there in the end. Another process calls the same connections by other names.
+    fn agree_on_who_is_there(&mut self) {
+        if !self.plan.harsh && self.plan.interlude != Interlude::HandOver {
+            let wrong = |me: &Self| me.talkers.iter().find_map(|talker| talker.wrong_about(&me.talkers));
+            self.run_until(SERVED_WITHIN, |me| wrong(me).is_none(), |me| wrong(me).unwrap_or_default());
+        }
     }
 
     fn close(&mut self) {
@@ -739,7 +753,7 @@ impl Simulation {
             streams: self.readers.iter().map(|reader| reader.lives as u64).sum(),
             polls: self.pollers.iter().map(|poller| poller.answers).sum(),
             talks: self.talkers.iter().map(|talker| talker.lives as u64).sum(),
-            repeats: self.posters.iter().map(|poster| poster.repeats).chain(self.talkers.iter().map(|talker| talker.voices.repeats)).sum(),
+            repeats: self.posters.iter().map(|poster| poster.repeats).chain(self.talkers.iter().map(Talker::repeats)).sum(),
             said: self.ledger.accounts.iter().map(|account| account.said.len() as u64).sum(),
             closes: CloseCause::ALL
                 .iter()

@@ -226,6 +226,10 @@ pub struct TalkerPlan {
     pub values: bool,
     /// Which of the known offers to compress it makes.
     pub offer: Option<usize>,
+    /// It wants to be told who is in its rooms.
+    pub watches: bool,
+    /// It asks for all rooms at once, where it does not go on with one.
+    pub wild: bool,
     /// Some of them it does not want back (`"echo":false`).
     pub mutes: bool,
     /// How often it does something else: lets go of a topic for a while, asks for a history, or for what cannot be.
@@ -366,7 +370,18 @@ impl Plan {
             let offers = clients.iter_mut().map(|client| &mut client.offer).chain(talkers.iter_mut().map(|talker| &mut talker.offer));
             offers.for_each(|offer| *offer = choices.chance(700).then(|| choices.below(OFFERS.len())));
         }
-        let features = Features { compression };
+        let mut features = Features { compression, ..Features::default() };
+        if !talkers.is_empty() {
+            features.presence = choices.chance(400);
+            features.wildcards = choices.chance(400);
+            limits.presence_tick_ms = choices.of(&[10, 200]);
+        }
+        for talker in &mut talkers {
+            talker.watches = features.presence && choices.chance(700);
+            if features.wildcards && choices.chance(500) {
+                (talker.wild, talker.rooms_len) = (true, rooms);
+            }
+        }
         let shards = ShardsPlan { shards, limits, slow, features, ring, seed };
         let interlude = match seed % 10 {
             0 => Interlude::Rebalance,
@@ -571,6 +586,8 @@ fn draw_talker(choices: &mut Choices, rooms: usize, message_bytes_max: usize, ha
         values: thins,
         // With keys, what it does not want replaces what it wants.
         offer: None,
+        watches: false,
+        wild: false,
         mutes: !thins && choices.chance(300),
         whims: if speaks { choices.of(&[0, 3, 10]) } else { 0 },
     }

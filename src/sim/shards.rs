@@ -19,6 +19,7 @@ use crate::gateway::{Command, Gateway, Holdings, Page, Parts, Progress, Shared};
 use crate::hub::Placement;
 use crate::ids::ShardId;
 use crate::limits::Limits;
+use crate::proto::pattern::Pattern;
 use crate::proto::position::Epoch;
 use crate::proto::slow::SlowRules;
 use crate::proto::subject::Rules;
@@ -46,6 +47,10 @@ pub struct ShardsPlan {
 pub struct Features {
     /// WebSockets that offer it may compress.
     pub compression: bool,
+    /// Who asks is told who is in a room.
+    pub presence: bool,
+    /// Clients may subscribe to all rooms at once.
+    pub wildcards: bool,
 }
 
 /// How long a step takes, where nobody says otherwise.
@@ -123,6 +128,7 @@ impl<K: Kernel> Shards<K> {
         let shared = Shared::new(plan.shards, limits.connections_max, limits.queued_bytes_max, limits.topics_max, history_bytes_max);
         let placement = Placement::new(plan.shards, (plan.seed, !plan.seed));
         let counters: Vec<Arc<Counters>> = (0..plan.shards).map(|_| Arc::default()).collect();
+        let rooms = ["room-*".parse::<Pattern>().expect("a pattern")];
         let now = world.borrow().now;
         let mut seats = Vec::new();
         let mut bridges = bridges.into_iter();
@@ -138,8 +144,8 @@ impl<K: Kernel> Shards<K> {
                 limits: Arc::clone(&limits),
                 origins: Arc::new([]),
                 compression: plan.features.compression,
-                presence: Arc::new([]),
-                wildcards: false,
+                presence: rooms.iter().filter(|_| plan.features.presence).cloned().collect(),
+                wildcards: plan.features.wildcards,
                 addressing: Arc::default(),
                 slow: Arc::new(plan.slow.clone()),
                 pages: Arc::new([Page { path: "/", media_type: "text/html", body: "a page".into(), shared: false }]),

@@ -114,8 +114,9 @@ impl Squeezed {
         let message: Vec<u8> = fragments.iter().flat_map(|(_, payload)| payload).copied().collect();
         let squeezed = deflate(&message, &mut self.world.borrow_mut());
         let pieces = self.world.borrow_mut().choices.of(&[1, 1, 2, 5]);
-        // What is longer then may be too long.
-        let Some(squeezed) = squeezed.filter(|squeezed| squeezed.len() <= message.len().max(1)) else {
+        // What is longer by more than an eighth may be too long.
+        let most = (message.len() + message.len() / 8).max(1);
+        let Some(squeezed) = squeezed.filter(|squeezed| squeezed.len() <= most) else {
             return fragments.iter().for_each(|(first, payload)| put(&mut self.output, *first, MASKED, payload));
         };
         let opcode = fragments[0].0 & 0x0f;

@@ -14,6 +14,8 @@ pub(super) struct Told<'a> {
     pub(super) id: Option<&'a RawValue>,
     pub(super) topic: Option<&'a str>,
     pub(super) pos: Option<&'a str>,
+    // Of `welcome`.
+    pub(super) conn: Option<String>,
     // Of `subscribed`.
     pub(super) recovered: Option<bool>,
     pub(super) replayed: Option<u64>,
@@ -38,6 +40,16 @@ pub(super) struct Told<'a> {
     #[serde(default, borrow)]
     pub(super) messages: Vec<Entry<'a>>,
     pub(super) next: Option<&'a str>,
+    // Of who is in a topic.
+    pub(super) count: Option<u64>,
+    #[serde(default)]
+    pub(super) members: Vec<Member>,
+}
+
+/// Who is in a topic.
+#[derive(Deserialize)]
+pub(super) struct Member {
+    pub(super) conn: String,
 }
 
 /// A message, or a gap, in an answer to a poll or a history.

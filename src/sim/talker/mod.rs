@@ -1,20 +1,24 @@
 //! A simulated client of `shardcast.v1.json`: it subscribes to one to four topics, lets go of them and takes them up again, publishes, asks for histories and
 //! for nonsense, and is cut off now and then, to come back with the position of each topic.
 
+mod voice;
+mod whims;
+
 use std::cell::RefCell;
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::rc::Rc;
 use std::time::Duration;
 
+use self::voice::Voices;
 use super::SERVED_WITHIN;
 use super::client::CUT_OFF;
 use super::ears::{Ears, ToldGap};
-use super::ledger::{Ledger, Loss, Said};
-use super::plan::{Reading, TalkerPlan, draw_begin};
+use super::ledger::{Ledger, Said};
+use super::plan::{Begin, Reading, TalkerPlan, draw_begin};
 use super::reader::Cut;
+use super::shards::Features;
 use super::socket::{self, Ended, Heard, Shaken, Shaking, Socket};
-use super::voice::Voices;
-use super::words::{Told, payload, room_of};
+use super::words::Told;
 use crate::engine::sim::{LinkId, World};
 use crate::ids::ShardId;
 use crate::proto::position::{Epoch, Position};
@@ -39,6 +43,9 @@ struct Life {
     link: LinkId,
     wire: Wire,
     welcomed: bool,
+    /// It is subscribed to all rooms; it has asked for the one or the other.
+    is_wild: bool,
+    asked_wild: bool,
     /// Requests that are not answered, in the order in which they will be.
     asked: VecDeque<Asked>,
     bye: Option<u16>,
@@ -73,10 +80,25 @@ enum What {
         newest: Option<u64>,
         last: u64,
     },
+    /// All rooms; or no more of them.
+    Pattern,
+    NoPattern,
+    Presence,
     Ping,
     Auth,
     /// What is refused, with this code.
     Mistake(&'static str),
+}
+
+/// What is to be known of the simulation.
+#[derive(Clone, Copy)]
+pub(super) struct About {
+    pub(super) shards: u16,
+    pub(super) rooms: usize,
+    pub(super) harsh: bool,
+    pub(super) features: Features,
+    /// Somebody is in each room from the beginning to the end.
+    pub(super) all_are_there: bool,
 }
 
 /// A topic of its.
@@ -91,6 +113,10 @@ struct Place {
     gap_to: Option<Position>,
     /// It has heard nothing since it was told where it begins; whether it had said so itself, and nothing is missing.
     fresh: Option<bool>,
+    /// All rooms were asked for, and so it was brought.
+    by_pattern: bool,
+    /// Who is in it, as it was told; none while it was not.
+    roster: Option<BTreeSet<String>>,
     refusals_left: usize,
 }
 
@@ -99,17 +125,19 @@ pub(super) struct Talker {
     pub(super) plan: TalkerPlan,
     id: usize,
     epoch: Epoch,
-    shards: u16,
     life: Option<Life>,
     over: bool,
     /// Connections so far.
     pub(super) lives: usize,
     pub(super) next_at: Time,
     places: Vec<Place>,
-    pub(super) voices: Voices,
+    voices: Voices,
     /// Requests so far, of all lives.
     requests: u64,
     whims_left: usize,
+    /// What the gateway has called its connections, the present one last.
+    conns: Vec<String>,
+    about: About,
     /// How its last life ended.
     pub(super) cut: Option<Cut>,
     /// It was told that NATS is not there when it was.
@@ -123,7 +151,7 @@ pub(super) struct Talker {
 }
 
 impl Talker {
-    pub(super) fn new(id: usize, plan: TalkerPlan, epoch: Epoch, (shards, rooms, harsh): (u16, usize, bool), ledger: &mut Ledger) -> Self {
+    pub(super) fn new(id: usize, plan: TalkerPlan, epoch: Epoch, about: About, ledger: &mut Ledger) -> Self {
         let place = |&room: &usize| Place {
             room,
             ears: Ears::new(format!("talker {id}"), &[room], plan.begin, epoch),
@@ -131,21 +159,24 @@ impl Talker {
             asked: false,
             gap_to: None,
             fresh: None,
+            by_pattern: false,
+            roster: None,
             refusals_left: REFUSALS_MAX,
         };
         Self {
             plan,
             id,
             epoch,
-            shards,
             life: None,
             over: false,
             lives: 0,
             next_at: Time::ZERO,
             places: plan.topics().iter().map(place).collect(),
-            voices: Voices::new(plan, format!("talker {id}"), epoch, rooms, harsh, ledger),
+            voices: Voices::new(plan, format!("talker {id}"), epoch, (about.rooms, about.harsh), ledger),
             requests: 0,
             whims_left: plan.whims,
+            conns: Vec::new(),
+            about,
             cut: None,
             cut_off: false,
             has_blundered: false,
@@ -159,14 +190,28 @@ impl Talker {
         self.over
     }
 
+    /// Messages that were published again.
+    pub(super) fn repeats(&self) -> u64 {
+        self.voices.repeats
+    }
+
     /// Whether it has said all that it has to say, and has all of its topics; or never will.
     pub(super) fn is_done(&self) -> bool {
         self.over || self.plan.reading != Reading::Greedy || (self.voices.are_done() && self.is_settled())
     }
 
     fn is_settled(&self) -> bool {
-        let placed = |place: &Place| !place.asked && (place.is_in || place.refusals_left == 0);
-        self.life.as_ref().is_some_and(|life| life.is_open() && life.asked.is_empty()) && self.places.iter().all(placed)
+        let placed = |place: &Place| {
+            let may_be_out = place.refusals_left == 0 || (!self.is_asked_by_name(place) && !self.about.all_are_there);
+            !place.asked && (place.is_in || may_be_out)
+        };
+        let answered = |life: &Life| life.is_open() && life.asked.is_empty() && (life.is_wild || !self.plan.wild);
+        self.life.as_ref().is_some_and(answered) && self.places.iter().all(placed)
+    }
+
+    /// Whether it is for itself to ask for a room: none that comes with all others.
+    fn is_asked_by_name(&self, place: &Place) -> bool {
+        !self.plan.wild || place.ears.place(0).is_some()
     }
 
     /// Whether the gateway may end its connection, or not let it in, without a reason that lies in the gateway.
@@ -226,13 +271,15 @@ impl Talker {
     }
 
     fn connect(&mut self, world: &Rc<RefCell<World>>, ledger: &mut Ledger) {
-        let shard = ShardId(world.borrow_mut().choices.below(self.shards.into()) as u16);
+        let shard = ShardId(world.borrow_mut().choices.below(self.about.shards.into()) as u16);
         let Ok(link) = world.borrow_mut().connect(shard, self.plan.link) else {
             self.over = true;
             return;
         };
         self.lives += 1;
-        self.life = Some(Life { link, wire: Wire::Over, welcomed: false, asked: VecDeque::new(), bye: None, closing: false, heard: 0 });
+        let (wire, asked) = (Wire::Over, VecDeque::new());
+        self.life =
+            Some(Life { link, wire, welcomed: false, is_wild: false, asked_wild: false, asked, bye: None, closing: false, heard: 0 });
         let shaken = socket::ask(world, link, "/ws", (Some(PROTOCOL), self.plan.offer), format_args!("talker {}", self.id));
         self.shaken(shaken, world, ledger);
     }
@@ -299,10 +346,16 @@ impl Talker {
         assert!(life.bye.is_none(), "talker {id}: after goodbye: {text}");
         assert!(life.welcomed != (told.kind == "welcome"), "talker {id}: not welcomed first, or twice: {text}");
         match told.kind {
-            "welcome" => life.welcomed = true,
+            "welcome" => {
+                life.welcomed = true;
+                self.conns.extend(told.conn);
+            }
             "bye" => life.bye = Some(told.code().parse().unwrap_or_else(|_| panic!("talker {id}: goodbye without a code: {text}"))),
             "message" => self.hear_message(&told, text, ledger),
             "gap" => self.hear_gap(&told, text, now, ledger),
+            "presence" | "join" | "leave" if told.id.is_none() => self.hear_of_others(&told, text),
+            "subscribed" if told.id.is_none() => self.is_brought(&told, text, now, ledger),
+            "error" if told.id.is_none() => self.is_not_brought(&told, text, now, ledger, served),
             "ok" if told.pos.is_some() => self.voices.are_answered(&told, &mut world.borrow_mut(), ledger),
             "error" if told.id().contains('.') => self.voices.are_refused(&told, now, served, ledger),
             _ => self.take_answer(&told, text, now, ledger, served),
@@ -368,11 +421,23 @@ impl Talker {
             (&What::Subscribe { place, after }, "subscribed") => self.subscribed(place, after, told, text, now, ledger),
             (&What::Unsubscribe { place }, "ok") => {
                 let place = &mut self.places[place];
-                (place.is_in, place.asked, place.gap_to, place.fresh) = (false, false, None, None);
+                place.leave();
+            }
+            (What::Pattern, "ok") => (life.is_wild, life.asked_wild) = (true, false),
+            (What::NoPattern, "ok") => {
+                (life.is_wild, life.asked_wild) = (false, false);
+                self.places.iter_mut().filter(|place| place.by_pattern).for_each(Place::leave);
+            }
+            (What::Presence, "presence") => {
+                assert!(told.count.is_some_and(|count| count == told.members.len() as u64), "talker {id}: {text}")
             }
             (What::History { .. }, "history") => self.read_history(&asked.what, told, text, now, ledger),
             (What::Ping, "pong") | (What::Auth, "ok") => {}
             (What::Mistake(code), "error") => assert!(told.code() == *code, "talker {id}: {code} is called {text}"),
+            // All rooms have brought it meanwhile.
+            (&What::Subscribe { place, .. }, "error") if told.code() == "already_subscribed" && self.places[place].by_pattern => {
+                self.places[place].asked = false;
+            }
             (&What::Subscribe { place, .. }, "error") => {
                 self.check_refusal(told, text, now, ledger, served);
                 let excused = ledger.excuses(now);
@@ -393,7 +458,7 @@ impl Talker {
     fn subscribed(&mut self, place: usize, after: Option<Position>, told: &Told<'_>, text: &str, now: Time, ledger: &mut Ledger) {
         let id = self.id;
         let place = &mut self.places[place];
-        (place.is_in, place.asked) = (true, false);
+        (place.is_in, place.asked, place.by_pattern) = (true, false, false);
         let position = place.ears.read_position(told.pos.unwrap_or_default());
         assert!(told.room() == Some(place.room) && position.epoch == self.epoch, "talker {id}: subscribes to room {}: {text}", place.room);
         let recovered = told.recovered.unwrap_or_else(|| panic!("talker {id}: recovered or not: {text}"));
@@ -411,46 +476,69 @@ impl Talker {
         assert!(ledger.record.is_some() || position.offset + follow <= said, "talker {id}: {said} messages were said: {text}");
     }
 
-    fn read_history(&mut self, asked: &What, told: &Told<'_>, text: &str, now: Time, ledger: &mut Ledger) {
-        let who = format!("talker {}", self.id);
-        let &What::History { room, after, most, newest, last } = asked else { return };
-        let read = |pos: Option<&str>| -> Position {
-            let position = pos.and_then(|pos| Position::parse(pos).ok()).filter(|position| position.epoch == self.epoch);
-            position.unwrap_or_else(|| panic!("{who}: no position of this epoch in {text}"))
+    /// It is subscribed to a room because it has asked for all.
+    fn is_brought(&mut self, told: &Told<'_>, text: &str, now: Time, ledger: &mut Ledger) {
+        let (id, room) = (self.id, told.room());
+        let wild = self.life.as_ref().is_some_and(|life| life.is_wild || life.asked_wild);
+        let place = self.places.iter_mut().find(|place| Some(place.room) == room && !place.is_in && wild);
+        let place = place.unwrap_or_else(|| panic!("talker {id}: has not asked for it: {text}"));
+        let position = place.ears.read_position(told.pos.unwrap_or_default());
+        assert!(position.epoch == self.epoch, "talker {id}: another epoch: {text}");
+        (place.is_in, place.by_pattern) = (true, true);
+        place.ears.begin_anew(Begin::Live, ledger);
+        place.ears.begins(0, position.offset, now, ledger);
+        place.ears.is_another(0, self.voices.unwanted(place.room), ledger);
+    }
+
+    /// A room that comes with all others does not come.
+    fn is_not_brought(&self, told: &Told<'_>, text: &str, now: Time, ledger: &Ledger, served: bool) {
+        assert!(self.plan.wild, "talker {}: has asked for nothing: {text}", self.id);
+        self.check_refusal(told, text, now, ledger, served);
+    }
+
+    /// It is told who is in a room, has come, or has gone.
+    fn hear_of_others(&mut self, told: &Told<'_>, text: &str) {
+        let (id, watches) = (self.id, self.plan.watches);
+        let place = self.place_of(told, text);
+        let members = told.members.iter().map(|member| member.conn.clone());
+        assert!(watches, "talker {id}: does not want to know: {text}");
+        let roster = match (&mut place.roster, told.kind) {
+            (Some(roster), _) => roster,
+            (none, "presence") => none.insert(BTreeSet::new()),
+            // What others are told before it was is in what it is told then.
+            _ => return,
         };
-        assert!(told.room() == Some(room), "{who}: has asked for the history of room {room}: {text}");
-        let (mut at, mut messages) = (after.map(|after| after.offset), 0);
-        for entry in &told.messages {
-            assert!(room_of(entry.topic) == Some(room), "{who}: the history of room {room} has another's message: {text}");
-            if let Some(gap) = &entry.gap {
-                let (from, to) = (gap.from.map(|from| read(Some(from))), read(Some(gap.to)));
-                let fits = from == after && at.is_some_and(|at| at < to.offset) && gap.reason == "too_old" && ledger.record.is_none();
-                assert!(fits && messages == 0, "{who}: reads of a gap: {text}");
-                ledger.lose(Loss::new(room, to.offset, now, format!("{who} reads of a gap to {to} in the history of room {room}")));
-                at = Some(to.offset);
-                continue;
-            }
-            let offset = read(entry.pos).offset;
-            let (is_text, payload) =
-                payload(entry.data.as_deref(), entry.data_b64).unwrap_or_else(|| panic!("{who}: what is this: {text}"));
-            match at {
-                Some(at) => {
-                    assert!(ledger.is_next(None, room, at, offset), "{who}: reads {offset} behind {at} in the history of room {room}")
-                }
-                None => ledger.lose(Loss::new(room, offset - 1, now, format!("{who} reads room {room} from {offset} on")).of_at_most(last)),
-            }
-            ledger.read(&who, room, offset, is_text, &payload);
-            (at, messages) = (Some(offset), messages + 1);
+        match told.kind {
+            "presence" => *roster = members.collect(),
+            "join" => roster.extend(members),
+            _ => members.for_each(|gone| {
+                roster.remove(&gone);
+            }),
         }
-        assert!(most.is_none_or(|most| messages <= most), "{who}: has asked for {most:?} messages: {text}");
-        let next = read(told.next).offset;
-        assert!(
-            at.is_none_or(|at| at == next || (ledger.record.is_some() && ledger.is_next(None, room, at, next + 1))),
-            "{who}: next is wrong: {text}"
-        );
-        // What the gateway has not read of a stream it does not have.
-        let awaited = newest.filter(|_| after.is_some() && ledger.record.is_none());
-        assert!(messages > 0 || awaited <= at, "{who}: reads nothing after {at:?}, and there was {newest:?}: {text}");
+        let count = told.count.unwrap_or_default();
+        let behind = told.kind == "leave" && (roster.len() as u64) < count;
+        assert!(roster.len() as u64 == count || behind, "talker {id}: knows of {roster:?}: {text}");
+    }
+
+    /// Something that it was told of who is in its rooms and is not so, of clients that speak as it does.
+    pub(super) fn wrong_about(&self, others: &[Self]) -> Option<String> {
+        let reads = |talker: &Self| talker.plan.reading == Reading::Greedy && talker.life.as_ref().is_some_and(Life::is_open);
+        for place in self.places.iter().filter(|place| place.is_in && reads(self) && self.plan.watches && !place.by_pattern) {
+            let Some(roster) = &place.roster else {
+                return Some(format!("{} was not told who is in room {}", self.describe(), place.room));
+            };
+            for other in others.iter().filter(|other| other.over || reads(other)) {
+                let is_in = !other.over && other.places.iter().any(|theirs| theirs.room == place.room && theirs.is_in);
+                let (present, past) = match other.conns.split_last() {
+                    Some((present, past)) if !other.over => (Some(present), past),
+                    _ => (None, &other.conns[..]),
+                };
+                if present.is_some_and(|conn| roster.contains(conn) != is_in) || past.iter().any(|conn| roster.contains(conn)) {
+                    return Some(format!("{} was told of {roster:?} in room {}, and {}", self.describe(), place.room, other.describe()));
+                }
+            }
+        }
+        None
     }
 
     // ---- what it says -------------------------------------------------------------------------------------------------------------
@@ -475,10 +563,16 @@ impl Talker {
             (life.asked.len(), choices.chance(400), self.whims_left > 0 && choices.chance(100))
         };
         if asked < ASKED_MAX {
-            let out = |place: &Place| !place.is_in && !place.asked && place.refusals_left > 0;
+            let out = |place: &Place| !place.is_in && !place.asked && place.refusals_left > 0 && self.is_asked_by_name(place);
+            let wild = self.plan.wild && !life.is_wild && !life.asked_wild && !self.places.iter().any(|place| place.asked || out(place));
             let next = self.places.iter().position(out).filter(|_| world.borrow_mut().choices.chance(500));
             if let Some(place) = next {
                 self.subscribe(place, world, ledger);
+            }
+            if wild {
+                self.life.iter_mut().for_each(|life| life.asked_wild = true);
+                self.places.iter().for_each(|place| ledger.visit(place.room));
+                self.ask(What::Pattern, "\"type\":\"subscribe\",\"pattern\":\"room-*\"", world);
             }
             if whim {
                 self.whims_left -= 1;
@@ -539,78 +633,9 @@ impl Talker {
             Some(("last", count)) => format!(",\"last\":{count}"),
             Some((name, value)) => format!(",\"{name}\":\"{value}\""),
         };
-        let fields = format!("\"type\":\"subscribe\",\"topic\":\"room-{}\"{begin}", place.room);
+        let presence = if self.plan.watches { ",\"presence\":true" } else { "" };
+        let fields = format!("\"type\":\"subscribe\",\"topic\":\"room-{}\"{begin}{presence}", place.room);
         self.ask(What::Subscribe { place: number, after }, &fields, world);
-    }
-
-    fn follow_whim(&mut self, world: &Rc<RefCell<World>>, ledger: &mut Ledger) {
-        let (whim, number) = {
-            let choices = &mut world.borrow_mut().choices;
-            (choices.below(8), choices.below(self.places.len()))
-        };
-        let place = &self.places[number];
-        let room = place.room;
-        match whim {
-            0..=2 if place.is_in && !place.asked => {
-                self.places[number].asked = true;
-                self.ask(What::Unsubscribe { place: number }, &format!("\"type\":\"unsubscribe\",\"topic\":\"room-{room}\""), world);
-            }
-            3 | 4 => self.ask_for_history(room, world, ledger),
-            5 => self.ask(What::Ping, "\"type\":\"ping\"", world),
-            6 => self.err(number, world),
-            7 if self.may_leave() && !self.has_blundered => {
-                self.has_blundered = true;
-                let nonsense =
-                    world.borrow_mut().choices.of(&["", "nonsense", "[1,2]", "{\"id\":1}", "{\"type\":\"ping\",\"type\":\"ping\"}"]);
-                self.say(nonsense.to_owned(), world);
-            }
-            _ => self.ask(What::Auth, "\"type\":\"auth\",\"token\":\"any\",\"batch\":[1,{}]", world),
-        }
-    }
-
-    fn ask_for_history(&mut self, room: usize, world: &Rc<RefCell<World>>, ledger: &Ledger) {
-        let mut drawn = world.borrow_mut();
-        let choices = &mut drawn.choices;
-        let newest = ledger.newest(room);
-        let (mut after, mut last, mut fields) = (None, u64::MAX, format!("\"type\":\"history\",\"topic\":\"room-{room}\""));
-        match choices.below(3) {
-            0 => {
-                let position = Position { epoch: self.epoch, offset: ledger.known_offset(room, false, choices) };
-                fields += &format!(",\"after\":\"{position}\"");
-                after = Some(position);
-            }
-            1 => {
-                last = choices.of(&[1, 3, 1000]);
-                fields += &format!(",\"last\":{last}");
-            }
-            _ => {}
-        }
-        let most = choices.of(&[None, None, Some(1), Some(5)]);
-        if let Some(most) = most {
-            fields += &format!(",\"limit\":{most}");
-        }
-        drop(drawn);
-        self.ask(What::History { room, after, most, newest, last }, &fields, world);
-    }
-
-    /// Asks for what cannot be.
-    fn err(&mut self, number: usize, world: &Rc<RefCell<World>>) {
-        let place = &self.places[number];
-        let topic = format!("\"topic\":\"room-{}\"", place.room);
-        let subscribed = if place.is_in { "already_subscribed" } else { "not_subscribed" };
-        let kind = if place.is_in { "subscribe" } else { "unsubscribe" };
-        let mistakes = [
-            ("bad_request", "\"type\":\"subscribe\"".to_owned()),
-            ("bad_request", format!("\"type\":\"subscribe\",{topic},\"last\":-1")),
-            ("bad_request", format!("\"type\":\"publish\",{topic}")),
-            ("unknown_type", format!("\"type\":\"dance\",{topic}")),
-            ("no_wildcards", "\"type\":\"subscribe\",\"pattern\":\"room-*\"".to_owned()),
-            ("no_presence", format!("\"type\":\"presence\",{topic}")),
-            (subscribed, format!("\"type\":\"{kind}\",{topic}")),
-        ];
-        let known = if place.asked { mistakes.len() - 1 } else { mistakes.len() };
-        let (code, fields) = &mistakes[world.borrow_mut().choices.below(known)];
-        self.ask(What::Mistake(code), fields, world);
     }
 
     // ---- its ends -----------------------------------------------------------------------------------------------------------------
@@ -627,9 +652,7 @@ impl Talker {
         if let Some(life) = self.life.take() {
             world.borrow_mut().client_close(life.link);
         }
-        for place in &mut self.places {
-            (place.is_in, place.asked, place.gap_to, place.fresh) = (false, false, None, None);
-        }
+        self.places.iter_mut().for_each(Place::leave);
         self.voices.are_cut_off(ledger);
         self.cut = Some(cut);
         self.cut_off = cut == Cut::Bye(CUT_OFF) && !ledger.excuses(world.borrow().now);
@@ -687,6 +710,14 @@ impl Talker {
             self.voices.are_done(),
             self.cut
         )
+    }
+}
+
+impl Place {
+    /// Nothing comes of it any more.
+    fn leave(&mut self) {
+        (self.is_in, self.asked, self.gap_to, self.fresh) = (false, false, None, None);
+        (self.by_pattern, self.roster) = (false, None);
     }
 }
 

@@ -9,9 +9,9 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
-use super::ledger::{Account, Ledger, MessageId, Said};
-use super::plan::TalkerPlan;
-use super::words::Told;
+use super::super::ledger::{Account, Ledger, MessageId, Said};
+use super::super::plan::TalkerPlan;
+use super::super::words::Told;
 use crate::engine::sim::World;
 use crate::proto::position::{Epoch, Position};
 use crate::time::Time;
@@ -69,7 +69,7 @@ pub(super) struct Voices {
 }
 
 impl Voices {
-    pub(super) fn new(plan: TalkerPlan, who: String, epoch: Epoch, rooms: usize, harsh: bool, ledger: &mut Ledger) -> Self {
+    pub(super) fn new(plan: TalkerPlan, who: String, epoch: Epoch, (rooms, harsh): (usize, bool), ledger: &mut Ledger) -> Self {
         let voice = |index: usize| Voice { account: 0, room: plan.topics()[index % plan.topics().len()], current: None };
         let voices = if plan.messages > 0 { (0..VOICES).map(voice).collect() } else { Vec::new() };
         let unwanted = vec![HashSet::new(); rooms];
