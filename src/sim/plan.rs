@@ -230,6 +230,8 @@ pub struct TalkerPlan {
     pub watches: bool,
     /// It asks for all rooms at once, where it does not go on with one.
     pub wild: bool,
+    /// It wants many messages as one frame.
+    pub batches: bool,
     /// Some of them it does not want back (`"echo":false`).
     pub mutes: bool,
     /// How often it does something else: lets go of a topic for a while, asks for a history, or for what cannot be.
@@ -375,6 +377,7 @@ impl Plan {
             features.presence = choices.chance(400);
             features.wildcards = choices.chance(400);
             limits.presence_tick_ms = choices.of(&[10, 200]);
+            limits.batch_ms = choices.of(&[0, 1, 10, 200]);
         }
         for talker in &mut talkers {
             talker.watches = features.presence && choices.chance(700);
@@ -588,6 +591,7 @@ fn draw_talker(choices: &mut Choices, rooms: usize, message_bytes_max: usize, ha
         offer: None,
         watches: false,
         wild: false,
+        batches: choices.chance(400),
         mutes: !thins && choices.chance(300),
         whims: if speaks { choices.of(&[0, 3, 10]) } else { 0 },
     }

@@ -43,6 +43,8 @@ struct Life {
     link: LinkId,
     wire: Wire,
     welcomed: bool,
+    /// It has asked for many messages as one frame.
+    greeted: bool,
     /// It is subscribed to all rooms; it has asked for the one or the other.
     is_wild: bool,
     asked_wild: bool,
@@ -278,8 +280,18 @@ impl Talker {
         };
         self.lives += 1;
         let (wire, asked) = (Wire::Over, VecDeque::new());
-        self.life =
-            Some(Life { link, wire, welcomed: false, is_wild: false, asked_wild: false, asked, bye: None, closing: false, heard: 0 });
+        self.life = Some(Life {
+            link,
+            wire,
+            welcomed: false,
+            greeted: false,
+            is_wild: false,
+            asked_wild: false,
+            asked,
+            bye: None,
+            closing: false,
+            heard: 0,
+        });
         let shaken = socket::ask(world, link, "/ws", (Some(PROTOCOL), self.plan.offer), format_args!("talker {}", self.id));
         self.shaken(shaken, world, ledger);
     }
@@ -307,7 +319,7 @@ impl Talker {
             let Wire::Open(socket) = &mut life.wire else { return };
             let heard = socket.read(format_args!("talker {}", self.id));
             match heard {
-                Heard::Text(text) => self.hear(&text, world, ledger, served),
+                Heard::Text(text) => self.hear_lines(&text, world, ledger, served),
                 Heard::Binary(_) => panic!("talker {}: is sent a binary message", self.id),
                 Heard::Close(code) => {
                     let ours = std::mem::replace(&mut life.closing, true);
@@ -337,6 +349,16 @@ impl Talker {
         !self.last_life && self.lives < self.plan.lives
     }
 
+    /// Takes a frame: one object, or where it was asked for several, each followed by a line break.
+    fn hear_lines(&mut self, text: &str, world: &Rc<RefCell<World>>, ledger: &mut Ledger, served: bool) {
+        let lines = text.strip_suffix('\n').unwrap_or(text).split('\n');
+        let whole = !text.contains('\n') || (self.plan.batches && text.ends_with('\n'));
+        assert!(whole, "talker {}: no lines of objects: {text}", self.id);
+        for line in lines {
+            self.hear(line, world, ledger, served);
+        }
+    }
+
     fn hear(&mut self, text: &str, world: &Rc<RefCell<World>>, ledger: &mut Ledger, served: bool) {
         let id = self.id;
         tracing::debug!(talker = id, text, "hears");
@@ -351,6 +373,8 @@ impl Talker {
                 self.conns.extend(told.conn);
             }
             "bye" => life.bye = Some(told.code().parse().unwrap_or_else(|_| panic!("talker {id}: goodbye without a code: {text}"))),
+            // All are to spread their return over longer.
+            "retry" => assert!(told.retry_ms.is_some(), "talker {id}: {text}"),
             "message" => self.hear_message(&told, text, ledger),
             "gap" => self.hear_gap(&told, text, now, ledger),
             "presence" | "join" | "leave" if told.id.is_none() => self.hear_of_others(&told, text),
@@ -558,6 +582,10 @@ impl Talker {
 
     fn talk(&mut self, world: &Rc<RefCell<World>>, ledger: &mut Ledger) {
         let Some(life) = self.life.as_ref().filter(|life| life.is_open()) else { return };
+        if self.plan.batches && !life.greeted {
+            self.life.iter_mut().for_each(|life| life.greeted = true);
+            return self.say("{\"type\":\"hello\",\"batch\":true}".to_owned(), world);
+        }
         let (asked, speaks, whim) = {
             let choices = &mut world.borrow_mut().choices;
             (life.asked.len(), choices.chance(400), self.whims_left > 0 && choices.chance(100))
