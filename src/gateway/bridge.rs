@@ -400,7 +400,8 @@ impl<D: Driver> Gateway<D> {
         // In a process that is about to give out its topics they get no more.
         let listens = !self.gives_out_topics() && self.bridge.as_ref().is_some_and(|bridge| bridge.listened.contains_key(&incoming.topic));
         let topic = self.topics.get(incoming.topic).filter(|_| listens)?;
-        if !topic.takes_messages(&self.limits) || self.shared.is_over_memory() {
+        // Parcels that are held do not hold this up: they may wait for acknowledgements, which come behind it.
+        if topic.lag() >= self.limits.topic_lag_bytes_max || self.shared.is_over_memory() {
             return Some(incoming);
         }
         if let Some(numbered) = incoming.numbered
