@@ -4,7 +4,7 @@ mod common;
 
 use common::raw::{self, Raw};
 use common::talk::{self, Talker};
-use common::{Gateway, SOON, Setup, eventually, gateway, now, sleep_ms};
+use common::{Gateway, SLOW_CONSUMER, SOON, Setup, eventually, gateway, now, sleep_ms};
 use serde_json::{Value, json};
 
 /// Long enough that what comes one after the other comes within it, on any machine.
@@ -140,8 +140,52 @@ fn a_payload_with_line_breaks_is_one_line() {
     let mut publisher = raw::ws(&gateway, "/ws?room=a");
     publisher.send_text("{\n  \"n\": 1,\r\n  \"text\": \"one\\ntwo\"\n}\n");
     publisher.send_text("one\ntwo");
-    reader.expect_message("a", json!({"n": 1, "text": "one\ntwo"}));
+    let pretty = json!({"n": 1, "text": "one\ntwo"});
+    reader.expect_message("a", pretty.clone());
     reader.expect_message("a", "one\ntwo");
+    // In a history too, asked for or replayed, also to who is given it for itself alone.
+    reader.say(json!({"type": "history", "topic": "a"}));
+    assert_eq!(reader.expect("history")["messages"][0]["data"], pretty);
+    for quiet in [false, true] {
+        let mut late = talk::connect(gateway.port).batched();
+        late.say(json!({"type": "publish", "topic": "b", "data": 1, "echo": !quiet}));
+        late.subscribe_with("a", json!({"after": "earliest"}));
+        late.expect_message("a", pretty.clone());
+    }
+}
+
+/// More than the gateway can give out at once: its publisher waits, and who reads is not slow.
+#[test]
+fn a_flood_is_held_up_and_who_reads_it_misses_nothing() {
+    for shards in [1, 2] {
+        let gateway = holding(shards).limit("batch_ms", 100).limit("queue_bytes_max", 1 << 20).start();
+        let mut reader = talk::connect(gateway.port).batched();
+        reader.subscribe("a");
+        let count = 10_000;
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut publisher = raw::ws(&gateway, "/ws?room=a&echo=0");
+                (0..count).for_each(|number| publisher.send_text(&json!({"n": number, "text": "x".repeat(2000)}).to_string()));
+                publisher
+            });
+            scope.spawn(|| frames_upto(&mut reader, "a", 0, count));
+        });
+        assert_eq!(gateway.closes(SLOW_CONSUMER), 0);
+    }
+}
+
+#[test]
+fn a_goodbye_does_not_wait_for_what_nobody_wants_back() {
+    let gateway = holding(1).limit("drain_pace_ms", 100).start();
+    let mut client = talk::connect(gateway.port).batched();
+    client.subscribe("a");
+    publish(&gateway, &numbered("a", 0..1));
+    frames_upto(&mut client, "a", 0, 1);
+    client.say(json!({"type": "publish", "id": 1, "topic": "a", "data": "own", "echo": false}));
+    client.expect("ok");
+    let answer = raw::http(gateway.admin, b"POST /rebalance?share=1 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    assert_eq!(answer.status, 200);
+    client.expect_bye(4503);
 }
 
 #[test]

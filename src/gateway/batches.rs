@@ -1,7 +1,7 @@
 //! Many messages as one frame, for WebSockets of `shardcast.v1.json` that have asked for it: a browser pays for each frame, and little for what is in it.
 //!
 //! What comes within `limits.batch_ms` after something was sent waits so long for the rest, of all topics, and leaves as one send and one frame. What comes after
-//! silence leaves at once. Who is held back waits for nobody, and nobody waits for it: it does not hold its topic's floor. When a send's worth waits, it leaves.
+//! silence leaves at once. Nobody waits for who is held back: it does not hold its topic's floor. When a send's worth waits in a topic, it leaves.
 //!
 //! The log of such a feed has lines, not frames, so that any run of them is what a frame has; the header is made when they leave.
 
@@ -11,7 +11,9 @@ use std::time::Duration;
 
 use super::Gateway;
 use super::feed::{FeedKey, Format};
+use super::seats::Seat;
 use super::session::{Stamp, micros};
+use super::streams::Stream;
 use crate::engine::driver::Driver;
 use crate::engine::segment::{Arena, Gather, Range, Ranges};
 use crate::ids::{ConnId, ConnKey};
@@ -31,18 +33,31 @@ pub(super) struct Batch {
 }
 
 impl Batch {
-    /// Whether a message that comes now waits for others.
-    pub(super) fn holds(&self, now: Time, limits: &Limits) -> bool {
-        limits.batch_ms > 0 && (self.is_held() || self.sent.is_some_and(|sent| sent.age_ms(now) < limits.batch_ms))
-    }
-
     pub(super) fn is_held(&self) -> bool {
         self.held.is_some()
+    }
+
+    /// What waits leaves with the next send.
+    pub(super) fn release(&mut self) {
+        self.held = None;
     }
 
     /// Messages are sent.
     pub(super) fn sent(&mut self, now: Time) {
         self.sent = Some(Stamp::new(now));
+    }
+}
+
+impl Stream {
+    /// Whether a message that comes now waits for others. What did not fit into a send goes with the next one.
+    pub(super) fn holds_back(&self, now: Time, limits: &Limits) -> bool {
+        let Some(batch) = self.talk.batch.as_ref().filter(|_| limits.batch_ms > 0) else { return false };
+        batch.is_held() || (self.pending.is_empty() && batch.sent.is_some_and(|sent| sent.age_ms(now) < limits.batch_ms))
+    }
+
+    /// How far a topic's floor at most has passed what was held back for others: up to there it is ours to deliver, and not slow.
+    pub(super) fn passed_max(&self, floor: u64, bytes_max: usize) -> u64 {
+        if self.talk.batch.is_some() { floor.min(bytes_max as u64) } else { 0 }
     }
 }
 
@@ -64,12 +79,16 @@ impl<D: Driver> Gateway<D> {
         }
     }
 
-    /// They have waited long enough, or are as many as one send takes.
-    pub(super) fn send_held(&mut self, key: ConnKey) {
-        if let Some(batch) = self.batch(key) {
-            batch.held = None;
-        }
+    /// As much waits in a topic as one send takes. What it leaves holds the floor, though that may have passed it.
+    pub(super) fn send_some_held(&mut self, feed_key: FeedKey, slot: u32, key: ConnKey) {
+        self.batch(key).into_iter().for_each(Batch::release);
         self.pump(key);
+        let seat = self.seats.get(slot).filter(|seat| seat.conn == key && seat.feed == feed_key && !seat.thinned);
+        let Some(behind) = seat.and_then(Seat::behind) else { return };
+        let feed = self.topics.get_mut(feed_key.topic).and_then(|topic| topic.feed_mut(feed_key.format));
+        if let Some(lap) = feed.and_then(|feed| feed.lap.get_mut()) {
+            lap.hold(behind);
+        }
     }
 
     /// Sends what has waited long enough.
@@ -83,7 +102,8 @@ impl<D: Driver> Gateway<D> {
             budget -= 1;
             if self.batch(key).is_some_and(|batch| batch.held == Some(until)) {
                 self.note_born(key, until);
-                self.send_held(key);
+                self.batch(key).into_iter().for_each(Batch::release);
+                self.pump(key);
             }
         }
     }
@@ -142,8 +162,8 @@ impl<D: Driver> Gateway<D> {
                 unparked.push(seat.feed);
             }
         }
-        stream.talk.batch.iter_mut().for_each(|batch| batch.sent(self.now));
         if !ranges.is_empty() {
+            stream.talk.batch.iter_mut().for_each(|batch| batch.sent(self.now));
             session.in_flight_frames = frames as u32;
         }
         for feed in unparked {

@@ -93,7 +93,11 @@ impl<D: Driver> Gateway<D> {
         } else if let Some(cause) = self.due_goodbye(key) {
             self.end(key, cause);
         } else if !self.replay_more(key) && !self.stream_catch_up(key) && !self.catch_up(key) {
-            self.caught_up(key);
+            // It may have caught up by being sent nothing: all was its own.
+            match self.due_goodbye(key) {
+                Some(cause) => self.end(key, cause),
+                None => self.caught_up(key),
+            }
         }
     }
 

@@ -234,9 +234,9 @@ impl<D: Driver> Gateway<D> {
                 let stream = Stream::inherited(Kind::Events, topics, retry_ms, window_ms);
                 self.begin_stream(key, stream);
             }
-            Doing::Json { topics, patterns, batch } => {
+            Doing::Json { window_ms, topics, patterns, batch } => {
                 self.inherit_transport(key, Transport::Ws);
-                let mut stream = Stream::inherited(Kind::Json, topics, 0, 0);
+                let mut stream = Stream::inherited(Kind::Json, topics, 0, window_ms);
                 stream.talk.patterns = patterns;
                 stream.talk.batch = batch.then(Batch::default);
                 self.begin_stream(key, stream);

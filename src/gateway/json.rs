@@ -142,12 +142,10 @@ pub(super) fn push_message(out: &mut Vec<u8>, topic: &TopicName, position: Posit
     push_frame(out, &Reply::Message(message));
 }
 
-/// Appends a message as a line. Line breaks in JSON are between its words, and as good as spaces.
+/// Appends a message as a line.
 pub(super) fn push_line(out: &mut Vec<u8>, topic: &TopicName, position: Position, frame: &Frame, bytes: &[u8]) {
     let (kind, payload) = message(bytes);
-    let start = out.len();
     Reply::Message(Message { topic: topic.as_str(), position, event: frame.event(), key: frame.key(), kind, payload }).write(out);
-    out[start..].iter_mut().filter(|byte| **byte == b'\n').for_each(|byte| *byte = b' ');
     out.push(b'\n');
 }
 

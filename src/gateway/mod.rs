@@ -10,7 +10,7 @@
 //! | `intake` | bytes as they come, pauses, the peer's end |
 //! | `frames` | WebSocket input: messages, control frames, pauses |
 //! | `rooms`, `topic`, `places` | joining, leaving, publishing; who still finds room |
-//! | `json`, `presence`, `wildcards` | WebSockets that speak `shardcast.v1.json`; who is in a topic; topics by what they begin with |
+//! | `json`, `batches`, `presence`, `wildcards` | WebSockets that speak `shardcast.v1.json`; many messages as one frame; who is in a topic; topics by what they begin with |
 //! | `fanout`, `thinning`, `conflation` | laps over a topic's members; what is left out for those that are slow |
 //! | `peers`, `bridge` | messages between shards; to NATS and from there |
 //! | `egress` | what a connection is sent next, and the close sequence |

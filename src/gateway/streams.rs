@@ -171,7 +171,9 @@ impl Stream {
         };
         let topics = self.parts.iter().filter(|part| part.topic.is_some()).map(following).collect();
         match self.kind {
-            Kind::Json => Doing::Json { topics, patterns: self.talk.patterns.clone(), batch: self.talk.batch.is_some() },
+            Kind::Json => {
+                Doing::Json { window_ms: self.window_ms, topics, patterns: self.talk.patterns.clone(), batch: self.talk.batch.is_some() }
+            }
             _ => Doing::Stream { retry_ms: self.retry_ms, window_ms: self.window_ms, topics },
         }
     }
@@ -525,8 +527,8 @@ impl<D: Driver> Gateway<D> {
         let stream = session.stream_mut().expect("a seat's connection has a stream");
         let lap = feed.lap.get_mut().expect("on a lap");
         let polls = stream.kind == Kind::Poll;
-        let holds = !joining && !self.frozen && stream.talk.batch.as_ref().is_some_and(|batch| batch.holds(now, &self.limits));
         let bytes_max = self.limits.send_bytes_max as usize;
+        let holds = !joining && !self.frozen && stream.holds_back(now, &self.limits);
         if unsent > 0 || queued || joining || polls || holds || !stream.pending.is_empty() {
             let behind = seat.behind().unwrap_or_else(|| lap.floor.seek(seat.cursor));
             if seat.behind.is_none() {
@@ -543,10 +545,13 @@ impl<D: Driver> Gateway<D> {
                 return self.hold_back(key);
             }
             if holds && unsent == 0 && !queued {
-                return self.send_held(key);
+                session.born_us = micros(lap.born);
+                return self.send_some_held(feed_key, slot, key);
             }
+            stream.talk.batch.iter_mut().for_each(Batch::release);
+            let floor = lap.floor.offset() - stream.passed_max(lap.floor.offset(), bytes_max);
             let waits = unsent > 0 && u64::from(micros(now).wrapping_sub(sent_us)) >= self.limits.reader_hold_ms * 1000;
-            if !waits && !seat.thinned && behind.offset() >= lap.floor.offset() {
+            if !waits && !seat.thinned && behind.offset() >= floor {
                 lap.hold(behind);
             } else {
                 self.see_to_slow(feed_key, Seat::member(slot), key, behind);
@@ -568,7 +573,9 @@ impl<D: Driver> Gateway<D> {
             }
         };
         let (data, next, frames) = portion;
-        stream.talk.batch.iter_mut().for_each(|batch| batch.sent(now));
+        if data.is_some() {
+            stream.talk.batch.iter_mut().for_each(|batch| batch.sent(now));
+        }
         if next.offset() < end {
             if seat.cursor >= lap.floor.offset() {
                 lap.hold(next.clone());

@@ -127,6 +127,8 @@ impl<D: Driver> Gateway<D> {
         let data = Rc::new(Gather::new(Ranges::from_buf([Arena::new(1, 1, &self.shared.memory).append(&out, &[])])));
         let Some(session) = self.sessions.get_mut(conn) else { return false };
         session.in_flight_frames = portion.messages.len() as u32;
+        let batch = session.stream_mut().and_then(|stream| stream.talk.batch.as_mut());
+        batch.into_iter().for_each(|batch| batch.sent(self.now));
         self.counters.deliveries_bytes.add(data.len() as u64);
         self.start_send(conn, data);
         true

@@ -53,7 +53,8 @@ impl Message<'_> {
             MessageKind::Text => {
                 out.extend_from_slice(b",\"data\":");
                 if is_embeddable(self.payload) {
-                    out.extend_from_slice(self.payload);
+                    // Line breaks are between its words, and as good as spaces: what has the message may be a line.
+                    out.extend(self.payload.iter().map(|&byte| if byte == b'\n' { b' ' } else { byte }));
                 } else {
                     push_string(out, &String::from_utf8_lossy(self.payload));
                 }

@@ -62,6 +62,8 @@ pub enum Doing {
     },
     /// It is a WebSocket that speaks `shardcast.v1.json`.
     Json {
+        /// Over how long it was told that everybody comes back, in milliseconds.
+        window_ms: u64,
         /// What it is subscribed to.
         topics: Vec<Following>,
         /// What the names of topics begin with that it wants, all of them.
@@ -118,8 +120,9 @@ impl Connection {
                 encode_topics(out, topics);
             }
             Doing::Ending => out.push(4),
-            Doing::Json { topics, patterns, batch } => {
+            Doing::Json { window_ms, topics, patterns, batch } => {
                 out.extend_from_slice(&[5, u8::from(*batch)]);
+                numbers(out, &[*window_ms]);
                 encode_topics(out, topics);
                 numbers(out, &[patterns.len() as u64]);
                 patterns.iter().for_each(|pattern| short(out, &pattern.to_string()));
@@ -159,11 +162,11 @@ impl Connection {
             }
             4 => Doing::Ending,
             5 => {
-                let batch = body.flag()?;
+                let (batch, window_ms) = (body.flag()?, body.number()?);
                 let topics = decode_topics(body)?;
                 let pattern = |body: &mut Body<'_>| body.short()?.parse().map_err(|_| StateError::Senseless("a pattern is none"));
                 let patterns = (0..body.number()?).map(|_| pattern(body)).collect::<Result<_, _>>()?;
-                Doing::Json { topics, patterns, batch }
+                Doing::Json { window_ms, topics, patterns, batch }
             }
             _ => return Err(StateError::Senseless("a connection does nothing known")),
         };
@@ -217,8 +220,13 @@ pub(super) mod tests {
             Doing::Room { topic: topic("lobby"), no_echo: true, thins: true, after: Some(at(3, 17)) },
             Doing::Echo,
             Doing::Stream { retry_ms: 3000, window_ms: 60_000, topics: topics.clone() },
-            Doing::Json { topics, patterns: vec!["news.*".parse().expect("a pattern"), "*".parse().expect("a pattern")], batch: true },
-            Doing::Json { topics: Vec::new(), patterns: Vec::new(), batch: false },
+            Doing::Json {
+                window_ms: 60_000,
+                topics,
+                patterns: vec!["news.*".parse().expect("a pattern"), "*".parse().expect("a pattern")],
+                batch: true,
+            },
+            Doing::Json { window_ms: 0, topics: Vec::new(), patterns: Vec::new(), batch: false },
             Doing::Ending,
         ];
         let clients = [None, Some(IpAddr::from([192, 0, 2, 1])), Some(IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, 1]))];
