@@ -392,6 +392,8 @@ impl Plan {
             2 | 3 if nats.is_none() => Interlude::HandOver,
             _ => Interlude::None,
         };
+        // Another process does not know who has said what is in a history, and gives it to all who are behind.
+        talkers.iter_mut().for_each(|talker| talker.mutes &= interlude != Interlude::HandOver);
         Self { shards, chaos, fds_max, harsh, rooms, clients, readers, pollers, posters, talkers, nats, epilogue, interlude, end }
     }
 

@@ -422,10 +422,7 @@ impl Talker {
             }
             (None, Some(true)) if gap.reason != "slow" => panic!("talker {id}: was told that nothing is missing: {text}"),
             // It did not say where it was; what it was to begin with has become too old meanwhile.
-            (None, Some(false)) if gap.reason != "slow" => {
-                assert!(place.ears.place(0) == Some(to), "talker {id}: was told to begin at {:?}: {text}", place.ears.place(0));
-                place.ears.begin_again_at(0, here);
-            }
+            (None, Some(false)) if gap.reason != "slow" && place.ears.place(0) == Some(to) => place.ears.begin_again_at(0, here),
             _ => {}
         }
         place.ears.gap(&gap, now, ledger);
@@ -491,8 +488,8 @@ impl Talker {
         if after.is_some() && !recovered {
             place.gap_to = Some(position);
         } else {
-            // What it does not want back may have been all that there was.
-            place.fresh = self.voices.unwanted(place.room).is_empty().then_some(recovered);
+            // What it does not want back may have been all that there was: then a gap may follow.
+            place.fresh = Some(recovered && self.voices.unwanted(place.room).is_empty());
             place.ears.begins(0, position.offset, now, ledger);
         }
         place.ears.is_another(0, self.voices.unwanted(place.room), ledger);
@@ -509,6 +506,7 @@ impl Talker {
         let position = place.ears.read_position(told.pos.unwrap_or_default());
         assert!(position.epoch == self.epoch, "talker {id}: another epoch: {text}");
         (place.is_in, place.by_pattern) = (true, true);
+        place.fresh = Some(told.recovered == Some(true) && self.voices.unwanted(place.room).is_empty());
         place.ears.begin_anew(Begin::Live, ledger);
         place.ears.begins(0, position.offset, now, ledger);
         place.ears.is_another(0, self.voices.unwanted(place.room), ledger);
