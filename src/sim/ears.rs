@@ -33,8 +33,8 @@ pub(super) struct Ears {
     accounts: Vec<Option<usize>>,
     /// It came with a position that is none of the topic's and was not told so yet.
     strays: Vec<bool>,
-    /// Up to here messages may be missing between those that come, as it was told.
-    until: Vec<u64>,
+    /// Up to here messages may be missing between those that come, as it was told; and behind which place that begins.
+    until: Vec<(u64, u64)>,
 }
 
 /// A gap as it is told, whatever the transport.
@@ -49,7 +49,7 @@ pub(super) struct ToldGap<'a> {
 impl Ears {
     pub(super) fn new(who: String, rooms: &[usize], begin: Begin, epoch: Epoch) -> Self {
         let count = rooms.len();
-        let (at, accounts, strays, until) = (vec![None; count], vec![None; count], vec![false; count], vec![0; count]);
+        let (at, accounts, strays, until) = (vec![None; count], vec![None; count], vec![false; count], vec![(0, 0); count]);
         Self { who, epoch, rooms: rooms.to_vec(), begin, at, accounts, strays, until }
     }
 
@@ -163,7 +163,7 @@ impl Ears {
     /// It is told where it begins in a topic, or goes on.
     pub(super) fn begins(&mut self, index: usize, offset: u64, now: Time, ledger: &mut Ledger) {
         let (who, room) = (&self.who, self.rooms[index]);
-        self.until[index] = 0;
+        self.until[index] = (0, 0);
         match self.at[index].replace(offset) {
             Some(at) => {
                 // In a stream both are the same place if the room has nothing between.
@@ -248,7 +248,7 @@ impl Ears {
             ledger.leave_out(LeftOut { room: self.rooms[index], waits_after: from, offsets: from + 1..=to, what: told });
         }
         ledger.gaps += 1;
-        (self.at[index], self.until[index]) = (Some(to), until);
+        (self.at[index], self.until[index]) = (Some(to), (until, from));
         self.new_account(index, ledger);
     }
 
@@ -256,9 +256,10 @@ impl Ears {
     pub(super) fn hear(&mut self, index: usize, offset: u64, text: bool, payload: &[u8], ledger: &mut Ledger) {
         let (who, room) = (&self.who, self.rooms[index]);
         assert!(!self.strays[index], "{who}: hears of room {room} and was not told that its position is none of that");
-        if let Some(at) = self.at[index].filter(|at| offset > at + 1 && offset - 1 <= self.until[index]) {
-            let what = format!("{who}, at {at}, hears message {offset} of room {room}, and was told of holes up to {}", self.until[index]);
-            ledger.leave_out(LeftOut { room, waits_after: at, offsets: at + 1..=offset - 1, what });
+        if let Some(at) = self.at[index].filter(|at| offset > at + 1 && offset - 1 <= self.until[index].0) {
+            let what =
+                format!("{who}, at {at}, hears message {offset} of room {room}, and was told of holes up to {}", self.until[index].0);
+            ledger.leave_out(LeftOut { room, waits_after: self.until[index].1, offsets: at + 1..=offset - 1, what });
             self.at[index] = Some(offset - 1);
             self.new_account(index, ledger);
         }
