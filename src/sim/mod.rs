@@ -429,6 +429,7 @@ impl Simulation {
                 format!("{LET_IN_WITHIN:?} after everything was said: {}", behind.unwrap_or_default())
             });
         }
+        self.agree_on_who_is_there();
         let settled = |me: &Self| {
             me.ledger.is_settled()
                 && !me.readers.iter().any(|reader| reader.is_behind(&me.ledger))
@@ -446,7 +447,6 @@ impl Simulation {
         });
         self.disturbed = false;
         self.calm_from = self.now();
-        self.agree_on_who_is_there();
     }
 
     /// In a gentle world who watches knows who is there in the end. Another process calls the same connections by other names.
