@@ -180,7 +180,7 @@ mod tests {
     fn objects_and_arrays_are_embedded_other_text_is_a_string_and_binary_base64() {
         for (payload, expect) in [
             (r#"{"n": 1}"#, r#""data":{"n": 1}"#),
-            (" [1,\n2] ", "\"data\": [1,\n2] "),
+            (" [1,\n2] ", "\"data\": [1, 2] "),
             ("hello", r#""data":"hello""#),
             ("", r#""data":"""#),
             ("5", r#""data":"5""#),
