@@ -155,6 +155,11 @@ impl Bridge {
         self.held_back.is_empty() && self.port.has_incoming()
     }
 
+    /// Whether everything that was told has been taken.
+    pub(super) fn has_taken_all(&self) -> bool {
+        self.held_back.is_empty() && !self.port.has_incoming()
+    }
+
     /// How much there is that is somebody's.
     pub(super) fn holdings(&self) -> usize {
         let waits = self.held_back.len() + self.waiters.len() + self.held.len();
@@ -339,9 +344,9 @@ impl<D: Driver> Gateway<D> {
             }
         }
         let Some(bridge) = &mut self.bridge else { return };
+        let has_taken_all = bridge.has_taken_all();
         if let Some(sequencing) = &mut bridge.sequencing
-            && bridge.held_back.is_empty()
-            && !bridge.port.has_incoming()
+            && has_taken_all
         {
             // What was told before that was read has all been taken.
             sequencing.reached = read;

@@ -81,8 +81,10 @@ impl<D: Driver> Gateway<D> {
     /// How far the stream was read, for a topic that begins here.
     pub(super) fn read_up_to(&self) -> Option<Position> {
         let bridge = self.bridge.as_ref()?;
-        // A shard that has not looked yet has no such topic, and so was told nothing.
-        bridge.sequencing.as_ref()?.reached.or_else(|| bridge.port.status().read.value())
+        let (reached, read) = (bridge.sequencing.as_ref()?.reached, bridge.port.status().read.value());
+        // What was told before that was read has all been taken, where nothing is left: who has slept does not begin where it fell asleep. A shard that has
+        // not looked yet has no such topic, and so was told nothing.
+        if bridge.has_taken_all() { read.or(reached) } else { reached.or(read) }
     }
 
     /// Where another process goes on for a member of a topic, when that is not simply with what comes next.
