@@ -3,6 +3,7 @@
 // all of the browser's processes per message, idle time taken off, frames per message, and how long messages took from the publisher to the page.
 //
 // usage: node benches/browser.mjs [SECONDS] [ROUNDS]      3 and 5 unless said; needs `cargo build --release`, chromium, and `npm install` in tests/clients
+import { execFileSync } from "node:child_process";
 import { mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { createRequire } from "node:module";
 import { tmpdir } from "node:os";
@@ -77,7 +78,7 @@ async function publish(port, topic, rate, wanted) {
 
 const gateway = await startGateway();
 const profile = mkdtempSync(join(tmpdir(), "shardcast-bench-"));
-const context = await chromium.launchPersistentContext(profile, { executablePath: "/usr/bin/chromium", args: ["--no-sandbox"] });
+const context = await chromium.launchPersistentContext(profile, { executablePath: execFileSync("sh", ["-c", "command -v chromium"], { encoding: "utf8" }).trim(), args: ["--no-sandbox"] });
 try {
   const page = await context.newPage();
   await page.goto(`http://127.0.0.1:${gateway.port}/healthz`);

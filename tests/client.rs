@@ -16,7 +16,8 @@ use std::time::Duration;
 use common::{Gateway, SOON, gateway, raw};
 use hostile::{Proxy, Refusal, Seen};
 use shardcast::client::{
-    Client, Closed, Data, Error, Event, Events, Gap, GapReason, Member, Message, Presence, PublishOptions, Receipt, Start, UrlError,
+    Builder, Client, Closed, Data, Error, Event, Events, Gap, GapReason, Member, Message, Presence, PublishOptions, Receipt, Start,
+    UrlError,
 };
 use tungstenite::WebSocket;
 
@@ -356,16 +357,19 @@ fn scripted(connections: u32, answer: impl Fn(u32, &str) -> Option<String> + Sen
     (port, server)
 }
 
+/// A client with another token each time, but for the second, which cannot be had.
+fn numbered_tokens(port: u16) -> Builder {
+    let count = Arc::new(AtomicU32::new(0));
+    Client::builder(&format!("ws://127.0.0.1:{port}")).token(move || {
+        let number = count.fetch_add(1, Ordering::Relaxed);
+        async move { if number == 1 { Err("the vault is locked") } else { Ok(format!("token {number}")) } }
+    })
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_is_asked_for_before_each_connection_and_said_first() {
     let (port, server) = scripted(3, |_, _| Some("shardcast.v1.json".to_owned()));
-    let count = Arc::new(AtomicU32::new(0));
-    let asked = Arc::clone(&count);
-    let builder = Client::builder(&format!("ws://127.0.0.1:{port}")).token(move || {
-        let number = asked.fetch_add(1, Ordering::Relaxed);
-        async move { if number == 1 { Err("the vault is locked") } else { Ok(format!("token {number}")) } }
-    });
-    let (_client, mut events) = builder.start().expect("a URL");
+    let (_client, mut events) = numbered_tokens(port).start().expect("a URL");
     let mut failures = Vec::new();
     while failures.len() < 4 {
         failures.push(reconnecting(&mut events).await.1);
@@ -390,13 +394,7 @@ async fn a_token_that_expires_is_asked_for_anew_and_said_on_the_same_connection(
             socket.read().expect("an answer").to_text().expect("a text").to_owned()
         })
     });
-    let count = Arc::new(AtomicU32::new(0));
-    let asked = Arc::clone(&count);
-    let builder = Client::builder(&format!("ws://127.0.0.1:{port}")).token(move || {
-        let number = asked.fetch_add(1, Ordering::Relaxed);
-        async move { if number == 1 { Err("the vault is locked") } else { Ok(format!("token {number}")) } }
-    });
-    let (_client, mut events) = builder.start().expect("a URL");
+    let (_client, mut events) = numbered_tokens(port).start().expect("a URL");
     assert!(matches!(next(&mut events).await, Event::Connected { .. }));
     let (_, why) = reconnecting(&mut events).await;
     let heard = server.join().expect("it has served");

@@ -62,7 +62,7 @@ impl Stream {
 }
 
 /// Connections whose messages wait for others, and until when; the first one's time comes first. Some have been sent what they waited for.
-pub(super) type HeldBack = VecDeque<(Time, ConnKey)>;
+pub(super) type DueBatches = VecDeque<(Time, ConnKey)>;
 
 impl<D: Driver> Gateway<D> {
     fn batch(&mut self, key: ConnKey) -> Option<&mut Batch> {
@@ -75,7 +75,7 @@ impl<D: Driver> Gateway<D> {
         let Some(batch) = self.batch(key) else { return };
         if batch.held.is_none() {
             batch.held = Some(until);
-            self.held_back.push_back((until, key));
+            self.due_batches.push_back((until, key));
         }
     }
 
@@ -95,10 +95,10 @@ impl<D: Driver> Gateway<D> {
     pub(super) fn send_due(&mut self) {
         let mut budget = self.limits.fanout_sends_per_turn;
         while budget > 0
-            && let Some(&(until, key)) = self.held_back.front()
+            && let Some(&(until, key)) = self.due_batches.front()
             && (until <= self.now || self.frozen)
         {
-            self.held_back.pop_front();
+            self.due_batches.pop_front();
             budget -= 1;
             if self.batch(key).is_some_and(|batch| batch.held == Some(until)) {
                 self.note_born(key, until);
@@ -120,7 +120,7 @@ impl<D: Driver> Gateway<D> {
 
     /// How long until something has waited long enough.
     pub(super) fn held_wait(&self) -> Option<Duration> {
-        self.held_back.front().map(|(until, _)| until.since(self.now))
+        self.due_batches.front().map(|(until, _)| until.since(self.now))
     }
 
     /// Sends what waits for a connection in all its topics, as far as one send goes, up to a topic of which it must be told something else first. Whether

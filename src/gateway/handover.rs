@@ -105,7 +105,7 @@ impl<D: Driver> Gateway<D> {
         let mail = self.mailbox.depth() > 0 || self.mailbox.overflow() > 0;
         let topics = !self.laps.is_empty()
             || !self.parked.is_empty()
-            || !self.held_back.is_empty()
+            || !self.due_batches.is_empty()
             || !self.dispatches.is_empty()
             || !self.recounts.is_empty()
             || self.presence.is_busy()

@@ -86,7 +86,7 @@ use crate::engine::slab::SideTable;
 use crate::engine::sys::{self, Listener};
 use crate::engine::timers::{TICK, TimerWheel};
 use crate::gateway::admission::Admission;
-use crate::gateway::batches::HeldBack;
+use crate::gateway::batches::DueBatches;
 use crate::gateway::bridge::Bridge;
 use crate::gateway::budget::Budget;
 use crate::gateway::clients::counts_addresses;
@@ -350,7 +350,7 @@ pub struct Gateway<D> {
     laps: VecDeque<FeedKey>,
     /// Topics whose lap waits for somebody, and when they have another turn anyway.
     parked: Vec<FeedKey>,
-    held_back: HeldBack,
+    due_batches: DueBatches,
     next_unpark: Time,
     /// Topics that may have something for another shard.
     dispatches: VecDeque<TopicKey>,
@@ -457,7 +457,7 @@ impl<D: Driver> Gateway<D> {
             inflate_left: 0,
             laps: VecDeque::new(),
             parked: Vec::new(),
-            held_back: HeldBack::new(),
+            due_batches: DueBatches::new(),
             next_unpark: now,
             dispatches: VecDeque::new(),
             warm: Vec::new(),

@@ -219,12 +219,13 @@ impl<D: Driver> Gateway<D> {
     fn stream_timer(&mut self, key: ConnKey) {
         let heartbeat = self.heartbeat();
         let now = micros(self.now);
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        session.watched = false;
         if self.tell_retry(key) {
             self.timers.set(key.slot, self.now + heartbeat);
             return;
         }
         let Some(session) = self.sessions.get_mut(key) else { return };
-        session.watched = false;
         let silent = Duration::from_micros(u64::from(now.wrapping_sub(session.sent_us)));
         if silent < heartbeat {
             self.timers.set(key.slot, self.now + (heartbeat - silent));
@@ -245,10 +246,9 @@ impl<D: Driver> Gateway<D> {
             self.say(key, &Reply::Retry { retry_ms: window_ms });
         } else {
             let retry_ms = self.retry_ms();
-            let Some(session) = self.sessions.get_mut(key) else { return false };
-            session.watched = false;
-            let Some(stream) = session.stream_mut() else { return false };
-            stream.retry_ms = retry_ms;
+            if let Some(stream) = self.sessions.get_mut(key).and_then(|session| session.stream_mut()) {
+                stream.retry_ms = retry_ms;
+            }
             let mut out = Vec::new();
             encode_retry(&mut out, retry_ms);
             self.push_direct(key, &out, &[]);

@@ -311,7 +311,7 @@ impl Simulation {
             poster.next_at = now + poster.plan.begins;
         }
         for talker in &mut self.talkers {
-            talker.next_at = now + talker.plan.begins;
+            talker.next_at = now + talker.plan.reader.begins;
         }
         for stranger in &mut self.strangers {
             stranger.next_at = now;

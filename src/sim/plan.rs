@@ -136,7 +136,7 @@ pub struct ReaderPlan {
 }
 
 impl ReaderPlan {
-    /// Its rooms, in the order of its URL.
+    /// Its rooms, in the order in which it asks for them.
     pub fn topics(&self) -> &[usize] {
         &self.rooms[..self.rooms_len]
     }
@@ -198,22 +198,8 @@ pub struct PosterPlan {
 /// A client of `shardcast.v1.json`.
 #[derive(Clone, Copy, Debug)]
 pub struct TalkerPlan {
-    /// Its rooms are this one and those that follow it, so many.
-    pub rooms: [usize; READER_ROOMS_MAX],
-    /// How many of them there are.
-    pub rooms_len: usize,
-    /// Where it begins in each in its first life; later it goes on where it was, or begins somewhere else.
-    pub begin: Begin,
-    /// How it reads.
-    pub reading: Reading,
-    /// How it is connected.
-    pub link: LinkOptions,
-    /// How many connections it makes.
-    pub lives: usize,
-    /// It breaks off after so many messages of one life, but for the last.
-    pub cut_after: usize,
-    /// When it connects, after the witnesses have.
-    pub begins: Duration,
+    /// What it wants to hear, and how: in its later lives it goes on where it was, or begins somewhere else.
+    pub reader: ReaderPlan,
     /// How many messages it publishes.
     pub messages: usize,
     /// The largest of them, in bytes.
@@ -236,13 +222,6 @@ pub struct TalkerPlan {
     pub mutes: bool,
     /// How often it does something else: lets go of a topic for a while, asks for a history, or for what cannot be.
     pub whims: usize,
-}
-
-impl TalkerPlan {
-    /// Its rooms, in the order in which it asks for them.
-    pub fn topics(&self) -> &[usize] {
-        &self.rooms[..self.rooms_len]
-    }
 }
 
 /// How a client reads.
@@ -382,7 +361,7 @@ impl Plan {
         for talker in &mut talkers {
             talker.watches = features.presence && choices.chance(700);
             if features.wildcards && choices.chance(500) {
-                (talker.wild, talker.rooms_len) = (true, rooms);
+                (talker.wild, talker.reader.rooms_len) = (true, rooms);
             }
         }
         let shards = ShardsPlan { shards, limits, slow, features, ring, seed };
@@ -570,19 +549,11 @@ fn draw_poster(choices: &mut Choices, shards: u16, rooms: usize, message_bytes_m
 }
 
 fn draw_talker(choices: &mut Choices, rooms: usize, message_bytes_max: usize, harsh: bool, thins: bool) -> TalkerPlan {
-    let ReaderPlan { rooms, rooms_len, begin, reading, link, lives, cut_after, begins } =
-        draw_reader(choices, rooms, message_bytes_max, harsh);
-    let speaks = !matches!(reading, Reading::DeafAfter(_));
+    let reader = draw_reader(choices, rooms, message_bytes_max, harsh);
+    let speaks = !matches!(reader.reading, Reading::DeafAfter(_));
     let names = choices.chance(500);
     TalkerPlan {
-        rooms,
-        rooms_len,
-        begin,
-        reading,
-        link,
-        lives,
-        cut_after,
-        begins,
+        reader,
         // Fewer than idempotency keys are remembered, with those of publishers over HTTP.
         messages: if speaks { choices.of(&[0, 1, 5, 10]) } else { 0 },
         bytes_max: message_bytes_max.min(choices.of(&[16, 200, 1000, 70_000])),

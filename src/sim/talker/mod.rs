@@ -156,7 +156,7 @@ impl Talker {
     pub(super) fn new(id: usize, plan: TalkerPlan, epoch: Epoch, about: About, ledger: &mut Ledger) -> Self {
         let place = |&room: &usize| Place {
             room,
-            ears: Ears::new(format!("talker {id}"), &[room], plan.begin, epoch),
+            ears: Ears::new(format!("talker {id}"), &[room], plan.reader.begin, epoch),
             is_in: false,
             asked: false,
             gap_to: None,
@@ -173,7 +173,7 @@ impl Talker {
             over: false,
             lives: 0,
             next_at: Time::ZERO,
-            places: plan.topics().iter().map(place).collect(),
+            places: plan.reader.topics().iter().map(place).collect(),
             voices: Voices::new(plan, format!("talker {id}"), epoch, (about.rooms, about.harsh), ledger),
             requests: 0,
             whims_left: plan.whims,
@@ -199,7 +199,7 @@ impl Talker {
 
     /// Whether it has said all that it has to say, and has all of its topics; or never will.
     pub(super) fn is_done(&self) -> bool {
-        self.over || self.plan.reading != Reading::Greedy || (self.voices.are_done() && self.is_settled())
+        self.over || self.plan.reader.reading != Reading::Greedy || (self.voices.are_done() && self.is_settled())
     }
 
     fn is_settled(&self) -> bool {
@@ -218,7 +218,7 @@ impl Talker {
 
     /// Whether the gateway may end its connection, or not let it in, without a reason that lies in the gateway.
     pub(super) fn is_excused(&self) -> bool {
-        self.plan.link.fragile || self.plan.reading != Reading::Greedy || self.cut == Some(Cut::Left)
+        self.plan.reader.link.fragile || self.plan.reader.reading != Reading::Greedy || self.cut == Some(Cut::Left)
     }
 
     /// When it does something next. The answer to its handshake it reads at once.
@@ -237,7 +237,7 @@ impl Talker {
 
     /// Does the next thing. In a gentle world (`served`) every request is answered in time.
     pub(super) fn act(&mut self, world: &Rc<RefCell<World>>, ledger: &mut Ledger, served: bool) {
-        let micros = match self.plan.reading {
+        let micros = match self.plan.reader.reading {
             Reading::Greedy => world.borrow_mut().choices.within(0..=1500),
             _ => world.borrow_mut().choices.within(5_000..=60_000),
         };
@@ -263,7 +263,7 @@ impl Talker {
 
     /// What the oracle may rely on.
     fn tell(&self, ledger: &mut Ledger) {
-        let life = self.life.as_ref().filter(|life| life.is_open() && self.plan.reading == Reading::Greedy);
+        let life = self.life.as_ref().filter(|life| life.is_open() && self.plan.reader.reading == Reading::Greedy);
         for (number, place) in self.places.iter().enumerate() {
             let leaves = |asked: &Asked| matches!(asked.what, What::Unsubscribe { place } if place == number);
             let listens = place.is_in && place.gap_to.is_none() && life.is_some_and(|life| !life.asked.iter().any(leaves));
@@ -274,7 +274,7 @@ impl Talker {
 
     fn connect(&mut self, world: &Rc<RefCell<World>>, ledger: &mut Ledger) {
         let shard = ShardId(world.borrow_mut().choices.below(self.about.shards.into()) as u16);
-        let Ok(link) = world.borrow_mut().connect(shard, self.plan.link) else {
+        let Ok(link) = world.borrow_mut().connect(shard, self.plan.reader.link) else {
             self.over = true;
             return;
         };
@@ -309,7 +309,7 @@ impl Talker {
     // ---- what it hears ------------------------------------------------------------------------------------------------------------
 
     fn listen(&mut self, world: &Rc<RefCell<World>>, ledger: &mut Ledger, served: bool) {
-        let most = match self.plan.reading {
+        let most = match self.plan.reader.reading {
             Reading::Greedy => usize::MAX,
             Reading::Slow => 2,
             Reading::DeafAfter(count) => usize::from(self.heard < count),
@@ -338,7 +338,7 @@ impl Talker {
                     return self.end_life(cut, world, ledger);
                 }
             }
-            if self.may_leave() && self.life.as_ref().is_some_and(|life| life.heard >= self.plan.cut_after && life.welcomed) {
+            if self.may_leave() && self.life.as_ref().is_some_and(|life| life.heard >= self.plan.reader.cut_after && life.welcomed) {
                 // Cut here, whatever has come behind it.
                 return self.leave(world, ledger);
             }
@@ -346,7 +346,7 @@ impl Talker {
     }
 
     fn may_leave(&self) -> bool {
-        !self.last_life && self.lives < self.plan.lives
+        !self.last_life && self.lives < self.plan.reader.lives
     }
 
     /// Takes a frame: one object, or where it was asked for several, each followed by a line break.
@@ -544,7 +544,7 @@ impl Talker {
 
     /// Something that it was told of who is in its rooms and is not so, of clients that speak as it does.
     pub(super) fn wrong_about(&self, others: &[Self]) -> Option<String> {
-        let reads = |talker: &Self| talker.plan.reading == Reading::Greedy && talker.life.as_ref().is_some_and(Life::is_open);
+        let reads = |talker: &Self| talker.plan.reader.reading == Reading::Greedy && talker.life.as_ref().is_some_and(Life::is_open);
         for place in self.places.iter().filter(|place| place.is_in && reads(self) && self.plan.watches && !place.by_pattern) {
             let Some(roster) = &place.roster else {
                 return Some(format!("{} was not told who is in room {}", self.describe(), place.room));
@@ -567,7 +567,7 @@ impl Talker {
 
     /// Whatever was asked long ago must have been answered.
     fn check_patience(&self, now: Time, ledger: &Ledger, served: bool) {
-        if !served || self.plan.link.fragile || self.plan.reading != Reading::Greedy {
+        if !served || self.plan.reader.link.fragile || self.plan.reader.reading != Reading::Greedy {
             return;
         }
         let Some(life) = self.life.as_ref().filter(|life| life.is_open()) else { return };
@@ -647,7 +647,7 @@ impl Talker {
             Some(position) => (Some(("after", position.to_string())), Some(position)),
             None => {
                 let choices = &mut world.borrow_mut().choices;
-                let begin = if self.lives == 1 { self.plan.begin } else { draw_begin(choices) };
+                let begin = if self.lives == 1 { self.plan.reader.begin } else { draw_begin(choices) };
                 place.ears.begin_anew(begin, ledger);
                 let begin = place.ears.begin(ledger, choices);
                 let after = begin.as_ref().filter(|(name, _)| *name == "after").and_then(|(_, value)| Position::parse(value).ok());
@@ -682,7 +682,7 @@ impl Talker {
         self.voices.are_cut_off(ledger);
         self.cut = Some(cut);
         self.cut_off = cut == Cut::Bye(CUT_OFF) && !ledger.excuses(world.borrow().now);
-        self.over = self.last_life || self.lives >= self.plan.lives;
+        self.over = self.last_life || self.lives >= self.plan.reader.lives;
         if self.over {
             self.voices.fall_silent(ledger);
         }
@@ -696,7 +696,7 @@ impl Talker {
         self.last_life = true;
         self.voices.fall_silent(ledger);
         match &mut self.life {
-            Some(Life { wire: Wire::Open(socket), closing, .. }) if self.plan.reading == Reading::Greedy => {
+            Some(Life { wire: Wire::Open(socket), closing, .. }) if self.plan.reader.reading == Reading::Greedy => {
                 if !std::mem::replace(closing, true) {
                     socket.close();
                 }
@@ -718,7 +718,7 @@ impl Talker {
 
     /// What it has not been given although it listens.
     pub(super) fn is_behind(&self, ledger: &Ledger) -> bool {
-        let listens = self.life.as_ref().is_some_and(Life::is_open) && self.plan.reading == Reading::Greedy;
+        let listens = self.life.as_ref().is_some_and(Life::is_open) && self.plan.reader.reading == Reading::Greedy;
         listens && self.places.iter().any(|place| place.is_in && (place.gap_to.is_some() || place.ears.is_behind(ledger)))
     }
 

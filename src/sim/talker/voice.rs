@@ -70,7 +70,7 @@ pub(super) struct Voices {
 
 impl Voices {
     pub(super) fn new(plan: TalkerPlan, who: String, epoch: Epoch, (rooms, harsh): (usize, bool), ledger: &mut Ledger) -> Self {
-        let voice = |index: usize| Voice { account: 0, room: plan.topics()[index % plan.topics().len()], current: None };
+        let voice = |index: usize| Voice { account: 0, room: plan.reader.topics()[index % plan.reader.topics().len()], current: None };
         let voices = if plan.messages > 0 { (0..VOICES).map(voice).collect() } else { Vec::new() };
         let unwanted = vec![HashSet::new(); rooms];
         let (left, refusals_left, repeats) = (plan.messages, REFUSALS_MAX, 0);
